@@ -1,0 +1,493 @@
+"""Decoding of every kind of image file, and boxes from VOC-layout folders, ImageNet's and tfds."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scalecov_jax.concepts.scale import scale_ratio
+from scalecov_jax.images.boxes import read_boxes, tfds_boxes
+from scalecov_jax.images.example import (
+    Box,
+    ImageError,
+    Skipped,
+    count_reasons,
+    decode_image,
+    image_size,
+    resize_image,
+)
+
+WIDTH, HEIGHT = 40, 30
+GRADIENT = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def write_image(path: Path, image: Image.Image | None = None, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image or Image.fromarray(GRADIENT)).save(path, **options)
+    return path
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+# Decoding
+
+
+def test_rgb_is_unchanged_from_path_and_from_bytes(tmp_path):
+    path = write_image(tmp_path / "a.png")
+    for source in (path, str(path), path.read_bytes()):
+        np.testing.assert_array_equal(decode_image(source), GRADIENT)
+        assert image_size(source) == (WIDTH, HEIGHT)
+    assert decode_image(path).flags.writeable
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "I;16"])
+def test_every_png_mode_becomes_rgb(tmp_path, mode):
+    if mode == "I;16":
+        image = Image.fromarray(np.full((HEIGHT, WIDTH), 65535, np.uint16))
+    else:
+        image = Image.new("RGBA", (WIDTH, HEIGHT), "white").convert(mode)
+    decoded = decode_image(write_image(tmp_path / "a.png", image))
+    np.testing.assert_array_equal(decoded, np.full((HEIGHT, WIDTH, 3), 255, np.uint8))
+
+
+def test_sixteen_bits_are_scaled_by_257(tmp_path):
+    values = np.array([[0, 128, 129, 257 * 100, 257 * 100 + 128, 257 * 100 + 129, 65535]], np.uint16)
+    expected = np.array([0, 0, 1, 100, 100, 101, 255])
+    for name in ("a.png", "a.tif"):
+        decoded = decode_image(write_image(tmp_path / name, Image.fromarray(values)))
+        np.testing.assert_array_equal(decoded[0], np.repeat(expected[:, None], 3, axis=1))
+    decoded = decode_image(write_image(tmp_path / "i.tif", Image.fromarray(values.astype(np.int32))))
+    np.testing.assert_array_equal(decoded[0, :, 0], expected)
+
+
+def test_sixteen_bit_colour_keeps_its_upper_byte():
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    pixel = b"\0" + np.array([65535, 0x1234, 0], ">u2").tobytes()
+    chunks = (png_chunk(b"IHDR", header), png_chunk(b"IDAT", zlib.compress(pixel)), png_chunk(b"IEND", b""))
+    decoded = decode_image(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    np.testing.assert_array_equal(decoded, [[[255, 0x12, 0]]])
+
+
+@pytest.mark.parametrize("values", [np.array([[0, 70000]], np.int32), np.array([[0.5, 1]], np.float32)])
+def test_values_without_a_known_range_are_refused(tmp_path, values):
+    with pytest.raises(ValueError, match=r"a\.tif.*16 bits"):
+        decode_image(write_image(tmp_path / "a.tif", Image.fromarray(values)))
+
+
+def test_transparency_lies_over_white(tmp_path):
+    pixels = np.zeros((1, 3, 4), np.uint8)
+    pixels[0, :, 3] = 0, 128, 255
+    expected = [255, 127, 0]
+    rgba = Image.fromarray(pixels)
+    for name, image in (("rgba.png", rgba), ("la.png", rgba.convert("LA"))):
+        np.testing.assert_array_equal(decode_image(write_image(tmp_path / name, image))[0, :, 0], expected)
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    decoded = decode_image(write_image(tmp_path / "p.png", palette, transparency=0))
+    np.testing.assert_array_equal(decoded[0], [[255, 255, 255], [0, 0, 255]])
+
+
+def test_cmyk_and_greyscale_jpeg(tmp_path):
+    cmyk = Image.new("CMYK", (WIDTH, HEIGHT), (0, 255, 255, 0))
+    red = decode_image(write_image(tmp_path / "cmyk.jpg", cmyk))
+    assert red.shape == (HEIGHT, WIDTH, 3)
+    np.testing.assert_allclose(red[0, 0], [255, 0, 0], atol=3)
+    grey = decode_image(write_image(tmp_path / "grey.jpg", Image.new("L", (WIDTH, HEIGHT), 77)))
+    np.testing.assert_array_equal(grey, np.full((HEIGHT, WIDTH, 3), 77))
+
+
+def test_orientation_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = write_image(tmp_path / "a.jpg", exif=exif)
+    assert decode_image(path).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_unreadable_files_are_named(tmp_path):
+    truncated = tmp_path / "truncated.jpg"
+    truncated.write_bytes(write_image(tmp_path / "whole.jpg").read_bytes()[:-200])
+    text = tmp_path / "text.jpg"
+    text.write_text("not an image")
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    postscript = tmp_path / "vector.eps"
+    postscript.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    for path in (truncated, text, empty, postscript, tmp_path / "missing.jpg", tmp_path):
+        with pytest.raises(ValueError, match=path.name) as caught:
+            decode_image(path)
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
+        assert isinstance(caught.value, ImageError)
+        assert caught.value.name == str(path)
+    with pytest.raises(ImageError, match="record 7: not an image"):
+        decode_image(b"not an image", "record 7")
+    with pytest.raises(ImageError, match="image of 5 bytes"):
+        decode_image(b"12345")
+
+
+@pytest.mark.parametrize("side", [9_000, 12_000, 60_000])
+def test_decompression_bombs_are_refused_by_their_header(side):
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(b"0"))
+    for function in (decode_image, image_size):
+        with pytest.raises(ImageError, match=r"bomb: .*pixels"):
+            function(bomb, "bomb")
+
+
+def test_resize_is_pillow_lanczos():
+    resized = resize_image(GRADIENT, 17)
+    assert resized.shape == (17, 17, 3)
+    assert resized.dtype == np.uint8
+    expected = Image.fromarray(GRADIENT).resize((17, 17), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(resized, np.asarray(expected))
+
+
+# Folders
+
+
+def object_xml(label="car", box=(1, 1, 20, 15)):
+    corners = "".join(
+        f"<{tag}>{value}</{tag}>" for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    )
+    return f"<object><name>{label}</name><bndbox>{corners}</bndbox></object>"
+
+
+def annotation_xml(filename, *objects, size=(WIDTH, HEIGHT), database="VOC"):
+    return (
+        f"<annotation><filename>{filename}</filename><source><database>{database}</database></source>"
+        f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
+        f"{''.join(objects or [object_xml()])}</annotation>"
+    )
+
+
+def add(folder, name, xml=None, image=True):
+    """Add the annotation `name`.xml and its image."""
+    path = folder / "Annotations" / f"{name}.xml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(annotation_xml(f"{path.stem}.jpg") if xml is None else xml)
+    if image:
+        write_image(folder / "JPEGImages" / f"{name}.jpg")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten good images of cars, their boxes all different."""
+    for index in range(10):
+        name = f"{index:02d}"
+        add(tmp_path, name, annotation_xml(f"{name}.jpg", object_xml(box=(1, 1, 11 + index, 30))))
+    return tmp_path
+
+
+def only_skip(folder) -> Skipped:
+    source = read_boxes(folder, "car")
+    assert len(source) == 10
+    (skip,) = source.skipped
+    return skip
+
+
+def test_a_folder_is_a_sequence_of_examples(folder):
+    source = read_boxes(str(folder), "car")
+    assert len(source) == len(list(source)) == 10
+    assert [example.name for example in source] == [f"{index:02d}.jpg" for index in range(10)]
+    example = source[3]
+    assert example.box == Box(1, 1, 14, 30)
+    assert (example.label, example.group, example.mask) == ("car", "03.jpg", None)
+    np.testing.assert_array_equal(example.image, decode_image(folder / "JPEGImages" / "03.jpg"))
+    np.testing.assert_array_equal(source[-1].image, source[9].image)
+    assert source.skipped == ()
+    annotation = source.annotations[9]
+    assert scale_ratio(annotation.box, annotation.height, annotation.width) == 20 / 40
+    with pytest.raises(IndexError):
+        source[10]
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        ((20, 1, 10, 15), "inverted box"),
+        ((1, 15, 20, 2), "inverted box"),
+        ((5, 1, 5, 15), "zero-area box"),
+        ((1, 7, 20, 7), "zero-area box"),
+        ((0, 1, 20, 15), "box outside the image"),
+        ((1, -3, 20, 15), "box outside the image"),
+        ((1, 1, WIDTH + 1, 15), "box outside the image"),
+        ((1, 1, 20, HEIGHT + 0.5), "box outside the image"),
+        (("nan", 1, 20, 15), "not a number"),
+        ((1, 1, "inf", 15), "not a number"),
+        ((1, 1, "twenty", 15), "not a number"),
+        ((1, 1, 20, ""), "missing field"),
+    ],
+)
+def test_bad_boxes_are_skipped_with_what_was_given(folder, box, reason):
+    add(folder, "bad", annotation_xml("bad.jpg", object_xml(box=box)))
+    skip = only_skip(folder)
+    assert (skip.name, skip.reason) == ("bad.xml", reason)
+    given = [f"{value}" for value in box if value not in (1, 2, 15, 20)]
+    assert all(value in skip.detail for value in given)
+
+
+def test_fractional_corners_and_the_whole_image_are_fine(folder):
+    add(folder, "fraction", annotation_xml("fraction.jpg", object_xml(box=(1.5, 2.25, 20.5, 15))))
+    add(folder, "whole", annotation_xml("whole.jpg", object_xml(box=(1, 1, WIDTH, HEIGHT))))
+    source = read_boxes(folder, "car")
+    assert source.skipped == ()
+    *_, fraction, whole = source.annotations
+    assert fraction.box == Box(1.5, 2.25, 20.5, 15)
+    assert scale_ratio(whole.box, whole.height, whole.width) == 1
+
+
+BILLION_LAUGHS = (
+    '<?xml version="1.0"?><!DOCTYPE lolz [<!ENTITY a "ha">'
+    + "".join(f'<!ENTITY {new} "{f"&{old};" * 10}">' for old, new in zip("abcdefgh", "bcdefghi", strict=True))
+    + "]><annotation><filename>&i;</filename></annotation>"
+)
+EXTERNAL_ENTITY = (
+    '<!DOCTYPE a [<!ENTITY secret SYSTEM "file:///etc/hostname">]>'
+    "<annotation><filename>&secret;</filename></annotation>"
+)
+
+
+@pytest.mark.parametrize(
+    ("xml", "reason"),
+    [
+        (BILLION_LAUGHS, "forbidden XML"),
+        (EXTERNAL_ENTITY, "forbidden XML"),
+        ("<!DOCTYPE annotation><annotation></annotation>", "forbidden XML"),
+        ("<annotation><object>", "malformed XML"),
+        ("", "malformed XML"),
+        ("\x00\x01", "malformed XML"),
+        ('<?xml version="1.0" encoding="nonsense"?><annotation/>', "malformed XML"),
+        ("<html></html>", "malformed XML"),
+        ("<annotation></annotation>", "no object"),
+        ("<annotation><object></object></annotation>", "missing field"),
+        (
+            "<annotation><filename>bad.jpg</filename><object><name>car</name></object></annotation>",
+            "missing field",
+        ),
+        (annotation_xml("bad.jpg", object_xml(), object_xml()), "several objects"),
+        (annotation_xml("bad.jpg", object_xml(), object_xml("cat")), "several objects"),
+        (annotation_xml("bad.jpg", object_xml("cat"), object_xml("cat")), "another class"),
+        (annotation_xml("ghost.jpg"), "missing image file"),
+        (annotation_xml("../Annotations/00.xml"), "missing image file"),
+        (annotation_xml("bad.jpg", size=(WIDTH, HEIGHT + 1)), "size differs"),
+        (annotation_xml("bad.jpg", size=("wide", HEIGHT)), "not a number"),
+        (annotation_xml("00.jpg"), "image annotated twice"),
+    ],
+)
+def test_bad_annotations_are_skipped_and_named(folder, xml, reason):
+    add(folder, "bad", xml)
+    skip = only_skip(folder)
+    assert (skip.name, skip.reason) == ("bad.xml", reason)
+    assert skip.detail
+
+
+def test_unreadable_image_is_skipped_and_named(folder):
+    add(folder, "bad", image=False)
+    (folder / "JPEGImages" / "bad.jpg").write_text("not an image")
+    skip = only_skip(folder)
+    assert (skip.name, skip.reason) == ("bad.xml", "unreadable image")
+    assert "bad.jpg" in skip.detail
+
+
+@pytest.mark.parametrize("size", ["<size><width>0</width><height>0</height></size>", "<size/>", ""])
+def test_size_is_read_from_the_image_when_the_xml_has_none(folder, size):
+    xml = annotation_xml("x.jpg").replace(
+        f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>", size
+    )
+    add(folder, "x", xml)
+    annotation = read_boxes(folder, "car").annotations[-1]
+    assert (annotation.name, annotation.width, annotation.height) == ("x.jpg", WIDTH, HEIGHT)
+
+
+def test_nothing_is_lost(folder):
+    add(folder, "crowd", annotation_xml("crowd.jpg", object_xml(), object_xml()))
+    add(folder, "cat", annotation_xml("cat.jpg", object_xml("cat")))
+    add(folder, "ghost", image=False)
+    source = read_boxes(folder, "car")
+    assert len(source) + len(source.skipped) == len(list((folder / "Annotations").iterdir()))
+    assert count_reasons(source.skipped) == {
+        "another class": 1,
+        "several objects": 1,
+        "missing image file": 1,
+    }
+
+
+@pytest.mark.parametrize(("suffix", "filename"), [(".JPEG", "{}"), (".png", "%s"), (".jpg", "{}.jpg")])
+def test_imagenet_layout_by_synset_and_its_zero_based_corners(tmp_path, suffix, filename):
+    synset = "n04037443"
+    for index in range(10):
+        name = f"{synset}_{index}"
+        xml = annotation_xml(
+            filename.format(name),
+            object_xml(synset, (0, 0, WIDTH, HEIGHT - 1 - index)),
+            database="ILSVRC_2012",
+        )
+        add(tmp_path, f"{synset}/{name}", xml, image=False)
+        write_image(tmp_path / "Images" / synset / f"{name}{suffix}")
+    source = read_boxes(tmp_path, synset)
+    assert source.skipped == ()
+    first = source.annotations[0]
+    assert first.name == f"{synset}/{synset}_0{suffix}"
+    assert first.box == Box(1, 1, WIDTH, HEIGHT - 1)
+    assert source[0].image.shape == (HEIGHT, WIDTH, 3)
+
+
+def test_same_file_name_in_two_synsets(tmp_path):
+    for index in range(10):
+        for label in ("car", "cat"):
+            add(tmp_path, f"{label}/{index}", annotation_xml(f"{index}.jpg", object_xml(label)))
+    source = read_boxes(tmp_path, "cat")
+    assert [annotation.name for annotation in source.annotations] == [
+        f"cat/{index}.jpg" for index in range(10)
+    ]
+    add(tmp_path, "elsewhere", annotation_xml("3", object_xml("cat")), image=False)
+    (skip,) = [skip for skip in read_boxes(tmp_path, "cat").skipped if skip.reason != "another class"]
+    assert skip[:2] == ("elsewhere.xml", "several image files")
+    assert "car/3.jpg" in skip.detail
+
+
+def test_no_image_of_the_class_names_what_is_there(folder):
+    add(folder, "cat", annotation_xml("cat.jpg", object_xml("cat"), object_xml("cat")))
+    for asked in ("Car", "cars", "carr"):
+        with pytest.raises(ValueError, match=rf"'{asked}'; did you mean 'car'\?.*car 10, cat 2"):
+            read_boxes(folder, asked)
+    with pytest.raises(ValueError, match=r"'zebra'\. Objects present: car 10, cat 2"):
+        read_boxes(folder, "zebra")
+
+
+def test_too_few_images_says_how_many_and_why(folder):
+    add(folder, "08", "<annotation>", image=False)
+    add(folder, "09", annotation_xml("09.jpg", object_xml(), object_xml()), image=False)
+    with pytest.raises(ValueError, match=r"8 usable images.*at least 10.*08.xml") as caught:
+        read_boxes(folder, "car")
+    assert "malformed XML 1" in str(caught.value)
+    assert "several objects 1" in str(caught.value)
+
+
+def test_folders_without_the_layout(tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        read_boxes(tmp_path / "missing", "car")
+    with pytest.raises(ValueError, match=r"Annotations.*JPEGImages"):
+        read_boxes(tmp_path, "car")
+    (tmp_path / "Annotations").mkdir()
+    with pytest.raises(ValueError, match="JPEGImages"):
+        read_boxes(tmp_path, "car")
+    (tmp_path / "JPEGImages").mkdir()
+    with pytest.raises(ValueError, match="Objects present: none"):
+        read_boxes(tmp_path, "car")
+
+
+def test_real_photographs(shared):
+    source = read_boxes(shared / "data" / "voc_single", "cat")
+    assert len(source) == 133
+    assert count_reasons(source.skipped) == {"another class": 437}
+    annotation, example = source.annotations[0], source[0]
+    assert example.image.shape == (annotation.height, annotation.width, 3)
+
+
+# tfds
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A tfds dataset with the features of `voc`, prepared in array_record, with its images' boxes."""
+    import tensorflow_datasets as tfds
+
+    labels = ("aeroplane", "car", "cat")
+    rng = np.random.default_rng(0)
+    boxes = {
+        f"{index:06d}.jpg": Box(1 + index, 2, 21 + index, int(rng.integers(10, 30))) for index in range(10)
+    }
+
+    class TinyVoc(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("5.0.0")
+
+        def _info(self):
+            objects = {
+                "label": tfds.features.ClassLabel(names=labels),
+                "bbox": tfds.features.BBoxFeature(),
+                "is_difficult": np.bool_,
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description="Ten cars and three that must be skipped.",
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(),
+                        "image/filename": tfds.features.Text(),
+                        "objects": tfds.features.Sequence(objects),
+                    }
+                ),
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"test": self._generate_examples()}
+
+        def _generate_examples(self):
+            def record(name, *objects):
+                file = io.BytesIO()
+                Image.fromarray(GRADIENT).save(file, "JPEG")
+                items = [
+                    {
+                        "label": label,
+                        "is_difficult": False,
+                        "bbox": tfds.features.BBox(
+                            box.y_min / HEIGHT, box.x_min / WIDTH, box.y_max / HEIGHT, box.x_max / WIDTH
+                        ),
+                    }
+                    for label, box in objects
+                ]
+                return name, {"image": file.getvalue(), "image/filename": name, "objects": items}
+
+            for name, box in boxes.items():
+                yield record(name, ("car", box))
+            yield record("cat.jpg", ("cat", Box(1, 1, 9, 9)))
+            yield record("crowd.jpg", ("car", Box(1, 1, 9, 9)), ("cat", Box(1, 1, 9, 9)))
+            yield record("flat.jpg", ("car", Box(3, 1, 3, 9)))
+
+    data_dir = tmp_path_factory.mktemp("tfds")
+    TinyVoc(data_dir=data_dir, file_format="array_record").download_and_prepare()
+    return data_dir, boxes
+
+
+def test_tfds_gives_the_corners_back(prepared):
+    data_dir, boxes = prepared
+    source = tfds_boxes(data_dir, "test", "car", name="tiny_voc")
+    assert {annotation.name: annotation.box for annotation in source.annotations} == boxes
+    assert [annotation.name for annotation in source.annotations] == sorted(boxes)
+    assert {skip.name: skip.reason for skip in source.skipped} == {
+        "cat.jpg": "another class",
+        "crowd.jpg": "several objects",
+        "flat.jpg": "zero-area box",
+    }
+    example = source[4]
+    assert (example.name, example.box, example.label) == ("000004.jpg", boxes["000004.jpg"], "car")
+    assert example.image.shape == (HEIGHT, WIDTH, 3)
+
+
+def test_tfds_errors_say_what_to_do(prepared, tmp_path):
+    data_dir, _ = prepared
+    interrupted = tmp_path / "voc" / "2007" / "5.0.0.incompleteABC"
+    interrupted.mkdir(parents=True)
+    (interrupted / "dataset_info.json").touch()
+    with pytest.raises(ValueError, match=r"no prepared dataset.*array_record.*download_and_prepare"):
+        tfds_boxes(tmp_path, "test", "car")
+    with pytest.raises(ValueError, match=r"'validation'.*splits: test"):
+        tfds_boxes(data_dir, "validation", "car", name="tiny_voc")
+    with pytest.raises(ValueError, match="did you mean 'car'"):
+        tfds_boxes(data_dir, "test", "cars", name="tiny_voc")
+
+
+def test_tfds_in_another_format_is_refused(prepared, tmp_path):
+    version = Path("tiny_voc", "5.0.0")
+    (tmp_path / version).mkdir(parents=True)
+    for path in (prepared[0] / version).iterdir():
+        text = path.read_bytes().replace(b"array_record", b"tfrecord")
+        (tmp_path / version / path.name.replace("array_record", "tfrecord")).write_bytes(text)
+    with pytest.raises(ValueError, match="another format than array_record"):
+        tfds_boxes(tmp_path, "test", "car", name="tiny_voc")
