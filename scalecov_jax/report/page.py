@@ -1,0 +1,270 @@
+"""One self-contained HTML page with the answer, its evidence and its provenance."""
+
+import base64
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+
+from scalecov_jax.report import figures
+from scalecov_jax.report.scores import Condition, Estimator, Score
+
+
+class Image(NamedTuple):
+    """A picture embedded in the page.
+
+    Attributes:
+        content: Bytes of an SVG, PNG or JPEG file.
+        alt: What the picture says, for those who cannot see it.
+        caption: Shown under the picture.
+        wide: Takes the full width of the page.
+    """
+
+    content: bytes
+    alt: str
+    caption: str = ""
+    wide: bool = False
+
+
+class Selected(NamedTuple):
+    """The layer that one estimator selects, with its R2 over splits."""
+
+    estimator: Estimator
+    layer: str
+    r2_mean: float
+    r2_sd: float
+
+
+class LayerRow(NamedTuple):
+    """Mean and sd of R2 over splits at one layer; None where nothing was measured."""
+
+    layer: str
+    width: int
+    ratio: float
+    ols: tuple[float, float] | None
+    ridge: tuple[float, float] | None
+    ridge_random_weights: tuple[float, float] | None
+    ridge_shuffled_measure: tuple[float, float] | None
+    alpha: float | None
+
+
+class Pruning(NamedTuple):
+    """What the cut keeps.
+
+    Attributes:
+        layer: The last layer kept.
+        parameters_before: Parameters of the network without its classification head.
+        parameters_after: Parameters of the pruned network.
+        max_difference: Largest absolute difference between the pooled output of the pruned network and the
+            feature captured in the whole one.
+    """
+
+    layer: str
+    parameters_before: int
+    parameters_after: int
+    max_difference: float
+
+
+class ArchitectureResult(NamedTuple):
+    """Everything measured on one architecture."""
+
+    name: str
+    subtitle: str
+    selected: Sequence[Selected]
+    rows: Sequence[LayerRow]
+    pruning: Pruning | None = None
+    images: Sequence[Image] = ()
+
+
+class Section(NamedTuple):
+    """An extra part of the page; blank lines separate the paragraphs of `text`."""
+
+    heading: str
+    text: str
+    images: Sequence[Image] = ()
+
+
+class Report(NamedTuple):
+    """The data of one page.
+
+    Attributes:
+        title: Heading and browser title.
+        answer: The result in one plain sentence.
+        results: One entry an architecture.
+        warnings: What a reader must know before trusting the numbers.
+        skipped: Names of the images left out, by reason.
+        sections: Extra parts after the results.
+        provenance: Command, seed, versions, config, checksum, device, date, wall time; in this order.
+    """
+
+    title: str
+    answer: str
+    results: Sequence[ArchitectureResult]
+    warnings: Sequence[str] = ()
+    skipped: Mapping[str, Sequence[str]] = {}
+    sections: Sequence[Section] = ()
+    provenance: Mapping[str, str] = {}
+
+
+def layer_rows(
+    scores: Iterable[Score],
+    architecture: str,
+    widths: Mapping[str, int],
+    n_train: int,
+    image_class: str | None = None,
+) -> list[LayerRow]:
+    """Summarise the scores of each layer of `widths`, given in depth order."""
+    scores = list(scores)
+
+    def summary(condition: Condition, estimator: Estimator) -> dict[str, tuple[float, float]]:
+        values = figures.layer_values(scores, architecture, condition, estimator, image_class)
+        return {layer: figures.mean_and_sd(r2) for layer, r2 in values.items()}
+
+    ols, ridge = summary("trained", "ols"), summary("trained", "ridge")
+    random_weights, shuffled = summary("random_weights", "ridge"), summary("shuffled_measure", "ridge")
+    alphas: dict[str, list[float]] = {}
+    for score in scores:
+        wanted = (score.architecture, score.condition, score.estimator) == (architecture, "trained", "ridge")
+        if wanted and score.alpha is not None and image_class in (None, score.image_class):
+            alphas.setdefault(score.layer, []).append(score.alpha)
+    return [
+        LayerRow(
+            layer=layer,
+            width=width,
+            ratio=width / n_train,
+            ols=ols.get(layer),
+            ridge=ridge.get(layer),
+            ridge_random_weights=random_weights.get(layer),
+            ridge_shuffled_measure=shuffled.get(layer),
+            alpha=float(np.median(alphas[layer])) if layer in alphas else None,
+        )
+        for layer, width in widths.items()
+    ]
+
+
+def embed(figure: Figure, alt: str, caption: str = "", *, wide: bool = False) -> Image:
+    """A figure as an SVG image of the page."""
+    return Image(figures.render(figure, "svg"), alt, caption, wide)
+
+
+def score_images(
+    scores: Iterable[Score],
+    architecture: str,
+    widths: Mapping[str, int],
+    n_train: int,
+    selected: Sequence[Selected],
+    image_class: str | None = None,
+) -> list[Image]:
+    """The curves of each selected estimator and the dip of least squares, with alt texts and captions."""
+    scores, images = list(scores), []
+    for estimator, layer, r2_mean, r2_sd in selected:
+        figure = figures.score_curves(
+            scores,
+            architecture,
+            estimator,
+            list(widths),
+            widths=widths,
+            n_train=n_train,
+            image_class=image_class,
+            peak=layer,
+        )
+        name = {"ols": "Least squares", "ridge": "Ridge regression"}[estimator]
+        images.append(
+            embed(
+                figure,
+                f"{name}: R² by layer of {architecture} for trained weights, random weights "
+                "and the shuffled measure (where measured). "
+                f"The selected layer is {layer}, R² {number(r2_mean)} ± {number(r2_sd)}.",
+                f"{name}. Bands are ±1 sd over splits."
+                + (
+                    " The ordinate exp(R² − 1) is the published one; R² stands on the right."
+                    * (estimator == "ols")
+                ),
+            )
+        )
+    images.append(
+        embed(
+            figures.ols_against_width(scores, architecture, widths, n_train, image_class=image_class),
+            f"Mean R² of ridge and least squares at each layer of {architecture} against D / n_train.",
+            "Least squares collapses where a layer has about as many features (D) as training images, on "
+            "pure noise as well (line): that dip says nothing about the layer.",
+        )
+    )
+    return images
+
+
+def answer_sentence(
+    concept: str, selected: Selected, splits: int, images: str, pruning: Pruning | None = None
+) -> str:
+    """The result in words; `images` counts and names them, such as "334 car images"."""
+    name = {"ols": "least squares", "ridge": "ridge"}[selected.estimator]
+    score = f"{name} R² {number(selected.r2_mean)} ± {number(selected.r2_sd)}, {splits} splits, {images}"
+    sentence = f"{concept} is best readable at {selected.layer} ({score})"
+    if pruning:
+        kept = pruning.parameters_after / pruning.parameters_before
+        sentence += f"; cutting there keeps {100 * kept:.0f} % of the parameters"
+    return f"{sentence}."
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number for people: real minus sign, thousands grouped, a dash for what is missing or not finite."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    rounded = round(value, digits) + 0.0  # + 0.0 turns -0.0 into 0.0
+    text = f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:.{digits}f}"
+    return text.replace("-", "−")
+
+
+def _small(value: float) -> str:
+    return f"{value:.1e}".replace("-", "−") if math.isfinite(value) and value else number(value, 0)
+
+
+def _penalty(value: float | None) -> str:
+    return f"{value:.3g}" if value is not None and value < 100 else number(value)
+
+
+def _pair(value: tuple[float, float] | None) -> str:
+    return "–" if value is None else f"{number(value[0])} ± {number(value[1])}"
+
+
+def _data_uri(content: bytes) -> str:
+    kinds = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg"}
+    kind = next((kind for magic, kind in kinds.items() if content.startswith(magic)), None)
+    if kind is None and b"<svg" in content[:2000]:
+        kind = "image/svg+xml"
+    if kind is None:
+        raise ValueError(
+            f"An image of the report must be SVG, PNG or JPEG; got bytes that begin {content[:16]!r}."
+        )
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def render_report(report: Report) -> str:
+    """The page as HTML with every style and picture inside, and no script."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "small": _small,
+        "penalty": _penalty,
+        "pair": _pair,
+        "data_uri": _data_uri,
+    }
+    environment.tests["interpolates"] = figures.interpolates
+    return environment.get_template("page.html").render(
+        report=report, estimators={"ols": "least squares", "ridge": "ridge"}
+    )
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write the page as UTF-8."""
+    path.write_text(render_report(report), encoding="utf-8")
