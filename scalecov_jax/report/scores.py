@@ -58,14 +58,20 @@ def read_scores(path: Path) -> list[Score]:
     with path.open(newline="") as file:
         rows = list(csv.reader(file))
     if not rows or tuple(rows[0]) != Score._fields:
-        raise ValueError(f"{path}: expected the header {','.join(Score._fields)}, got {','.join(rows[0]) if rows else 'nothing'}.")
+        raise ValueError(
+            f"{path}: expected the header {','.join(Score._fields)}, got {','.join(rows[0]) if rows else 'nothing'}."
+        )
     scores, problems = [], []
     for number, row in enumerate(rows[1:], start=2):
         try:
             score = Score(*row)._replace(  # pyright: ignore[reportArgumentType]
                 split=int(row[6]), alpha=float(row[8]) if row[8] else None, r2=float(row[9])
             )
-            if score.condition not in CONDITIONS or score.estimator not in ESTIMATORS or not math.isfinite(score.r2):
+            if (
+                score.condition not in CONDITIONS
+                or score.estimator not in ESTIMATORS
+                or not math.isfinite(score.r2)
+            ):
                 raise ValueError
         except (ValueError, TypeError, IndexError):
             problems.append(number)

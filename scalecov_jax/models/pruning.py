@@ -1,0 +1,58 @@
+"""Cutting a network after a layer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from scalecov_jax.models.architecture import Architecture, check_layer
+
+
+def prune(module: nn.Module, variables: Any, architecture: Architecture, layer: str) -> tuple[nn.Module, Any]:
+    """Cut a network after `layer`: the smaller module with the part of the variables that it still needs.
+
+    Which leaves these are follows from the cut module itself (the shapes of its initialisation), so there is no code per
+    architecture. The output of the cut network, pooled, equals the feature captured at `layer` in the whole one.
+
+    Args:
+        module: The whole network.
+        variables: Its variables.
+        architecture: Its family.
+        layer: Last layer to keep.
+
+    Raises:
+        ValueError: The network has no such layer.
+
+    Source: Graziani et al. 2021, section 3.5 (Network Pruning Strategy).
+    """
+    check_layer(architecture, layer, module.last)  # pyright: ignore[reportAttributeAccessIssue]
+    cut = module.clone(last=layer)  # pyright: ignore[reportCallIssue]
+    return cut, _select(variables, abstract_variables(cut, architecture))
+
+
+def abstract_variables(module: nn.Module, architecture: Architecture) -> Any:
+    """Shapes and dtypes of every variable of a module, without computing anything."""
+    images = jax.ShapeDtypeStruct((1, architecture.input_size, architecture.input_size, 3), jnp.float32)
+    return jax.eval_shape(module.init, jax.random.key(0), images)
+
+
+def count_parameters(variables: Any) -> int:
+    """Number of all values, the statistics of the batch normalisation among them (as Keras counts)."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables))
+
+
+def cumulative_parameters(module: nn.Module, architecture: Architecture) -> dict[str, int]:
+    """Number of parameters up to and including each layer at which `module` can be cut."""
+    layers = architecture.layers[: architecture.layers.index(module.last) + 1]  # pyright: ignore[reportAttributeAccessIssue]
+    return {
+        layer: count_parameters(abstract_variables(module.clone(last=layer), architecture))  # pyright: ignore[reportCallIssue]
+        for layer in layers
+    }
+
+
+def _select(variables: Any, needed: Any) -> Any:
+    if isinstance(needed, dict):
+        return {name: _select(variables[name], part) for name, part in needed.items()}
+    return variables
