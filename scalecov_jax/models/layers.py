@@ -96,7 +96,8 @@ class ConvBlock(nn.Module):
         kernel = self.param("kernel", he_normal, (*self.kernel_size, x.shape[-1], self.features), jnp.float32)
         x = convolve(x, kernel.astype(x.dtype), self.stride, self.padding)
         if self.use_bias or self.folded:
-            x = x + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(x.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            x = x + bias.astype(x.dtype).reshape(1, 1, 1, -1)
         if not self.folded:
             x = nn.BatchNorm(
                 use_running_average=not train,
