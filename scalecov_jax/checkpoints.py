@@ -70,18 +70,18 @@ def random_network(like: Network, seed: int) -> Network:
     )
 
 
-def save(folder: Path, saved: Network) -> None:
-    """Write a network to a new folder.
+def save(folder: Path, saved: Network, *, overwrite: bool = False) -> None:
+    """Write a network to a new folder, or in place of an old one.
 
     Raises:
-        ValueError: The folder exists.
+        ValueError: The folder exists and `overwrite` is not set.
     """
     folder = Path(folder).absolute()
-    if folder.exists():
+    if folder.exists() and not overwrite:
         raise ValueError(f"{folder} exists; remove it first or choose another folder.")
     card = {"format": FORMAT, **dataclasses.asdict(saved.card), "class_names": list(saved.card.class_names)}
     variables = jax.tree.map(np.asarray, saved.variables)
-    ocp.save(folder, variables, custom_metadata=card)
+    ocp.save(str(folder), variables, custom_metadata=card, overwrite=overwrite)
 
 
 def load(folder: Path) -> Network:
@@ -96,7 +96,8 @@ def load(folder: Path) -> Network:
             f"{folder} is no folder; expected a checkpoint made by scripts/port_weights.py, pretrain.py or prune.py."
         )
     try:
-        metadata = dict(ocp.metadata(folder).custom_metadata or {})
+        stored: Any = ocp.metadata(str(folder)).custom_metadata
+        metadata: dict[str, Any] = dict(stored or {})
         if metadata.pop("format", None) != FORMAT:
             raise ValueError("it holds no card of this package")
         metadata["class_names"] = tuple(metadata["class_names"])
@@ -106,7 +107,9 @@ def load(folder: Path) -> Network:
         architecture = get_architecture(card.architecture)
         module = architecture.module(**card.options)
         abstract = abstract_variables(module, architecture)
-        variables = ocp.load(folder, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract))
+        variables = ocp.load(
+            str(folder), jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)
+        )
     except Exception as error:
         raise ValueError(f"{folder} cannot be read as a network: {error}") from error
     return Network(module, jax.tree.map(np.asarray, variables), architecture, card)

@@ -1,14 +1,24 @@
 """Training a network from scratch as a classifier of scenes of random object size, so that invariance to size is learnt."""
 
+import itertools
+import time
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key
+from orbax.checkpoint import v1 as ocp
+from tqdm import tqdm
 
 from scalecov_jax.images import scenes
+from scalecov_jax.models.preprocessing import preprocess
+
+PREPROCESSING = "tf"
 
 
 class TrainState(NamedTuple):
@@ -25,11 +35,6 @@ class Metrics(NamedTuple):
 
     loss: Float[Array, ""]
     top1: Float[Array, ""]
-
-
-def scale_to_unit(images: UInt8[Array, "N H W 3"]) -> Float[Array, "N H W 3"]:
-    """The preprocessing `tf`: x / 127.5 - 1."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def make_optimizer(
@@ -86,7 +91,9 @@ def train_step(
 
     def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, updates = module.apply(variables, scale_to_unit(images), True, mutable=["batch_stats"])
+        logits, updates = module.apply(
+            variables, preprocess(images, PREPROCESSING), True, mutable=["batch_stats"]
+        )
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return loss, (logits, updates["batch_stats"])  # pyright: ignore[reportReturnType]
 
@@ -97,14 +104,83 @@ def train_step(
     return TrainState(params, batch_stats, optimizer_state, state.step + 1), metrics
 
 
-def evaluate(
-    module: nn.Module, variables: Any, key: Key[Array, ""], batch_size: int, size: int
-) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
-    """Classify one batch of scenes with ratios over the whole range.
+def train(
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    folder: Path,
+    *,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    size: int,
+    log_every: int,
+    save_every: int,
+) -> TrainState:
+    """Train to the end, or go on from the last checkpoint in `folder`: the bits are those of an unbroken training.
 
-    Returns:
-        Whether each image is classified correctly (0 or 1), and its ratio.
+    Writes `folder/states` (every `save_every` steps) and `folder/curve.csv` (every `log_every` steps).
+
+    Raises:
+        FloatingPointError: The loss is not finite; names the step.
     """
+    key = jax.random.key(seed)
+    state = initial_state(module, optimizer, jax.random.fold_in(key, 0), size)
+    step = jax.jit(
+        partial(train_step, module, optimizer, steps=steps, batch_size=batch_size, size=size),
+        donate_argnums=0,
+    )
+    with (
+        ocp.training.Checkpointer(str(folder / "states")) as checkpointer,
+        (folder / "curve.csv").open("a") as curve,
+    ):
+        if checkpointer.latest is not None:
+            state = checkpointer.load(abstract_state=state)
+        if curve.tell() == 0:
+            curve.write("step,images,loss,top1,seconds\n")
+        first, start, window = int(state.step), time.monotonic(), []
+        with tqdm(total=steps * batch_size, initial=first * batch_size, unit="img") as bar:
+            for number in range(first + 1, steps + 1):
+                state, metrics = step(state, jax.random.fold_in(key, 1))
+                window.append(metrics)
+                bar.update(batch_size)
+                if number % log_every == 0 or number == steps:
+                    loss, top1 = np.mean(jax.device_get(window), axis=0)
+                    if not np.isfinite(loss):
+                        raise FloatingPointError(
+                            f"The loss is {loss} at step {number}; lower the learning rate."
+                        )
+                    seconds = time.monotonic() - start
+                    curve.write(f"{number},{number * batch_size},{loss:.4f},{top1:.4f},{seconds:.1f}\n")
+                    curve.flush()
+                    bar.set_postfix(loss=f"{loss:.3f}", top1=f"{top1:.3f}")
+                    window = []
+                if number % save_every == 0 or number == steps:
+                    checkpointer.save(number, state)
+    return state
+
+
+def held_out_accuracy(
+    module: nn.Module, variables: Any, *, seed: int, count: int, size: int
+) -> dict[str, tuple[float, int]]:
+    """Top-1 accuracy and number of scenes never trained on: of all, and by the object's share of the image.
+
+    The scenes come from a key that the training does not use (it draws from `fold_in(key, 1)`).
+    """
+    batch = jax.jit(partial(_classify, module, batch_size=128, size=size))
+    key = jax.random.fold_in(jax.random.key(seed), 2)
+    results = [batch(variables, jax.random.fold_in(key, number)) for number in range(-(-count // 128))]
+    correct, ratio = (np.concatenate(values)[:count] for values in zip(*jax.device_get(results), strict=True))
+    edges = np.geomspace(scenes.SMALLEST, scenes.LARGEST, 6)
+    parts = {"all": np.ones(count, bool)}
+    for low, high in itertools.pairwise(edges):
+        parts[f"{low:.3f}-{high:.3f}"] = (ratio >= low) & (ratio <= high)
+    return {name: (float(correct[part].mean()), int(part.sum())) for name, part in parts.items()}
+
+
+def _classify(
+    module: nn.Module, variables: Any, key: Key[Array, ""], *, batch_size: int, size: int
+) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+    """Whether each image of a batch is classified correctly (0 or 1), and its ratio."""
     images, labels, ratios = scenes.draw(key, batch_size, size)
-    logits = module.apply(variables, scale_to_unit(images))
-    return (logits.argmax(-1) == labels).astype(jnp.float32), ratios  # pyright: ignore[reportAttributeAccessIssue]
+    logits: Any = module.apply(variables, preprocess(images, PREPROCESSING))
+    return (logits.argmax(-1) == labels).astype(jnp.float32), ratios

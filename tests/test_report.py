@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from scalecov_jax.report import figures, page
+from scalecov_jax.report import figures, page, sketches, style
 from scalecov_jax.report.scores import CONDITIONS, ESTIMATORS, Score
 
 WIDTHS = {"stem": 4, "block1": 9, "block2": 24}
@@ -220,9 +220,9 @@ def all_figures():
         figures.score_curves(scores, "net", "ols", list(WIDTHS), widths=WIDTHS, n_train=N_TRAIN),
         figures.score_curves(scores, "net", "ridge", list(WIDTHS), title="t"),
         figures.ols_against_width(scores, "net", WIDTHS, N_TRAIN),
-        figures.network_sketch({"stem": 10, "block1": 400, "block2": 1000}, "block1"),
-        figures.training_curve(
-            [1, 2, 3], [2.0, 1.0, 0.5], [0.1, 0.5, 0.7], held_out_images_seen=[3], held_out_top1=[0.6]
+        sketches.network_sketch({"stem": 10, "block1": 400, "block2": 1000}, "block1"),
+        sketches.training_curve(
+            [1e4, 2e4, 3e4], [2.0, 1.0, 0.5], [0.1, 0.5, 0.7], held_out_images_seen=[3e4], held_out_top1=[0.6]
         ),
     ]
 
@@ -233,7 +233,7 @@ def words(figure: Figure) -> str:
 
 def test_figures_are_the_same_bytes_twice(tmp_path):
     for index, (one, two) in enumerate(zip(all_figures(), all_figures(), strict=True)):
-        first, second = figures.save(one, tmp_path / f"{index}.a"), figures.save(two, tmp_path / f"{index}.b")
+        first, second = style.save(one, tmp_path / f"{index}.a"), style.save(two, tmp_path / f"{index}.b")
         for path, again in zip(first, second, strict=True):
             assert path.stat().st_size > 1000
             assert path.read_bytes() == again.read_bytes()
@@ -265,18 +265,18 @@ def test_a_layer_without_scores_is_named():
     with pytest.raises(ValueError, match=r"block9; the scores hold stem, block1, block2"):
         figures.score_curves(tiny_scores(), "net", "ridge", ["stem", "block9"])
     with pytest.raises(ValueError, match=r"'block9'; the layers are stem"):
-        figures.network_sketch({"stem": 1}, "block9")
+        sketches.network_sketch({"stem": 1}, "block9")
 
 
 def test_sketch_tells_the_share_removed():
-    text = words(figures.network_sketch({"stem": 10, "block1": 400, "block2": 1000}, "block1"))
+    text = words(sketches.network_sketch({"stem": 10, "block1": 400, "block2": 1000}, "block1"))
     assert "cut after block1" in text
     assert "400 parameters kept, 60.00 % removed" in text
 
 
 def test_figures_leave_the_global_style_alone():
     before = dict(matplotlib.rcParams)
-    figures.network_sketch({"stem": 1, "block1": 2}, "stem")
+    sketches.network_sketch({"stem": 1, "block1": 2}, "stem")
     assert dict(matplotlib.rcParams) == before
 
 

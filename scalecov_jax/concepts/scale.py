@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from scalecov_jax.images.example import MIN_IMAGES, Box, Example
+from scalecov_jax.images.boxes import BoxImages
+from scalecov_jax.images.example import MIN_IMAGES, Box, Example, Source
 
 
 def scale_ratio(box: Box, height: int, width: int) -> float:
@@ -37,6 +38,13 @@ def measure(example: Example) -> float:
         raise ValueError(f"{example.name}: scale is measured on a box, and this example has none.")
     height, width = example.image.shape[:2]
     return scale_ratio(example.box, height, width)
+
+
+def measure_all(source: Source) -> Float[np.ndarray, " N"]:
+    """`scale_ratio` of every example; images in folders are not decoded for it."""
+    if isinstance(source, BoxImages):
+        return np.array([scale_ratio(a.box, a.height, a.width) for a in source.annotations])
+    return np.array([measure(source[index]) for index in range(len(source))])
 
 
 def check_measures(values: Float[np.ndarray, "N"], names: Sequence[str]) -> None:

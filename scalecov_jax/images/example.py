@@ -146,3 +146,10 @@ def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB"))
+
+
+def encode_jpeg(image: UInt8[np.ndarray, "H W 3"], quality: int = 85) -> bytes:
+    """The image as the bytes of a JPEG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, optimize=True)
+    return buffer.getvalue()

@@ -5,8 +5,8 @@ aspect, colours, light, clutter and background are drawn independently of the cl
 object, as the surface of a real thing does when it comes nearer.
 """
 
+from difflib import get_close_matches
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,8 +58,8 @@ def _background(key: Key[Array, ""], x: Float[Array, "H W"], y: Float[Array, "H 
     keys = jax.random.split(key, 4)
     first, second = (_colour(k, jax.random.uniform(k, minval=0.25, maxval=0.75), 0.25) for k in keys[:2])
     waves = jax.random.normal(keys[2], (4, 4))
-    mix = sum(jnp.sin(12.0 * (w[0] * x + w[1] * y) + 6 * w[2]) for w in waves) / 5 + 0.5
-    image = first + (second - first) * mix[..., None]
+    mix = jnp.stack([jnp.sin(12.0 * (w[0] * x + w[1] * y) + 6 * w[2]) for w in waves]).sum(0) / 5 + 0.5
+    image = first[None, None] + (second - first)[None, None] * mix[..., None]
 
     def clutter(image: Array, key: Array) -> tuple[Array, None]:
         places, size, colours = jax.random.split(key, 3)
@@ -71,7 +71,7 @@ def _background(key: Key[Array, ""], x: Float[Array, "H W"], y: Float[Array, "H 
         v = (cos * (y - centre[1]) - sin * (x - centre[0])) / (extent * (0.15 + 0.85 * aspect))
         cover = jnp.clip((1.0 - u * u - v * v) * extent * 60, 0.0, 1.0)[..., None]
         colour = _colour(colours, jax.random.uniform(colours, minval=0.1, maxval=0.9), 0.3)
-        return image + 0.8 * cover * (colour - image), None
+        return image + 0.8 * cover * (colour[None, None] - image), None
 
     return jax.lax.scan(clutter, image, jax.random.split(keys[3], 6))[0]
 
@@ -125,7 +125,7 @@ def render(
     colours = jnp.stack([_colour(keys[6], 0.35 * dark, 0.3), _colour(keys[7], 0.65 + 0.35 * bright, 0.3)])
     sharpness = jnp.clip(0.06 * size / scale.mean(), 1.0, 8.0)
     pattern = 0.5 + 0.5 * jnp.tanh(sharpness * _texture(u, v, texture))
-    surface = colours[0] + (colours[1] - colours[0]) * pattern[..., None]
+    surface = colours[:1, None] + (colours[1:, None] - colours[:1, None]) * pattern[..., None]
     surface *= (
         1
         - 0.25 * ((x - corner[0]) / extent[0] - 0.5) * light[0]
@@ -154,14 +154,50 @@ def draw(
     return images, class_ids, ratio
 
 
-class Scenes(NamedTuple):
-    """A sequence of `count` scenes of one class, reproducible from a seed; the ratios are log-uniform in [0.02, 0.9]."""
+def examples(image_class: str, count: int, seed: int, size: int = 128) -> list[Example]:
+    """Scenes of one class as a source, with log-uniform ratios in [0.02, 0.9].
 
-    seed: int
-    image_class: str
-    count: int
-    size: int = 128
+    Args:
+        image_class: One of `CLASSES`.
+        count: Number of scenes.
+        seed: Same seed, same scenes; the scenes of two classes differ in everything.
+        size: Height and width in pixels.
 
-    def __getitem__(self, index: int) -> Example:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Render scene `index`."""
-        raise NotImplementedError
+    Raises:
+        ValueError: There is no such class.
+    """
+    if image_class not in CLASSES:
+        near = get_close_matches(image_class, CLASSES, n=3)
+        raise ValueError(
+            f"No scene class is called {image_class!r}; "
+            + (f"did you mean {' or '.join(near)}? " if near else "")
+            + f"There are {', '.join(CLASSES)}."
+        )
+    class_id = CLASSES.index(image_class)
+    ratios, scenes = jax.random.split(jax.random.fold_in(jax.random.key(seed), class_id))
+    ratio = jnp.exp(jax.random.uniform(ratios, (count,), minval=jnp.log(SMALLEST), maxval=jnp.log(LARGEST)))
+    images, boxes = jax.vmap(partial(render, size=size), (0, None, 0))(
+        jax.random.split(scenes, count), jnp.asarray(class_id), ratio
+    )
+    return [
+        Example(image, image_class, Box(x_min + 1, y_min + 1, x_max, y_max), None, name, name)
+        for image, (x_min, y_min, x_max, y_max), name in zip(
+            np.asarray(images),
+            np.asarray(boxes, float).tolist(),
+            (f"{image_class}_{index:04d}" for index in range(count)),
+            strict=True,
+        )
+    ]
+
+
+def contact_sheet(seed: int, columns: int = 9, size: int = 128) -> UInt8[np.ndarray, "H W 3"]:
+    """One row a class, the object growing from the smallest to the largest ratio from left to right."""
+    ratio = np.geomspace(SMALLEST, LARGEST, columns)
+    count = len(CLASSES) * columns
+    images, _ = jax.vmap(partial(render, size=size))(
+        jax.random.split(jax.random.key(seed), count),
+        jnp.repeat(jnp.arange(len(CLASSES)), columns),
+        jnp.tile(jnp.asarray(ratio, jnp.float32), len(CLASSES)),
+    )
+    rows = np.asarray(images).reshape(len(CLASSES), columns, size, size, 3)
+    return rows.transpose(0, 2, 1, 3, 4).reshape(len(CLASSES) * size, columns * size, 3)

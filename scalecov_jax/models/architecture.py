@@ -30,6 +30,11 @@ class Architecture:
     input_size: int
     preprocessing: Preprocessing
 
+    @property
+    def trunk(self) -> str:
+        """The last layer before the classification head."""
+        return self.layers[self.layers.index("pre_softmax") - 1]
+
 
 ARCHITECTURES = {
     architecture.name: architecture
@@ -68,8 +73,9 @@ def check_layer(architecture: Architecture, layer: str, last: str | None = None)
     if layer not in layers:
         raise ValueError(f"{architecture.name} has no layer {layer!r}; {_nearest(layer, layers)}.")
     if last in layers and layers.index(layer) > layers.index(last):
+        there = ", ".join(layers[: layers.index(last) + 1])
         raise ValueError(
-            f"This {architecture.name} stops at {last}, before the layer {layer!r}; choose one of {', '.join(layers[: layers.index(last) + 1])}."
+            f"This {architecture.name} stops at {last}, before {layer!r}; choose one of {there}."
         )
     return layer
 

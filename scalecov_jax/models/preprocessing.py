@@ -9,8 +9,11 @@ from jaxtyping import Array, Float, UInt8
 Preprocessing = Literal["tf", "caffe", "torch", "raw"]
 PREPROCESSINGS: tuple[Preprocessing, ...] = get_args(Preprocessing)
 
-_TORCH_MEAN, _TORCH_SD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-_CAFFE_MEAN_BGR = np.float32([103.939, 116.779, 123.68])
+_TORCH_MEAN, _TORCH_SD = (
+    np.array([0.485, 0.456, 0.406], np.float32),
+    np.array([0.229, 0.224, 0.225], np.float32),
+)
+_CAFFE_MEAN_BGR = np.array([103.939, 116.779, 123.68], np.float32)
 
 
 def preprocess(

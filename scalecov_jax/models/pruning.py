@@ -1,6 +1,6 @@
 """Cutting a network after a layer."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,23 @@ import numpy as np
 from flax import linen as nn
 
 from scalecov_jax.models.architecture import Architecture, check_layer
+
+
+class Pruning(NamedTuple):
+    """What a cut keeps.
+
+    Attributes:
+        layer: The last layer kept.
+        parameters_before: Parameters of the whole network without its classification head.
+        parameters_after: Parameters of the pruned network.
+        max_difference: Largest absolute difference between the pooled output of the pruned network and the feature captured
+            in the whole one.
+    """
+
+    layer: str
+    parameters_before: int
+    parameters_after: int
+    max_difference: float
 
 
 def prune(module: nn.Module, variables: Any, architecture: Architecture, layer: str) -> tuple[nn.Module, Any]:
@@ -44,8 +61,8 @@ def count_parameters(variables: Any) -> int:
 
 
 def cumulative_parameters(module: nn.Module, architecture: Architecture) -> dict[str, int]:
-    """Number of parameters up to and including each layer at which `module` can be cut."""
-    layers = architecture.layers[: architecture.layers.index(module.last) + 1]  # pyright: ignore[reportAttributeAccessIssue]
+    """Number of parameters up to and including each layer of the whole network, its classification head left out."""
+    layers = architecture.layers[: architecture.layers.index(architecture.trunk) + 1]
     return {
         layer: count_parameters(abstract_variables(module.clone(last=layer), architecture))  # pyright: ignore[reportCallIssue]
         for layer in layers

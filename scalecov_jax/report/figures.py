@@ -1,37 +1,16 @@
 """Figures of the report, drawn on `matplotlib.figure.Figure` objects without pyplot's global state."""
 
-import functools
-import io
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, ParamSpec
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from scalecov_jax.report.scores import Condition, Estimator, Score
-
-_Parameters = ParamSpec("_Parameters")
-
-# Okabe-Ito colours; markers and dashes differ too, so that the curves can be told apart in grey.
-_BLUE, _ORANGE, _RED, _DARK = "#0072B2", "#E69F00", "#D55E00", "#3c3c3c"
-_SHADE = "#f8e7d7"
-_STYLE: dict[Any, Any] = {
-    **{name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"},
-    "font.family": "DejaVu Sans",
-    "font.size": 10.5,
-    "axes.titlesize": 11.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "scalecov_jax",
-}
-_WIDTH = 5.0  # inches; with the fonts above, text keeps about 10 px when shown 400 px wide
+from scalecov_jax.report.style import BLUE, DARK, ORANGE, RED, SHADE, WIDTH, styled
+from scalecov_jax.selection import interpolates
 
 
 class _Look(NamedTuple):
@@ -42,21 +21,10 @@ class _Look(NamedTuple):
 
 
 _LOOKS: dict[Condition, _Look] = {
-    "trained": _Look("trained", _BLUE, "o", "-"),
-    "random_weights": _Look("random weights", _ORANGE, "s", "--"),
-    "shuffled_measure": _Look("shuffled measure", _DARK, "^", ":"),
+    "trained": _Look("trained", BLUE, "o", "-"),
+    "random_weights": _Look("random weights", ORANGE, "s", "--"),
+    "shuffled_measure": _Look("shuffled measure", DARK, "^", ":"),
 }
-
-
-def _styled(draw: Callable[_Parameters, Figure]) -> Callable[_Parameters, Figure]:
-    """Draw with matplotlib's own defaults, whatever the user's matplotlibrc says."""
-
-    @functools.wraps(draw)
-    def wrapped(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> Figure:
-        with matplotlib.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return wrapped
 
 
 def layer_values(
@@ -84,12 +52,7 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def interpolates(ratio: float) -> bool:
-    """Whether 0.5 < D / n_train < 2, where least squares fits the training part exactly and fails."""
-    return 0.5 < ratio < 2
-
-
-@_styled
+@styled
 def score_curves(
     scores: Iterable[Score],
     architecture: str,
@@ -140,7 +103,7 @@ def score_curves(
             points = [mean_and_sd(values[layer]) if layer in values else nothing for layer in layers]
             curves[condition] = np.array(points)
 
-    figure = Figure(figsize=(_WIDTH, 4.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
     top = 1.16  # leaves room to name a peak near 1
     peak_index = list(layers).index(peak) if peak else int(np.nanargmax(curves["trained"][:, 0]))
@@ -203,11 +166,11 @@ def _shade_interpolation(
     label = "D ≈ n_train: least squares interpolates"
     for index, layer in enumerate(layers):
         if widths and n_train and interpolates(widths[layer] / n_train):
-            axes.axvspan(index - 0.5, index + 0.5, color=_SHADE, linewidth=0, label=label, zorder=0)
+            axes.axvspan(index - 0.5, index + 0.5, color=SHADE, linewidth=0, label=label, zorder=0)
             label = "_nolegend_"
 
 
-@_styled
+@styled
 def ols_against_width(
     scores: Iterable[Score],
     architecture: str,
@@ -232,18 +195,18 @@ def ols_against_width(
     """
     scores, floor = list(scores), -100.0
     series: tuple[tuple[Condition, Estimator, str, str, str], ...] = (
-        ("trained", "ridge", "ridge", "o", _BLUE),
-        ("trained", "ols", "least squares", "D", _RED),
-        ("shuffled_measure", "ols", "least squares, shuffled", "^", _DARK),
+        ("trained", "ridge", "ridge", "o", BLUE),
+        ("trained", "ols", "least squares", "D", RED),
+        ("shuffled_measure", "ols", "least squares, shuffled", "^", DARK),
     )
-    figure = Figure(figsize=(_WIDTH, 4.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
     axes = figure.subplots()
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=1, linscale=1.2)
     ratios = np.array(sorted({width / n_train for width in widths.values()}))
     axes.set_xlim(min(ratios[0], 0.8) / 1.2, max(ratios[-1], 1.25) * 1.2)
     axes.set_ylim(floor * 1.2, 1.2)
-    axes.axvspan(0.5, 2, color=_SHADE, linewidth=0, zorder=0)
+    axes.axvspan(0.5, 2, color=SHADE, linewidth=0, zorder=0)
     axes.axhline(0, color="#707070", linewidth=1)
     grid = np.geomspace(*axes.get_xlim(), 400) * n_train
     with np.errstate(divide="ignore"):
@@ -252,7 +215,7 @@ def ols_against_width(
     axes.plot(
         grid / n_train,
         np.maximum(noise, 10 * floor),
-        color=_DARK,
+        color=DARK,
         linewidth=1,
         label="least squares on noise (theory)",
     )
@@ -308,118 +271,3 @@ def _name_widths(axes: Axes, widths: Mapping[str, int], n_train: int) -> None:
             fontsize=9,
             arrowprops={"arrowstyle": "-", "color": "#909090", "linewidth": 0.8},
         )
-
-
-@_styled
-def network_sketch(cumulative: Mapping[str, int], cut: str, *, title: str = "") -> Figure:
-    """The network as one bar of parameters, the part behind the cut greyed.
-
-    Args:
-        cumulative: Parameters up to and including each layer, in depth order; the last is the whole network.
-        cut: The last layer kept.
-        title: Drawn above the bar.
-
-    Raises:
-        ValueError: `cut` is no layer of `cumulative`.
-    """
-    if cut not in cumulative:
-        raise ValueError(f"No layer {cut!r}; the layers are {', '.join(cumulative)}.")
-    total, kept = list(cumulative.values())[-1], cumulative[cut]
-    figure = Figure(figsize=(_WIDTH, 2.5), layout="constrained")
-    axes = figure.subplots()
-    start, narrow = 0, []
-    for index, (layer, end) in enumerate(cumulative.items()):
-        color = "#d9d9d9" if end > kept else ("#8cc4e6", "#bfe0f2")[index % 2]
-        axes.add_patch(Rectangle((start, 0), end - start, 1, facecolor=color, edgecolor="white", linewidth=1))
-        if end - start > 0.035 * total:
-            axes.text(
-                (start + end) / 2,
-                0.5,
-                layer,
-                rotation=90 if end - start < 0.15 * total else 0,
-                ha="center",
-                va="center",
-                fontsize=9.5,
-                color="#555555" if end > kept else "black",
-            )
-        else:
-            narrow.append((layer, start, end))
-        start = end
-    if narrow and narrow[-1][2] - narrow[0][1] > 0.035 * total and len(narrow) < len(cumulative):
-        names = narrow[0][0] if len(narrow) == 1 else f"{narrow[0][0]}–{narrow[-1][0]}"
-        axes.text(
-            (narrow[0][1] + narrow[-1][2]) / 2,
-            0.5,
-            names,
-            rotation=90,
-            ha="center",
-            va="center",
-            fontsize=8.5,
-        )
-    axes.plot([kept, kept], [-0.08, 1.1], color="#b03000", linewidth=2.5, clip_on=False)
-    axes.text(0, 1.42, f"cut after {cut}", va="bottom", color="#b03000", weight="bold")
-    axes.text(0, 1.14, f"{kept:,} parameters kept, {100 * (total - kept) / total:.2f} % removed", va="bottom")
-    axes.set_xlim(0, total)
-    axes.set_ylim(0, 1.72)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
-    unit, size = ("millions", 1e6) if total > 2e6 else ("thousands", 1e3)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / size:g}")
-    axes.set_xlabel(f"parameters up to here, {unit} ({total:,} in all)")
-    if title:
-        axes.set_title(title)
-    return figure
-
-
-@_styled
-def training_curve(
-    images_seen: Sequence[float],
-    loss: Sequence[float],
-    top1: Sequence[float],
-    *,
-    held_out_images_seen: Sequence[float] = (),
-    held_out_top1: Sequence[float] = (),
-    title: str = "",
-) -> Figure:
-    """Training loss and top-1 accuracy (0 to 1) against the images seen, for a model card."""
-    figure = Figure(figsize=(_WIDTH, 4.4), layout="constrained")
-    upper, lower = figure.subplots(2, sharex=True)
-    upper.plot(images_seen, loss, color=_BLUE)
-    upper.set_ylabel("training loss")
-    upper.set_ylim(bottom=0)
-    lower.plot(images_seen, top1, color=_BLUE, label="training batches")
-    if held_out_top1:
-        lower.plot(held_out_images_seen, held_out_top1, "s--", color=_ORANGE, label="held out")
-        last = f"{held_out_top1[-1]:.1%}"
-        at = (held_out_images_seen[-1], held_out_top1[-1])
-        lower.annotate(last, at, (0, -9), textcoords="offset points", ha="right", va="top", weight="bold")
-    lower.set_ylim(0, 1.02)
-    lower.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    lower.xaxis.set_major_formatter(
-        lambda value, _: f"{value / 1000:g}k" if value < 1e6 else f"{value / 1e6:g}M"
-    )
-    lower.set_ylabel("top-1")
-    lower.set_xlabel("images seen")
-    lower.legend(loc="lower right")
-    for axes in (upper, lower):
-        axes.grid(color="#e4e4e4")
-    if title:
-        upper.set_title(title)
-    return figure
-
-
-def render(figure: Figure, image_format: Literal["png", "svg"]) -> bytes:
-    """The figure as bytes of a PNG (150 dpi) or SVG, the same bytes for the same figure."""
-    buffer = io.BytesIO()
-    metadata = {"Software": None} if image_format == "png" else {"Date": None, "Creator": None}
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(buffer, format=image_format, dpi=150, facecolor="white", metadata=metadata)
-    return buffer.getvalue()
-
-
-def save(figure: Figure, path_stem: Path) -> tuple[Path, Path]:
-    """Write `<path_stem>.png` and `<path_stem>.svg` and return both paths."""
-    paths = (Path(f"{path_stem}.png"), Path(f"{path_stem}.svg"))
-    for path, image_format in zip(paths, ("png", "svg"), strict=True):
-        path.write_bytes(render(figure, image_format))
-    return paths

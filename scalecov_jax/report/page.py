@@ -10,8 +10,10 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
-from scalecov_jax.report import figures
+from scalecov_jax.models.pruning import Pruning
+from scalecov_jax.report import figures, style
 from scalecov_jax.report.scores import Condition, Estimator, Score
+from scalecov_jax.selection import Selected, interpolates
 
 
 class Image(NamedTuple):
@@ -30,15 +32,6 @@ class Image(NamedTuple):
     wide: bool = False
 
 
-class Selected(NamedTuple):
-    """The layer that one estimator selects, with its R2 over splits."""
-
-    estimator: Estimator
-    layer: str
-    r2_mean: float
-    r2_sd: float
-
-
 class LayerRow(NamedTuple):
     """Mean and sd of R2 over splits at one layer; None where nothing was measured."""
 
@@ -50,23 +43,6 @@ class LayerRow(NamedTuple):
     ridge_random_weights: tuple[float, float] | None
     ridge_shuffled_measure: tuple[float, float] | None
     alpha: float | None
-
-
-class Pruning(NamedTuple):
-    """What the cut keeps.
-
-    Attributes:
-        layer: The last layer kept.
-        parameters_before: Parameters of the network without its classification head.
-        parameters_after: Parameters of the pruned network.
-        max_difference: Largest absolute difference between the pooled output of the pruned network and the
-            feature captured in the whole one.
-    """
-
-    layer: str
-    parameters_before: int
-    parameters_after: int
-    max_difference: float
 
 
 class ArchitectureResult(NamedTuple):
@@ -148,7 +124,7 @@ def layer_rows(
 
 def embed(figure: Figure, alt: str, caption: str = "", *, wide: bool = False) -> Image:
     """A figure as an SVG image of the page."""
-    return Image(figures.render(figure, "svg"), alt, caption, wide)
+    return Image(style.render(figure, "svg"), alt, caption, wide)
 
 
 def score_images(
@@ -259,7 +235,7 @@ def render_report(report: Report) -> str:
         "pair": _pair,
         "data_uri": _data_uri,
     }
-    environment.tests["interpolates"] = figures.interpolates
+    environment.tests["interpolates"] = interpolates
     return environment.get_template("page.html").render(
         report=report, estimators={"ols": "least squares", "ridge": "ridge"}
     )

@@ -1,0 +1,23 @@
+"""Where does object scale live? Annotated photographs of one class or several (scripts/probe.py)."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.title = "Where does object scale live?"
+    config.architecture = "resnet50"  # or inception_v3; must be that of the weights
+    config.weights = ""  # checkpoint made by scripts/port_weights.py, pretrain.py or prune.py
+    config.images = ""  # folder in VOC layout, tfds:<data_dir>, or scenes
+    config.image_class = "car"  # several are separated by commas
+    config.scenes = 447  # images a class when images=scenes
+    config.layers = ""  # separated by commas; all when empty
+    config.input_size = 299  # pixels; the published run used 299 for both networks
+    config.splits = 25
+    config.seed = 0
+    config.alpha_min = 0.1
+    config.alpha_max = 1e6
+    config.alphas = 15  # penalties, equally spaced in log
+    config.batch_size = 32
+    config.dtype = "float32"  # or bfloat16, for the forward pass alone
+    return config

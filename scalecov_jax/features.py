@@ -1,0 +1,172 @@
+"""Pooled features of every wanted layer, in one forward pass."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, UInt8
+from tqdm import tqdm
+
+from scalecov_jax.checkpoints import Network
+from scalecov_jax.images.batching import batches
+from scalecov_jax.images.example import Skipped, Source
+from scalecov_jax.models.folding import fold
+from scalecov_jax.models.layers import global_average_pool
+from scalecov_jax.models.preprocessing import Preprocessing, preprocess
+
+
+class Features(NamedTuple):
+    """What was computed from a source.
+
+    Attributes:
+        values: Pooled features of each layer, float32.
+        indices: Which examples of the source the rows come from.
+        skipped: The examples that could not be decoded.
+    """
+
+    values: dict[str, Float[np.ndarray, "N D"]]
+    indices: Int[np.ndarray, " N"]
+    skipped: tuple[Skipped, ...]
+
+
+class Estimate(NamedTuple):
+    """What a forward pass over a source will take, measured on one batch of noise.
+
+    Attributes:
+        feature_bytes: Of all pooled features.
+        batch_bytes: Of one batch at its largest, weights included, as the compiler plans it.
+        seconds: For all images, compilation left out.
+        images_per_second: Of the trial.
+    """
+
+    feature_bytes: int
+    batch_bytes: int
+    seconds: float
+    images_per_second: float
+
+
+def pooled_features(
+    module: nn.Module,
+    variables: Any,
+    images: UInt8[Array, "N H W 3"],
+    layers: tuple[str, ...],
+    preprocessing: Preprocessing,
+    dtype: Any = jnp.float32,
+) -> dict[str, Float[Array, "N D"]]:
+    """Global average of each layer's maps over their pixels; vectors as they are.
+
+    Pure; meant to be jitted, when the compiler drops whatever comes after the last wanted layer.
+
+    Args:
+        module: The network.
+        variables: Its variables.
+        images: RGB in 0-255.
+        layers: Names of modules at any depth, such as mixed8 or conv2d_20.
+        preprocessing: What the variables expect.
+        dtype: Of the forward pass (float32 or bfloat16); pooling is in float32.
+
+    Raises:
+        KeyError: A layer that the network has not.
+
+    Source: Graziani et al. 2021, section 3.4 (global average pooling of the layer's activations).
+    """
+    applied: Any = module.apply(
+        jax.tree.map(lambda leaf: leaf.astype(dtype), variables),
+        preprocess(images, preprocessing).astype(dtype),
+        capture_intermediates=lambda captured, _: captured.name in layers,
+        mutable=["intermediates"],
+    )
+    captured = {path[-2]: values[0] for path, values in flatten_dict(applied[1]["intermediates"]).items()}
+    return {layer: global_average_pool(captured[layer].astype(jnp.float32)) for layer in layers}
+
+
+def compute_features(
+    network: Network,
+    source: Source,
+    layers: Sequence[str],
+    *,
+    size: int | None = None,
+    batch_size: int = 32,
+    dtype: Any = jnp.float32,
+    progress: str | None = None,
+) -> Features:
+    """Pooled features of a whole source, data-parallel over all devices.
+
+    Args:
+        network: Network; its batch normalisation is folded first.
+        source: Examples; those that cannot be decoded are left out and named.
+        layers: See `pooled_features`.
+        size: Height and width to which images are resized, in pixels; the network's own when absent.
+        batch_size: Images a step, rounded up to a multiple of the number of devices.
+        dtype: See `pooled_features`.
+        progress: Label of a progress bar on stderr; none when absent.
+    """
+    forward, batch_size = _sharded_forward(network, tuple(layers), batch_size, dtype)
+    skipped: list[Skipped] = []
+    rows: list[dict[str, np.ndarray]] = []
+    kept: list[np.ndarray] = []
+    with tqdm(total=len(source), desc=progress, unit="img", disable=progress is None) as bar:
+        for batch in batches(source, size or network.card.input_size, batch_size, skipped):
+            pooled = jax.device_get(forward(batch.images))
+            rows.append({layer: values[batch.valid] for layer, values in pooled.items()})
+            kept.append(batch.indices[batch.valid])
+            bar.update(int((batch.indices >= 0).sum()))
+    values = {layer: np.concatenate([row[layer] for row in rows]) for layer in layers}
+    return Features(values, np.concatenate(kept), tuple(skipped))
+
+
+def dry_run(
+    network: Network,
+    count: int,
+    layers: Sequence[str],
+    *,
+    size: int | None = None,
+    batch_size: int = 32,
+    dtype: Any = jnp.float32,
+) -> Estimate:
+    """Measure one batch of noise and extrapolate to `count` images (forward pass only, compilation left out)."""
+    forward, batch_size = _sharded_forward(network, tuple(layers), batch_size, dtype)
+    size = size or network.card.input_size
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3)).astype(np.uint8)
+    pooled = jax.block_until_ready(forward(images))
+    start = time.perf_counter()
+    jax.block_until_ready(forward(images))
+    rate = batch_size / (time.perf_counter() - start)
+    module, variables = network.module, network.variables
+    memory: Any = (
+        _compiled.lower(module, variables, images, tuple(layers), network.card.preprocessing, dtype)
+        .compile()
+        .memory_analysis()
+    )
+    batch_bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+    width = sum(values.shape[1] for values in pooled.values())
+    return Estimate(4 * count * width, batch_bytes, count / rate, rate)
+
+
+_compiled = jax.jit(pooled_features, static_argnames=("module", "layers", "preprocessing", "dtype"))
+
+
+def _sharded_forward(
+    network: Network, layers: tuple[str, ...], batch_size: int, dtype: Any
+) -> tuple[Callable[[np.ndarray], dict[str, Array]], int]:
+    """The forward pass with images split over all devices, and the batch size that fits them.
+
+    The weights are an argument of the compiled function, so that random and trained ones share one compilation.
+    """
+    module, variables = network.module, network.variables
+    if not module.folded:  # pyright: ignore[reportAttributeAccessIssue]
+        module, variables = fold(module, variables, network.architecture.epsilon)
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+
+    def forward(images: np.ndarray) -> dict[str, Array]:
+        sharded = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
+        return _compiled(module, variables, sharded, layers, network.card.preprocessing, dtype)
+
+    return forward, -(-batch_size // jax.device_count()) * jax.device_count()

@@ -1,0 +1,126 @@
+"""All layers, splits, penalties and targets in one compiled call."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from scalecov_jax.probes import spectral
+
+ALPHAS = np.logspace(-1, 6, 15)
+
+
+class ProbeScores(NamedTuple):
+    """Held-out R2 of each layer, split and target, and the penalty that ridge chose on the training part."""
+
+    ols: Float[np.ndarray, "L S M"]
+    ridge: Float[np.ndarray, "L S M"]
+    alpha: Float[np.ndarray, "L S M"]
+
+
+def score_layers(
+    features: Mapping[str, Float[np.ndarray, "N _"]],
+    targets: Float[np.ndarray, "S N M"],
+    splits: Bool[np.ndarray, "S N"],
+    alphas: Float[np.ndarray, " A"] = ALPHAS,
+) -> ProbeScores:
+    """Probe every layer on every split with least squares and ridge.
+
+    Features are standardised by the training part of each split, the intercept is free, R2 is against the held-out mean. Equal to
+    scikit-learn's LinearRegression and RidgeCV in float64.
+
+    Args:
+        features: Of each layer.
+        targets: Concept measures; each split has its own, so that one may hold shuffled ones.
+        splits: True marks the training part. The parts may differ in size.
+        alphas: Penalties to choose from by exact leave-one-out.
+
+    Returns:
+        Scores in the order of `features`.
+
+    Raises:
+        ValueError: Values that are not finite, penalties that are not positive, a part of a split with fewer than two images
+            or on which a target is constant.
+    """
+    _check(features, targets, splits, alphas)
+    train, train_weight = _padded(splits)
+    test, test_weight = _padded(~splits)
+    # float64 is a property of this small system, not of the process: the forward pass stays float32.
+    device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
+    with jax.enable_x64(True), jax.default_device(device):
+        scores = _score(
+            tuple(np.asarray(values, np.float64) for values in features.values()),
+            np.asarray(targets, np.float64),
+            (train, train_weight, test, test_weight),
+            np.asarray(alphas, np.float64),
+        )
+        return ProbeScores(*(np.moveaxis(np.asarray(score), 0, 1) for score in scores))
+
+
+@jax.jit
+def _score(
+    features: tuple[Float[Array, "N _"], ...],
+    targets: Float[Array, "S N M"],
+    splits: tuple[Array, Array, Array, Array],
+    alphas: Float[Array, " A"],
+) -> tuple[Array, Array, Array]:
+    def one_split(arguments: tuple[Array, tuple[Array, Array, Array, Array]]) -> tuple[Array, Array, Array]:
+        y, (train, train_weight, test, test_weight) = arguments
+
+        def gram(x: Float[Array, "N D"]) -> tuple[Array, Array]:
+            by = spectral.standardisation(x[train], train_weight)
+            z = spectral.standardise(x[train], by) * train_weight[:, None]
+            return z @ z.T, spectral.standardise(x[test], by) @ z.T
+
+        def solve(gram: Array, cross: Array) -> tuple[Array, Array, Array]:
+            spectrum = spectral.decompose(gram)
+            ols = spectral.least_squares(spectrum, y[train], train_weight)
+            ridge = spectral.ridge(spectrum, y[train], train_weight, alphas)
+            scores = (
+                spectral.r2(cross @ dual.coefficients + dual.intercept[None], y[test], test_weight)
+                for dual in (ols, ridge)
+            )
+            return (*scores, ridge.alpha)  # pyright: ignore[reportReturnType]
+
+        grams, crosses = zip(*(gram(x) for x in features), strict=True)
+        return jax.vmap(solve)(jnp.stack(grams), jnp.stack(crosses))
+
+    return jax.lax.map(one_split, (targets, splits))
+
+
+def _padded(masks: Bool[np.ndarray, "S N"]) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the True entries, padded with 0 to the longest row, and weights that are 0 where padded."""
+    counts = masks.sum(1)
+    weight = np.arange(counts.max())[None] < counts[:, None]
+    indices = np.zeros(weight.shape, np.int32)
+    indices[weight] = np.nonzero(masks)[1]
+    return indices, weight.astype(np.float64)
+
+
+def _check(
+    features: Mapping[str, np.ndarray], targets: np.ndarray, splits: np.ndarray, alphas: np.ndarray
+) -> None:
+    bad = [name for name, values in features.items() if not np.isfinite(values).all()]
+    if bad:
+        raise ValueError(
+            f"Features of the layers {', '.join(bad)} hold NaN or infinity; check the weights and the images."
+        )
+    if not np.isfinite(targets).all():
+        raise ValueError("The targets hold NaN or infinity.")
+    if not (len(alphas) and np.all(np.asarray(alphas) > 0)):
+        raise ValueError(
+            f"Penalties must be positive, got {list(alphas)}; least squares is computed in any case."
+        )
+    for split, mask in enumerate(splits):
+        for part, rows in (("training", mask), ("held-out", ~mask)):
+            if rows.sum() < 2:
+                raise ValueError(
+                    f"The {part} part of split {split} has {rows.sum()} images; at least 2 are needed."
+                )
+            if (np.ptp(targets[split][rows], axis=0) == 0).any():
+                raise ValueError(
+                    f"A target is constant on the {part} part of split {split}: R2 is undefined there."
+                )

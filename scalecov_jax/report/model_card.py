@@ -1,0 +1,90 @@
+"""The model card of a network that this project trained."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scalecov_jax.checkpoints import Network
+from scalecov_jax.models.pruning import count_parameters
+from scalecov_jax.report import sketches, style
+
+
+def read_curve(path: Path) -> dict[str, np.ndarray]:
+    """Columns of a curve.csv; where a killed training was resumed, the steps that it repeated count once."""
+    with path.open(newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    by_step = {row["step"]: row for row in rows}
+    return {name: np.array([by_step[step][name] for step in sorted(by_step)]) for name in rows[0]}
+
+
+def training_seconds(path: Path) -> float:
+    """Wall time of all sittings of a training: its clock starts at 0 in each."""
+    with path.open(newline="") as file:
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+    ends = [a for a, b in zip(seconds, [*seconds[1:], 0.0], strict=True) if b < a]
+    return sum(ends)
+
+
+def write_model_card(
+    stem: Path,
+    network: Network,
+    accuracy: Mapping[str, tuple[float, int]],
+    curve: Path,
+    facts: Mapping[str, str],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write `<stem>.md` and the curve `<stem>-curve.png`/`.svg`.
+
+    Args:
+        stem: Path without ending.
+        network: What was trained.
+        accuracy: Held-out top-1 and number of scenes, of all and by object size.
+        curve: The training's curve.csv.
+        facts: From `provenance.provenance`.
+        settings: The training's configuration.
+    """
+    columns = read_curve(curve)
+    figure = sketches.training_curve(
+        columns["images"].tolist(),
+        columns["loss"].tolist(),
+        columns["top1"].tolist(),
+        held_out_images_seen=[float(columns["images"][-1])],
+        held_out_top1=[accuracy["all"][0]],
+    )
+    style.save(figure, Path(f"{stem}-curve"))
+    top1, count = accuracy["all"]
+    seconds = training_seconds(curve)
+    rows = "\n".join(f"| {name} | {100 * value:.1f} % | {n} |" for name, (value, n) in accuracy.items())
+    Path(f"{stem}.md").write_text(
+        f"""# {network.architecture.name}, width {settings["width"]}, trained on scenes
+
+Classifies {len(network.card.class_names)} classes of rendered scenes ({settings["size"]} px) whatever the size of the object
+(box ratio 0.02-0.9, log-uniform). {count_parameters(network.variables):,} parameters. For demonstrations and tests of
+scalecov_jax; it knows nothing of photographs.
+
+**Held-out top-1: {100 * top1:.1f} %** on {count} scenes never trained on.
+
+| box ratio | top-1 | scenes |
+|---|---|---|
+{rows}
+
+![Loss and accuracy against images seen]({stem.name}-curve.png)
+
+| | |
+|---|---|
+| command | `{facts["command"]}` |
+| seed | {settings["seed"]} |
+| images seen | {int(columns["images"][-1]):,} in {int(columns["step"][-1]):,} steps of {settings["batch_size"]} |
+| optimiser | AdamW, weight decay {settings["weight_decay"]} |
+| learning rate | to {settings["learning_rate"]} in {settings["warmup"]} steps, then cosine decay to 0 |
+| curriculum | smallest ratio from 0.3 to 0.02 in the first quarter |
+| wall time | {seconds / 60:.0f} min, both networks training side by side on the machine |
+| hardware | {facts["device"]} |
+| versions | {facts["versions"].replace(chr(10), ", ")} |
+| preprocessing | `{network.card.preprocessing}` |
+| classes | {", ".join(network.card.class_names)} |
+"""
+    )

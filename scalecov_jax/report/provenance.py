@@ -1,0 +1,45 @@
+"""What a reader needs to repeat a run."""
+
+import json
+import platform
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import jax
+
+from scalecov_jax.checkpoints import Network
+
+_PACKAGES = ("scalecov-jax", "jax", "jaxlib", "flax", "numpy", "scikit-learn", "orbax-checkpoint")
+
+
+def provenance(
+    command: Sequence[str], settings: Mapping[str, Any], networks: Mapping[str, Network], started: float
+) -> dict[str, str]:
+    """Command, seed, versions, device, weights, settings, date and wall time, as text.
+
+    Args:
+        command: As typed, such as `sys.argv`.
+        settings: The run's configuration.
+        networks: The networks used, by name.
+        started: `time.monotonic()` at the start.
+    """
+    device = jax.devices()[0]
+    weights = (
+        f"{name}: {n.card.origin}" + f", sha256 {n.card.sha256}" * bool(n.card.sha256)
+        for name, n in networks.items()
+    )
+    return {
+        "command": shlex.join(command),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "wall time": f"{time.monotonic() - started:.0f} s",
+        "seed": str(settings.get("seed", "")),
+        "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()}, {platform.system()})",
+        "versions": f"Python {platform.python_version()}\n"
+        + "\n".join(f"{name} {version(name)}" for name in _PACKAGES),
+        "weights": "\n".join(weights),
+        "config": json.dumps(dict(settings), indent=2, default=str),
+    }

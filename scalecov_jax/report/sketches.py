@@ -1,0 +1,106 @@
+"""Drawings of a network and of its training."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from scalecov_jax.report.style import BLUE, ORANGE, WIDTH, styled
+
+
+@styled
+def network_sketch(cumulative: Mapping[str, int], cut: str, *, title: str = "") -> Figure:
+    """The network as one bar of parameters, the part behind the cut greyed.
+
+    Args:
+        cumulative: Parameters up to and including each layer, in depth order; the last is the whole network.
+        cut: The last layer kept.
+        title: Drawn above the bar.
+
+    Raises:
+        ValueError: `cut` is no layer of `cumulative`.
+    """
+    if cut not in cumulative:
+        raise ValueError(f"No layer {cut!r}; the layers are {', '.join(cumulative)}.")
+    total, kept = list(cumulative.values())[-1], cumulative[cut]
+    figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
+    axes = figure.subplots()
+    start, narrow = 0, []
+    for index, (layer, end) in enumerate(cumulative.items()):
+        color = "#d9d9d9" if end > kept else ("#8cc4e6", "#bfe0f2")[index % 2]
+        axes.add_patch(Rectangle((start, 0), end - start, 1, facecolor=color, edgecolor="white", linewidth=1))
+        if end - start > 0.035 * total:
+            axes.text(
+                (start + end) / 2,
+                0.5,
+                layer,
+                rotation=90 if end - start < 0.15 * total else 0,
+                ha="center",
+                va="center",
+                fontsize=9.5,
+                color="#555555" if end > kept else "black",
+            )
+        else:
+            narrow.append((layer, start, end))
+        start = end
+    if narrow and narrow[-1][2] - narrow[0][1] > 0.035 * total and len(narrow) < len(cumulative):
+        names = narrow[0][0] if len(narrow) == 1 else f"{narrow[0][0]}–{narrow[-1][0]}"
+        axes.text(
+            (narrow[0][1] + narrow[-1][2]) / 2,
+            0.5,
+            names,
+            rotation=90,
+            ha="center",
+            va="center",
+            fontsize=8.5,
+        )
+    axes.plot([kept, kept], [-0.08, 1.1], color="#b03000", linewidth=2.5, clip_on=False)
+    axes.text(0, 1.42, f"cut after {cut}", va="bottom", color="#b03000", weight="bold")
+    axes.text(0, 1.14, f"{kept:,} parameters kept, {100 * (total - kept) / total:.2f} % removed", va="bottom")
+    axes.set_xlim(0, total)
+    axes.set_ylim(0, 1.72)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    unit, size = ("millions", 1e6) if total > 2e6 else ("thousands", 1e3)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / size:g}")
+    axes.set_xlabel(f"parameters up to here, {unit} ({total:,} in all)")
+    if title:
+        axes.set_title(title)
+    return figure
+
+
+@styled
+def training_curve(
+    images_seen: Sequence[float],
+    loss: Sequence[float],
+    top1: Sequence[float],
+    *,
+    held_out_images_seen: Sequence[float] = (),
+    held_out_top1: Sequence[float] = (),
+    title: str = "",
+) -> Figure:
+    """Training loss and top-1 accuracy (0 to 1) against the images seen, for a model card."""
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+    upper, lower = figure.subplots(2, sharex=True)
+    upper.plot(images_seen, loss, color=BLUE)
+    upper.set_ylabel("training loss")
+    upper.set_ylim(bottom=0)
+    lower.plot(images_seen, top1, color=BLUE, label="training batches")
+    if held_out_top1:
+        lower.plot(held_out_images_seen, held_out_top1, "s--", color=ORANGE, label="held out")
+        last = f"{held_out_top1[-1]:.1%}"
+        at = (held_out_images_seen[-1], held_out_top1[-1])
+        lower.annotate(last, at, (0, -9), textcoords="offset points", ha="right", va="top", weight="bold")
+    lower.set_ylim(0, 1.02)
+    lower.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    lower.xaxis.set_major_formatter(
+        lambda value, _: f"{value / 1000:g}k" if value < 1e6 else f"{value / 1e6:g}M"
+    )
+    lower.set_ylabel("top-1")
+    lower.set_xlabel("images seen")
+    lower.legend(loc="lower right")
+    for axes in (upper, lower):
+        axes.grid(color="#e4e4e4")
+    if title:
+        upper.set_title(title)
+    return figure

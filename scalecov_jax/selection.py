@@ -1,0 +1,62 @@
+"""From scores to the layer to cut at."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from scalecov_jax.report.scores import ESTIMATORS, Estimator, Score
+
+
+class Selected(NamedTuple):
+    """The layer that an estimator selects, with mean and sd (ddof 1) of its R2 over classes and splits."""
+
+    estimator: Estimator
+    layer: str
+    r2_mean: float
+    r2_sd: float
+
+
+def select_layer(scores: Iterable[Score], layers: Sequence[str], estimator: Estimator) -> Selected:
+    """The peak over layers of the trained network.
+
+    ols: the published rule, the mean over classes and splits of exp(R2 - 1), which keeps the far negative R2 of least squares
+    from drowning the rest. ridge: the mean R2. Of equal layers the first wins.
+
+    Args:
+        scores: Of one architecture; conditions other than trained are passed over.
+        layers: Candidates, from input to output.
+        estimator: Whose scores decide.
+
+    Raises:
+        ValueError: A layer has no score.
+
+    Source: Graziani et al. 2021, section 3.5; the averaging on exp(R2 - 1) is that of the authors' notebook Averaging_results.
+    """
+    r2: dict[str, list[float]] = {layer: [] for layer in layers}
+    for score in scores:
+        if score.condition == "trained" and score.estimator == estimator and score.layer in r2:
+            r2[score.layer].append(score.r2)
+    missing = [layer for layer, values in r2.items() if not values]
+    if missing:
+        raise ValueError(f"No {estimator} score of the trained network at {', '.join(missing)}.")
+    criterion = {"ols": lambda values: np.exp(np.array(values) - 1).mean(), "ridge": np.mean}[estimator]
+    layer = max(layers, key=lambda name: criterion(r2[name]))
+    values = np.array(r2[layer])
+    return Selected(
+        estimator, layer, float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    )
+
+
+def select_layers(scores: Sequence[Score], layers: Sequence[str]) -> tuple[Selected, ...]:
+    """`select_layer` for every estimator."""
+    return tuple(select_layer(scores, layers, estimator) for estimator in ESTIMATORS)
+
+
+def interpolates(ratio: float) -> bool:
+    """Whether 0.5 < D / n_train < 2: there the R2 of least squares tells of the sample size and not of the layer.
+
+    Least squares fits any n_train targets exactly once D reaches n_train; on pure noise its held-out R2 is about
+    -D / (n_train - D - 2) below and -n_train / (D - n_train - 1) above (isotropic Gaussian features).
+    """
+    return 0.5 < ratio < 2

@@ -1,0 +1,49 @@
+"""The folder of one run: new, resumed with the same settings, or overwritten on purpose."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_SETTINGS = "config.json"
+
+
+def open_workdir(path: str | Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path:
+    """Make the folder of a run.
+
+    Args:
+        path: The folder.
+        settings: What determines the results; kept in `config.json`.
+        resume: Go on in an existing folder, which must have been made with the same settings.
+        overwrite: Delete an existing folder that an earlier run made.
+
+    Raises:
+        ValueError: The folder exists and neither was asked for, both were, it holds no run, or its settings differ.
+    """
+    path = Path(path).absolute()
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other.")
+    current = json.loads(json.dumps(settings))
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if not (resume or overwrite):
+            raise ValueError(
+                f"{path} exists; pass --resume to go on there, --overwrite to delete it, or choose another --workdir."
+            )
+        if not (path / _SETTINGS).is_file():
+            raise ValueError(f"{path} holds no earlier run (no {_SETTINGS}); choose another --workdir.")
+        if overwrite:
+            shutil.rmtree(path)
+        else:
+            earlier = json.loads((path / _SETTINGS).read_text())
+            names = sorted(name for name in {*earlier, *current} if earlier.get(name) != current.get(name))
+            if names:
+                changes = "; ".join(
+                    f"{name}: {earlier.get(name)!r}, now {current.get(name)!r}" for name in names
+                )
+                raise ValueError(f"{path} was made with other settings, so it cannot be resumed ({changes}).")
+    path.mkdir(parents=True, exist_ok=True)
+    partial = path / f"{_SETTINGS}.partial"
+    partial.write_text(json.dumps(current, indent=2) + "\n")
+    partial.replace(path / _SETTINGS)
+    return path

@@ -1,0 +1,39 @@
+"""Find the layer of one network where object scale is best readable, and cut the network there.
+
+Example:
+  python scripts/probe.py --config=configs/boxes.py --config.architecture=resnet50 --config.weights=runs/weights/resnet50 \
+    --config.images=VOCdevkit/VOC2007 --config.image_class=car --workdir=runs/resnet50_car
+
+Writes scores.csv, summary.json, report.html, figures/, pruned/ and features/ to --workdir.
+"""
+
+import sys
+
+from absl import flags
+from command import OVERWRITE, RESUME, WORKDIR, run
+from ml_collections import config_flags
+
+from scalecov_jax import pipeline
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/boxes.py", "The settings; the file explains each of them."
+)
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run would take in memory and time, and stop.")
+flags.mark_flag_as_required("workdir")
+
+
+def main() -> None:
+    """Run the main job."""
+    table = pipeline.run(
+        CONFIG.value.to_dict(),
+        WORKDIR.value,
+        command=sys.argv,
+        resume=RESUME.value,
+        overwrite=OVERWRITE.value,
+        estimate_only=DRY_RUN.value,
+    )
+    print(table)
+
+
+if __name__ == "__main__":
+    run(main)

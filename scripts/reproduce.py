@@ -1,0 +1,28 @@
+"""Run a whole experiment on several networks from its configuration; configs/demo.py is what `make demo` runs.
+
+Example:
+  python scripts/reproduce.py --config=configs/demo.py --workdir=runs/demo
+
+Writes scores.csv, summary.json, report.html, figures/, pruned/ and features/ to --workdir.
+"""
+
+import sys
+
+from absl import flags
+from command import OVERWRITE, RESUME, WORKDIR, run
+from ml_collections import config_flags
+
+from scalecov_jax import pipeline
+
+CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "The experiment.")
+flags.mark_flag_as_required("workdir")
+
+
+def main() -> None:
+    """Run the experiment."""
+    settings, workdir = CONFIG.value.to_dict(), WORKDIR.value
+    print(pipeline.run(settings, workdir, command=sys.argv, resume=RESUME.value, overwrite=OVERWRITE.value))
+
+
+if __name__ == "__main__":
+    run(main)
