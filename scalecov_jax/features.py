@@ -82,7 +82,10 @@ def pooled_features(
         capture_intermediates=lambda captured, _: captured.name in layers,
         mutable=["intermediates"],
     )
-    captured = {path[-2]: values[0] for path, values in flatten_dict(applied[1]["intermediates"]).items()}
+    intermediates: dict[Any, Any] = flatten_dict(applied[1].get("intermediates", {}))
+    captured = {path[-2]: values[0] for path, values in intermediates.items()}
+    if missing := [layer for layer in layers if layer not in captured]:
+        raise KeyError(f"In this network no module is called {' or '.join(missing)}.")
     return {layer: global_average_pool(captured[layer].astype(jnp.float32)) for layer in layers}
 
 
