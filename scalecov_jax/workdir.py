@@ -25,7 +25,8 @@ def open_workdir(path: str | Path, settings: Mapping[str, Any], *, resume: bool,
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other.")
     current = json.loads(json.dumps(settings))
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    partial = path / f"{_SETTINGS}.partial"
+    if path.exists() and (not path.is_dir() or any(file != partial for file in path.iterdir())):
         if not (resume or overwrite):
             raise ValueError(
                 f"{path} exists; pass --resume to go on there, --overwrite to delete it, or choose another --workdir."
@@ -35,7 +36,7 @@ def open_workdir(path: str | Path, settings: Mapping[str, Any], *, resume: bool,
         if overwrite:
             shutil.rmtree(path)
         else:
-            earlier = json.loads((path / _SETTINGS).read_text())
+            earlier = _read_settings(path / _SETTINGS)
             names = sorted(name for name in {*earlier, *current} if earlier.get(name) != current.get(name))
             if names:
                 changes = "; ".join(
@@ -43,7 +44,15 @@ def open_workdir(path: str | Path, settings: Mapping[str, Any], *, resume: bool,
                 )
                 raise ValueError(f"{path} was made with other settings, so it cannot be resumed ({changes}).")
     path.mkdir(parents=True, exist_ok=True)
-    partial = path / f"{_SETTINGS}.partial"
     partial.write_text(json.dumps(current, indent=2) + "\n")
     partial.replace(path / _SETTINGS)
     return path
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged, so the run cannot be resumed; pass --overwrite to start anew."
+        ) from error
