@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import tensorstore as ts
 from flax import linen as nn
 from orbax.checkpoint import v1 as ocp
 
-from scalecov_jax.models.architecture import Architecture, get_architecture
+from scalecov_jax.models.architecture import Architecture, check_layer, get_architecture
 from scalecov_jax.models.preprocessing import PREPROCESSINGS, Preprocessing
 from scalecov_jax.models.pruning import abstract_variables
 
@@ -58,16 +59,21 @@ def network(variables: Any, card: Card) -> Network:
 
 
 def random_network(like: Network, seed: int) -> Network:
-    """The same network with freshly initialised variables (He normal), the baseline `random_weights`."""
-    images = np.zeros((1, like.card.input_size, like.card.input_size, 3), np.float32)
-    module = like.architecture.module(**like.card.options)
-    variables = jax.device_get(jax.jit(module.init)(jax.random.key(seed), images))
-    return Network(
-        module,
-        variables,
-        like.architecture,
-        dataclasses.replace(like.card, origin=f"random, seed {seed}", sha256=""),
-    )
+    """The same network with random weights as Keras draws them: Glorot uniform kernels, neutral biases and statistics.
+
+    Source: Graziani et al. 2021, section 4.3 (the baseline of random weights).
+    """
+    glorot = jax.nn.initializers.glorot_uniform()
+    leaves, tree = jax.tree.flatten_with_path(abstract_variables(like.module, like.architecture))
+    variables = []
+    for number, (path, leaf) in enumerate(leaves):
+        name = path[-1].key  # pyright: ignore[reportAttributeAccessIssue]
+        if name == "kernel":
+            variables.append(glorot(jax.random.fold_in(jax.random.key(seed), number), leaf.shape))
+        else:
+            variables.append(np.full(leaf.shape, name in ("scale", "var"), np.float32))
+    card = dataclasses.replace(like.card, origin=f"random, seed {seed}", sha256="")
+    return Network(like.module, jax.device_get(jax.tree.unflatten(tree, variables)), like.architecture, card)
 
 
 def save(folder: Path, saved: Network, *, overwrite: bool = False) -> None:
@@ -96,20 +102,51 @@ def load(folder: Path) -> Network:
             f"{folder} is no folder; expected a checkpoint made by scripts/port_weights.py, pretrain.py or prune.py."
         )
     try:
-        stored: Any = ocp.metadata(str(folder)).custom_metadata
-        metadata: dict[str, Any] = dict(stored or {})
+        _check_files(folder)
+        stored: Any = ocp.metadata(str(folder))
+        metadata: dict[str, Any] = dict(stored.custom_metadata or {})
         if metadata.pop("format", None) != FORMAT:
             raise ValueError("it holds no card of this package")
+        if metadata["preprocessing"] not in PREPROCESSINGS:
+            raise ValueError(f"its preprocessing is {metadata['preprocessing']!r}")
         metadata["class_names"] = tuple(metadata["class_names"])
         card = Card(**metadata)
-        if card.preprocessing not in PREPROCESSINGS:
-            raise ValueError(f"its preprocessing is {card.preprocessing!r}")
         architecture = get_architecture(card.architecture)
-        module = architecture.module(**card.options)
+        if stored.metadata is None:
+            raise ValueError("its _METADATA is missing or damaged")
+        module: Any = architecture.module(**card.options)
+        check_layer(architecture, module.last)
         abstract = abstract_variables(module, architecture)
+        _check_shapes(stored.metadata, abstract)
         variables = ocp.load(
             str(folder), jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)
         )
     except Exception as error:
-        raise ValueError(f"{folder} cannot be read as a network: {error}") from error
+        raise ValueError(f"{folder} cannot be read as a network: {' '.join(str(error).split())}") from error
     return Network(module, jax.tree.map(np.asarray, variables), architecture, card)
+
+
+def _check_files(folder: Path) -> None:
+    """Read every stored value once: on damaged files orbax prints a trace for each value that it was about to read."""
+    if (folder / "state").is_dir():
+        store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/state/"}).result()
+        keys = store.list().result()
+        missing = [key.decode() for key in keys if not store.read(key).result().value]
+        if missing or not keys:
+            raise ValueError(f"values are missing ({', '.join(missing[:4]) or 'all'})")
+
+
+def _check_shapes(stored: Any, expected: Any) -> None:
+    """Compare names and shapes of stored variables with those of the module (orbax itself restores any shape)."""
+    there, wanted = (
+        {"/".join(key.key for key in path): tuple(leaf.shape) for path, leaf in leaves}
+        for leaves, _ in map(jax.tree_util.tree_flatten_with_path, (stored, expected))
+    )
+    problems = [
+        f"{name} is {there.get(name, 'missing')}, expected {wanted.get(name, 'none')}"
+        for name in sorted({*there, *wanted})
+        if there.get(name) != wanted.get(name)
+    ]
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise ValueError(f"its variables are not those of its card: {'; '.join(problems[:4])}{more}")

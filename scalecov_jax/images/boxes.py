@@ -26,6 +26,7 @@ from scalecov_jax.images.example import (
 
 IMAGE_FOLDERS = ("JPEGImages", "Images")
 SUFFIXES = (".jpg", ".jpeg", ".png")
+OTHER_CLASS = "another class"
 
 
 class Annotation(NamedTuple):
@@ -222,7 +223,7 @@ def _check_single(labels: list[str], image_class: str) -> None:
     if not labels:
         raise _SkipError("no object", "the annotation lists no object")
     if image_class not in labels:
-        raise _SkipError("another class", ", ".join(sorted(set(labels))))
+        raise _SkipError(OTHER_CLASS, ", ".join(sorted(set(labels))))
     if len(labels) > 1:
         raise _SkipError("several objects", f"{len(labels)} objects: {', '.join(sorted(set(labels)))}")
 
@@ -280,7 +281,7 @@ def _check_enough(
 ) -> None:
     reasons = f"Skipped: {_listed(Counter(count_reasons(skipped)))}"
     # The first bad annotations in full: what is merely another class or a crowd needs no mending.
-    bad = [skip for skip in skipped if skip.reason not in ("another class", "several objects")]
+    bad = [skip for skip in skipped if skip.reason not in (OTHER_CLASS, "several objects")]
     if bad:
         reasons += f" ({'; '.join(f'{skip.name}: {skip.reason}: {skip.detail}' for skip in bad[:3])})"
     if image_class not in present:

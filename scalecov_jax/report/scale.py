@@ -7,6 +7,7 @@ from typing import Any
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiment import ProbeResult
+from scalecov_jax.images.boxes import OTHER_CLASS
 from scalecov_jax.images.example import Skipped, count_reasons
 from scalecov_jax.models.pruning import Pruning, cumulative_parameters
 from scalecov_jax.report import figures, page, sketches, style
@@ -87,7 +88,8 @@ def write_results(
         parts += _architecture_parts(workdir / "figures", network, result, pruning)
     named: dict[str, list[str]] = {}
     for skip in {*skipped, *(skip for _, result, _ in results.values() for skip in result.skipped)}:
-        named.setdefault(skip.reason, []).append(skip.name)
+        if skip.reason != OTHER_CLASS:  # no loss: not what was asked for
+            named.setdefault(skip.reason, []).append(skip.name)
     report = page.Report(
         title,
         " ".join(answers),
