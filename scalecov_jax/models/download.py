@@ -124,9 +124,9 @@ def _download(address: str, part: Path) -> None:
                 while block := response.read(1 << 20):
                     file.write(block)
                     bar.update(len(block))
-                if total and bar.n != total:
+                if total and file.tell() != total:
                     raise ValueError(
-                        f"{address} broke off after {bar.n:,} of {total:,} bytes; run the command again."
+                        f"{address} broke off after {file.tell():,} of {total:,} bytes; run the command again."
                     )
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(f"{address} cannot be downloaded: {error or type(error).__name__}.") from error

@@ -33,6 +33,7 @@ class Layout:
         epsilon: What the source adds to the variances.
         options: Fields of our module that make it compute what the source computes.
         ignored: Tensors without a counterpart: what they are, and a regular expression.
+        absent: Leaves of a block that the source does not have.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Layout:
     epsilon: float
     options: dict[str, Any] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
 
 # Leaf of our tree -> (which of the two names, the source's leaf). Keras 1 names are read as Keras 2's (see weight_files).
@@ -71,9 +73,11 @@ HEAD_LEAVES = {
 
 
 class _Kind(NamedTuple):
-    """An inception block: torchvision's branches in the order in which Keras makes its convolutions, and the order in
+    """An inception block.
 
-    which Keras lists them, by their depth: the n-th of the list is the convolution `listed[n]`.
+    Attributes:
+        branches: torchvision's names of its convolutions, in the order in which Keras makes them.
+        listed: The order in which Keras lists them in a file, by depth: the n-th is the convolution `listed[n]`.
     """
 
     branches: tuple[str, ...]
@@ -186,8 +190,16 @@ _iv3_keras, _iv3_unnamed, _iv3_torch = _inception_tables()
 _r50_keras, _r50_old, _r50_unnamed, _r50_torch = _resnet_tables()
 
 LAYOUTS = (
-    Layout("Keras", "inception_v3", "keras", _iv3_keras, "predictions", 1e-3),
-    Layout("Keras 3 without layer names", "inception_v3", "keras_unnamed", _iv3_unnamed, "dense", 1e-3),
+    Layout("Keras", "inception_v3", "keras", _iv3_keras, "predictions", 1e-3, absent=("bias",)),
+    Layout(
+        "Keras 3 without layer names",
+        "inception_v3",
+        "keras_unnamed",
+        _iv3_unnamed,
+        "dense",
+        1e-3,
+        absent=("bias",),
+    ),
     Layout(
         "torchvision or timm",
         "inception_v3",
@@ -230,6 +242,6 @@ def source_name(layout: Layout, path: tuple[str, ...]) -> str | None:
 
 def all_names(layout: Layout) -> set[str]:
     """Every tensor that a whole file of this layout may hold, without those to be ignored."""
-    leaves = LEAVES[layout.family].values()
+    leaves = [names for leaf, names in LEAVES[layout.family].items() if leaf not in layout.absent]
     names = {getattr(block, part) + suffix for block in layout.blocks.values() for part, suffix in leaves}
     return names | {layout.head + suffix for suffix in HEAD_LEAVES[layout.family].values()}

@@ -91,10 +91,10 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
 
 
 def _recognise(name: str, file: WeightFile, family: Architecture) -> Layout:
-    """The layout that explains most of the file's tensors."""
+    """The layout that explains most of the file's tensors; of equals, one of the wanted architecture."""
     candidates = [layout for layout in LAYOUTS if layout.family == file.family]
     known = {id(layout): len(all_names(layout) & file.tensors.keys()) for layout in candidates}
-    best = max(candidates, key=lambda layout: known[id(layout)])
+    best = max(candidates, key=lambda layout: (known[id(layout)], layout.architecture == family.name))
     if known[id(best)] <= (len(file.tensors) - len(_ignored(file, best))) / 2:
         ours = [layout for layout in candidates if layout.architecture == family.name]
         examples = " or ".join(next(iter(layout.blocks.values())).conv for layout in ours)
@@ -145,7 +145,7 @@ def _head_kernel(layout: Layout) -> list[str]:
 
 
 def _infer_width(file: WeightFile, layout: Layout, family: Architecture) -> float:
-    """The shortest decimal w with round(w f) filters wherever the full network has f; else the first convolution's ratio."""
+    """The shortest decimal w with round(w f) filters wherever the full network has f; else the median ratio."""
     full: Any = flatten_dict(abstract_variables(family.module(), family)["params"], sep="/")
     low, high, ratios = 0.0, np.inf, []
     for path in layout.blocks:
@@ -158,7 +158,7 @@ def _infer_width(file: WeightFile, layout: Layout, family: Architecture) -> floa
             ratios.append(found / filters)
             low, high = max(low, (found - 0.5) / filters), min(high, (found + 0.5) / filters)
     if low > high:
-        return ratios[0] or 1.0
+        return float(np.median(ratios))
     decimals = (round((low + high) / 2, digits) for digits in range(7))
     return next((float(width) for width in decimals if low < width < high), 1.0)
 
@@ -192,12 +192,12 @@ def _fill(
                 wrong.append(f"{source} {list(values.shape)} instead of {list(shape)}")
             filled[path] = values
     problems = [
-        f"{len(found)} tensors {what} ({_some(found)})"
+        f"{len(found)} tensor{'s' * (len(found) > 1)} {what} ({_some(found)})"
         for what, found in (
-            (f"of {_some(_natural({path[1] for path in absent}))} are missing", _natural(absent.values())),
-            ("are unexpected", unexpected),
-            ("have the wrong shape", wrong),
-            ("hold NaN, infinity, negative variances or no floating-point numbers", invalid),
+            (f"missing from {_some(_natural({path[1] for path in absent}))}", _natural(absent.values())),
+            ("unexpected", unexpected),
+            ("of the wrong shape", wrong),
+            ("with NaN, infinity, negative variances or no floating-point numbers", invalid),
         )
         if found
     ]

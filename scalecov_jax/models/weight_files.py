@@ -1,5 +1,6 @@
 """Reading weight files: names and arrays, in the source's own layout, without running anything that a file holds."""
 
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,7 +162,11 @@ def _read_torch(path: Path) -> WeightFile:
             f"Reading {path.name} needs torch: install it (pip install 'scalecov-jax[torch]'), or save the weights as "
             ".safetensors."
         ) from error
-    state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message suggests to switch the protection off.
+        raise ValueError("it is damaged or holds more than tensors, which could run code") from error
     for key in ("state_dict", "model"):
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):

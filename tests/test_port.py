@@ -1,0 +1,497 @@
+"""Ports: every format, both directions of the check, bad files, downloads, and the real weights."""
+
+import csv
+import hashlib
+import http.server
+import pickle
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from PIL import Image
+from safetensors.numpy import save_file
+
+from scalecov_jax import checkpoints
+from scalecov_jax.features import pooled_features
+from scalecov_jax.images.example import decode_image, resize_image
+from scalecov_jax.models import download, parity
+from scalecov_jax.models.architecture import ARCHITECTURES
+from scalecov_jax.models.folding import fold
+from scalecov_jax.models.names import LAYOUTS, source_name
+from scalecov_jax.models.port import checksum, port
+from scalecov_jax.models.pruning import abstract_variables
+
+ROOT = Path(__file__).parents[1]
+WIDTH, CLASSES = 0.125, 5
+REAL = {
+    "inception_v3": ("inception_v3_imagenet2015_to_mixed8.h5", "tf", "mixed8"),
+    "resnet50": ("resnet50_imagenet_int8pruned.h5", "torch", None),
+}
+
+
+def layout_of(name, family, title=None):
+    return next(
+        x for x in LAYOUTS if (x.architecture, x.family) == (name, family) and title in (None, x.title)
+    )
+
+
+def tensors(layout, **options) -> dict[str, np.ndarray]:
+    """Random tensors with the source's names and shapes, in the order of its blocks."""
+    architecture = ARCHITECTURES[layout.architecture]
+    options = {"width": WIDTH, "classes": CLASSES, **layout.options, **options}
+    rng = np.random.default_rng(3)
+    made = {}
+    abstract = flatten_dict(abstract_variables(architecture.module(**options), architecture))
+    for path, leaf in abstract.items():
+        values = rng.uniform(0.1, 1.0, leaf.shape).astype(np.float32)
+        if layout.family == "torch":
+            values = values.transpose(3, 2, 0, 1) if values.ndim == 4 else values.T
+        if source_name(layout, path):
+            made[source_name(layout, path)] = np.ascontiguousarray(values)
+    return made
+
+
+def write_keras(path: Path, values: dict[str, np.ndarray], nested: bool = True, root: str = "") -> Path:
+    with h5py.File(path, "w") as file:
+        for name, tensor in values.items():
+            layer, leaf = name.split("/")
+            file[f"{root}{layer}/{layer}/{leaf}:0" if nested else f"{root}{layer}/{leaf}:0"] = tensor
+    return path
+
+
+@pytest.fixture
+def inception(tmp_path):
+    values = tensors(layout_of("inception_v3", "keras"))
+    return write_keras(tmp_path / "inception.h5", values), values
+
+
+def same(left, right) -> bool:
+    left, right = flatten_dict(left.variables), flatten_dict(right.variables)
+    return left.keys() == right.keys() and all(np.array_equal(left[k], right[k]) for k in left)
+
+
+@pytest.mark.parametrize(("name", "function"), [("inception_v3", "InceptionV3"), ("resnet50", "ResNet50")])
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+def test_files_written_by_keras(name, function, tmp_path):
+    """One Keras model in all of its formats, and its own output against ours."""
+    keras = parity._import_keras()
+    build = getattr(keras.applications, function)
+    keras.layers.Conv2D(1, 1), keras.layers.BatchNormalization()  # Moves the automatic names.
+    model = build(
+        weights=None, input_tensor=keras.Input((96, 96, 3)), classes=CLASSES, classifier_activation=None
+    )
+    rng = np.random.default_rng(5)
+    for layer in model.layers:
+        for variable in layer.weights:
+            if variable.name != "kernel":
+                low, high = (0.5, 1.5) if variable.name in ("gamma", "moving_variance") else (0.05, 0.3)
+                variable.assign(rng.uniform(low, high, variable.shape).astype(np.float32))
+    x = rng.normal(size=(1, 96, 96, 3)).astype(np.float32)
+    with jax.numpy_rank_promotion("allow"):
+        expected = model.predict(x, verbose=0)
+
+    model.save_weights(tmp_path / "keras3.weights.h5")
+    ported = port(tmp_path / "keras3.weights.h5", name, "tf")
+    assert parity.relative_error(parity.capture(ported, x)["pre_softmax"], expected) < 1e-5
+    assert ported.card.options == {"classes": CLASSES}
+
+    model.save(tmp_path / "whole.h5")
+    assert same(port(tmp_path / "whole.h5", name, "tf"), ported)
+
+    with h5py.File(tmp_path / "keras3.weights.h5", "r+") as file:
+        for group in file["layers"].values():
+            del group["vars"].attrs["name"]
+    other = "resnet50" if name == "inception_v3" else "inception_v3"
+    with pytest.raises(ValueError, match=f"holds {name} .* and not {other}"):
+        port(tmp_path / "keras3.weights.h5", other, "tf")
+    nameless = port(tmp_path / "keras3.weights.h5", name, "tf")
+    assert "without layer names" in nameless.card.notes["layout"]
+    assert same(nameless, ported)
+
+
+def test_layouts_of_keras_hdf5(tmp_path):
+    values = tensors(layout_of("inception_v3", "keras"))
+    nested = port(write_keras(tmp_path / "a.h5", values), "inception_v3", "tf")
+    assert nested.card.options == {"width": WIDTH, "classes": CLASSES}
+    assert same(port(write_keras(tmp_path / "b.h5", values, nested=False), "inception_v3", "tf"), nested)
+    whole = write_keras(tmp_path / "c.h5", values, root="model_weights/")
+    assert same(port(whole, "inception_v3", "tf"), nested)
+
+
+def test_resnet_of_before_2019(tmp_path):
+    new = tensors(layout_of("resnet50", "keras"))
+    keras_1 = {"kernel": "W", "bias": "b", "moving_mean": "running_mean", "moving_variance": "running_std"}
+
+    def old_name(name):
+        layer, leaf = name.split("/")
+        if match := re.fullmatch(r"conv(\d)_block(\d)_(\d)_(conv|bn)", layer):
+            stage, block, branch, kind = match.groups()
+            branch = {"0": "1", "1": "2a", "2": "2b", "3": "2c"}[branch]
+            layer = f"{'res' if kind == 'conv' else 'bn'}{stage}{'_abcdef'[int(block)]}_branch{branch}"
+        layer = {"conv1_conv": "conv1", "conv1_bn": "bn_conv1", "predictions": "fc1000"}.get(layer, layer)
+        return f"{layer}/{layer}_{keras_1.get(leaf, leaf)}_1"
+
+    old = {old_name(name): values for name, values in new.items()}
+    expected = port(write_keras(tmp_path / "new.h5", new), "resnet50", "caffe")
+    found = port(write_keras(tmp_path / "old.h5", old, nested=False), "resnet50", "caffe", max_pool_padding=0)
+    assert found.card.options == {"width": WIDTH, "classes": CLASSES, "max_pool_padding": 0}
+    assert found.card.notes["layout"] == "Keras before 2019"
+    found, expected = flatten_dict(found.variables), flatten_dict(expected.variables)
+    for path, values in expected.items():
+        # Its variances had another epsilon added to them.
+        shift = 1e-3 - 1.001e-5 if path[-1] == "var" else 0
+        np.testing.assert_allclose(found[path], values + shift, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("resnet50", "6487a6e40bc7989fd428df875229dae6990a235e6c34110c3ef8ff274d7e1214"),
+        ("inception_v3", "3219087b3cf73148e7ac52388ea5c31b41bea21058518ce0f033fdd1639f70b5"),
+    ],
+)
+def test_names_and_shapes_are_those_of_torchvision(name, digest):
+    """Digests of state_dict() of torchvision 0.29.2 in its order, num_batches_tracked and AuxLogits left out."""
+    layout = layout_of(name, "torch")
+    values = tensors(layout, width=1.0, classes=1000)
+
+    def order(block):  # torchvision makes the shortcut of a block last.
+        return [int(part) for part in re.findall(r"\d+", re.sub(r"_0$", "_4", block))]
+
+    blocks = sorted(layout.blocks, key=order) if name == "resnet50" else layout.blocks
+    keys = [
+        f"{prefix}.{leaf}"
+        for block in blocks
+        for prefix, leaves in zip(
+            layout.blocks[block], (["weight"], ["weight", "bias", "running_mean", "running_var"]), strict=True
+        )
+        for leaf in leaves
+    ]
+    keys += ["fc.weight", "fc.bias"]
+    assert set(keys) == values.keys()
+    lines = "\n".join(f"{key} {list(values[key].shape)}" for key in keys)
+    assert hashlib.sha256(lines.encode()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "resnet50"])
+def test_safetensors_round_trip(name, tmp_path):
+    layout = layout_of(name, "torch")
+    values = tensors(layout)
+    tracked = {f"{names.norm}.num_batches_tracked": np.int64(1) for names in layout.blocks.values()}
+    extra = {key: np.asarray(value) for key, value in tracked.items()}
+    if name == "inception_v3":
+        extra["AuxLogits.fc.weight"] = np.zeros((5, 3), np.float32)
+    save_file({**values, **extra}, tmp_path / "model.safetensors")
+    ported = port(tmp_path / "model.safetensors", name, "torch", class_names=list("abcde"))
+    assert ported.card.options == {"width": WIDTH, "classes": CLASSES, **layout.options}
+    assert ported.card.notes["ignored"]["num_batches_tracked"] == len(layout.blocks)
+    assert ported.card.notes["ignored"].get("AuxLogits", 0) == (name == "inception_v3")
+    assert ported.card.class_names == tuple("abcde")
+    assert ported.card.origin == "model.safetensors"
+    assert ported.card.sha256 == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    used = set()
+    for path, found in flatten_dict(ported.variables).items():
+        source = source_name(layout, path)
+        if source is None:
+            assert path[-1] == "bias"
+            assert not found.any()
+            continue
+        used.add(source)
+        expected = values[source]
+        expected = expected.transpose(2, 3, 1, 0) if expected.ndim == 4 else expected.T
+        if path[-1] == "var":
+            # What matters is the sum with the epsilon: equal in both libraries.
+            epsilons = (layout.epsilon, ported.architecture.epsilon)
+            found, expected = found + epsilons[1], expected + epsilons[0]
+            np.testing.assert_allclose(found, expected, rtol=2e-7)
+        else:
+            np.testing.assert_array_equal(found, expected)
+    assert used == values.keys()
+
+
+def test_pth_is_loaded_without_running_code(tmp_path, monkeypatch):
+    values = tensors(layout_of("resnet50", "torch"))
+    save_file(values, tmp_path / "a.safetensors")
+
+    class Tensor(SimpleNamespace):
+        def numpy(self):
+            return self.values
+
+    def load(path, map_location, weights_only):
+        assert weights_only is True
+        if path.name == "evil.pth":
+            raise pickle.UnpicklingError("Re-running with weights_only=False will likely succeed")
+        return {"state_dict": {f"module.{name}": Tensor(values=tensor) for name, tensor in values.items()}}
+
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(load=load, Tensor=Tensor))
+    for name in ("a.pth", "evil.pth"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04 stands for one")
+    ported = port(tmp_path / "a.pth", "resnet50", "torch")
+    assert same(ported, port(tmp_path / "a.safetensors", "resnet50", "torch"))
+    with pytest.raises(ValueError, match=r"evil\.pth .*could run code") as caught:
+        port(tmp_path / "evil.pth", "resnet50", "torch")
+    assert "weights_only" not in str(caught.value)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"a\.pth needs torch.*\[torch\]"):
+        port(tmp_path / "a.pth", "resnet50", "torch")
+
+
+def test_a_file_without_top_is_refused_for_the_whole_network(tmp_path):
+    layout = layout_of("resnet50", "keras")
+    file = write_keras(tmp_path / "notop.h5", tensors(layout, last="add_16"))
+    with pytest.raises(ValueError, match=r"2 tensors missing from pre_softmax .*--last=add_16\."):
+        port(file, "resnet50", "caffe")
+    ported = port(file, "resnet50", "caffe", "add_16")
+    assert ported.card.options == {"last": "add_16", "width": WIDTH}
+    cut = port(file, "resnet50", "caffe", "add_14")
+    assert cut.card.notes["beyond_last"] == {"add_15": 18, "add_16": 18}
+
+
+def test_all_mismatches_come_in_one_message(inception, tmp_path):
+    _, values = inception
+    del values["conv2d_90/kernel"]
+    values["conv2d_7/kernel"] = values["conv2d_7/kernel"][..., :-1]
+    values["extra/kernel"] = values["conv2d_1/kernel"]
+    values["conv2d_8/kernel"][0, 0, 0, 0] = np.nan
+    values["batch_normalization_9/moving_variance"][:] = -1
+    values["batch_normalization_3/beta"] = np.arange(8)
+    with pytest.raises(ValueError, match="does not fit") as caught:
+        port(write_keras(tmp_path / "bad.h5", values), "inception_v3", "tf")
+    message = str(caught.value)
+    for part in (
+        "bad.h5",
+        "1 tensor missing from mixed10 (conv2d_90/kernel)",
+        "1 tensor unexpected (extra/kernel)",
+        "1 tensor of the wrong shape (conv2d_7/kernel [1, 1, 24, 5] instead of [1, 1, 24, 6])",
+        "3 tensors with NaN, infinity, negative variances or no floating-point numbers",
+        "conv2d_8/kernel",
+        "--last=mixed9",
+    ):
+        assert part in message
+    assert "\n" not in message
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.99])
+def test_truncated_files_are_named(inception, tmp_path, share):
+    content = inception[0].read_bytes()
+    cut = write(tmp_path / "cut.h5", content[: int(len(content) * share)])
+    with pytest.raises(ValueError, match=r"^cut\.h5 "):
+        port(cut, "inception_v3", "tf")
+    save_file(tensors(layout_of("resnet50", "torch")), tmp_path / "whole.safetensors")
+    content = (tmp_path / "whole.safetensors").read_bytes()
+    cut = write(tmp_path / "cut.safetensors", content[: int(len(content) * share)])
+    with pytest.raises(ValueError, match=r"^cut\.safetensors cannot be read as a safetensors file"):
+        port(cut, "resnet50", "torch")
+
+
+def test_files_in_other_formats(inception, tmp_path):
+    evil = pickle.dumps(SystemExit)
+    cases = {
+        "empty.h5": (b"", "is empty"),
+        "text.h5": (b"version https://git-lfs", "begins with b'version '"),
+        "pickle.h5": (evil, "no weight file that can be read"),
+        "pickle.npz": (evil, "no weight file that can be read"),
+        "pickle.safetensors": (evil, "cannot be read as a safetensors file"),
+    }
+    for name, (content, message) in cases.items():
+        with pytest.raises(ValueError, match=re.escape(name)) as caught:
+            port(write(tmp_path / name, content), "inception_v3", "tf")
+        assert message in str(caught.value)
+    with pytest.raises(ValueError, match="is no file"):
+        port(tmp_path / "absent.h5", "inception_v3", "tf")
+    with pytest.raises(ValueError, match="is a folder"):
+        port(tmp_path, "inception_v3", "tf")
+    with h5py.File(tmp_path / "hollow.h5", "w"):
+        pass
+    with pytest.raises(ValueError, match=r"hollow\.h5 holds no weights"):
+        port(tmp_path / "hollow.h5", "inception_v3", "tf")
+    other = write_keras(tmp_path / "vgg.h5", {"block1_conv1/kernel": np.zeros((3, 3, 3, 64), np.float32)})
+    with pytest.raises(ValueError, match=r"vgg\.h5 holds no inception_v3.*block1_conv1/kernel.*conv2d_1"):
+        port(other, "inception_v3", "tf")
+    with h5py.File(tmp_path / "huge.h5", "w") as file:
+        file.create_dataset("conv2d_1/kernel:0", (2**20, 2**20), np.float32, chunks=(1024, 1024))
+    with pytest.raises(ValueError, match=r"huge\.h5 .* claims"):
+        port(tmp_path / "huge.h5", "inception_v3", "tf")
+    nested = {"net/conv2d_1/kernel:0", "net/conv2d_2/kernel:0"}
+    with h5py.File(tmp_path / "nested.h5", "w") as file:
+        for name in nested:
+            file[name] = np.zeros((3, 3, 3, 8), np.float32)
+    with pytest.raises(ValueError, match="a network inside a network"):
+        port(tmp_path / "nested.h5", "inception_v3", "tf")
+
+
+def test_wrong_names_given(inception):
+    file, _ = inception
+    with pytest.raises(ValueError, match=r"holds inception_v3 .* and not resnet50; pass --architecture"):
+        port(file, "resnet50", "tf")
+    with pytest.raises(ValueError, match="did you mean inception_v3"):
+        port(file, "inception_v4", "tf")
+    with pytest.raises(ValueError, match="no layer 'mixed11'"):
+        port(file, "inception_v3", "tf", "mixed11")
+    with pytest.raises(ValueError, match="2 class names were given, and the network has 5 outputs"):
+        port(file, "inception_v3", "tf", class_names=["a", "b"])
+    with pytest.raises(ValueError, match="1 class names were given, and the network has no head"):
+        port(file, "inception_v3", "tf", "mixed3", class_names=["a"])
+    with pytest.raises(ValueError, match="no max_pool_padding"):
+        port(file, "inception_v3", "tf", max_pool_padding=0)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    content = b"x" * 100_000
+
+    def do_GET(self):
+        self.send_response(200 if self.path != "/absent.h5" else 404)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        self.wfile.write(self.content[:50_000] if self.path == "/cut.h5" else self.content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def address():
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_downloads_appear_only_when_complete_and_right(address, tmp_path):
+    md5 = hashlib.md5(Handler.content).hexdigest()
+    folder = tmp_path / "new"
+    file = download.fetch(download.Official(f"{address}/a.h5", md5, True), folder / "a.h5")
+    assert file.read_bytes() == Handler.content
+    gone = download.Official(f"{address}/absent.h5", md5, True)
+    assert download.fetch(gone, file) == file  # It is there already, and right.
+    for path, digest, message in (
+        ("/b.h5", "0" * 32, "not the published"),
+        ("/cut.h5", md5, "broke off after 50,000 of 100,000 bytes"),
+        ("/absent.h5", md5, "cannot be downloaded: HTTP Error 404"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            download.fetch(download.Official(address + path, digest, True), folder / "b.h5")
+    with pytest.raises(ValueError, match="not the published"):
+        download.fetch(download.Official(gone.address, "0" * 32, True), file)
+    assert [path.name for path in folder.iterdir()] == ["a.h5"]
+
+
+def test_the_official_file_that_suits():
+    assert download.choose("inception_v3").md5 == "9a0d58056eeedaa3f26cb7ebd46da564"
+    assert download.choose("inception_v3", "mixed8").address.endswith("_notop.h5")
+    assert download.choose("resnet50", "pre_softmax").top
+    assert "v0.2" in download.choose("resnet50", "add_15", max_pool_padding=0).address
+    with pytest.raises(ValueError, match="add_15"):
+        download.choose("resnet50", "add_151")
+
+
+def script(*arguments):
+    command = [sys.executable, str(ROOT / "scripts" / "port_weights.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+
+
+def test_script_writes_a_checkpoint_or_one_line(inception, tmp_path):
+    file, _ = inception
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd\ne\n")
+    output = tmp_path / "checkpoint"
+    flags = ("--architecture=inception_v3", f"--source={file}", "--preprocessing=tf", f"--output={output}")
+    done = script(*flags, f"--class_names={tmp_path / 'names.txt'}")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"sha256 +" + checksum(file), done.stdout)
+    loaded = checkpoints.load(output)
+    assert same(loaded, port(file, "inception_v3", "tf"))
+    assert loaded.card.class_names == tuple("abcde")
+    refused = script(*flags)
+    assert refused.returncode == 1
+    assert refused.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "--overwrite" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "inception.h5", "names.txt"]
+
+
+@pytest.mark.parametrize("name", list(REAL))
+def test_real_weights_equal_the_reference(shared, name):
+    """Pooled features of 16 photographs at every layer, as an independent implementation computed them."""
+    file, preprocessing, last = REAL[name]
+    ported = port(shared / "weights" / file, name, preprocessing, last)
+    reference = np.load(shared / "reference" / "gap_features_16_cars.npz")
+    folder = shared / "data" / "voc_single" / "JPEGImages"
+    images = jnp.asarray(
+        np.stack([resize_image(decode_image(folder / file), 299) for file in reference["files"]])
+    )
+    ours = {"pool1": "max_pooling2d_1", "pool2": "max_pooling2d_2"}
+    expected = {
+        key.partition("/")[2]: reference[key] for key in reference.files if key.startswith(f"{name}/")
+    }
+    average = expected.pop("avg_pool", None)
+    if average is not None:
+        # It follows add_16, whose ReLU comes before the mean, so it is seen through the head.
+        head = ported.variables["params"]["pre_softmax"]
+        np.testing.assert_allclose(
+            average @ head["kernel"] + head["bias"][None], expected["pre_softmax"], atol=1e-3
+        )
+    layers = tuple(ours.get(layer, layer) for layer in expected)
+    for module, variables in (
+        (ported.module, ported.variables),
+        fold(ported.module, ported.variables, ported.architecture.epsilon),
+    ):
+        found = jax.jit(lambda v, x, m=module: pooled_features(m, v, x, layers, preprocessing))(
+            variables, images
+        )
+        errors = {
+            layer: parity.relative_error(np.asarray(found[ours.get(layer, layer)]), values)
+            for layer, values in expected.items()
+        }
+        print(name, "worst", max(errors.items(), key=lambda item: item[1]))
+        assert max(errors.values()) <= 1e-4, errors
+
+
+def test_real_inception_stops_at_mixed8(shared):
+    file = shared / "weights" / REAL["inception_v3"][0]
+    message = r"74 tensors missing from mixed9, mixed10, pre_softmax .*--last=mixed8\."
+    with pytest.raises(ValueError, match=message):
+        port(file, "inception_v3", "tf")
+
+
+def test_real_resnet_classifies_imagenet(shared):
+    """Shorter side 256, centre crop 224, as torchvision documents for these weights."""
+    ported = port(shared / "weights" / REAL["resnet50"][0], "resnet50", "torch", "pre_softmax")
+    folder = shared / "data" / "imagenet_samples"
+    with (folder / "index.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    labels = np.array([int(row["class_index"]) for row in rows])
+    pixels = [decode_image(folder / "images" / row["file"]) for row in rows]
+
+    def crop(image):
+        scaled = Image.fromarray(image)
+        scale = 256 / min(scaled.size)
+        scaled = scaled.resize(
+            (round(scaled.width * scale), round(scaled.height * scale)), Image.Resampling.BILINEAR
+        )
+        left, top = (scaled.width - 224) // 2, (scaled.height - 224) // 2
+        return np.array(scaled.crop((left, top, left + 224, top + 224)))
+
+    classify = jax.jit(
+        lambda v, x: pooled_features(ported.module, v, x, ("pre_softmax",), "torch")["pre_softmax"].argmax(1)
+    )
+    batch = jnp.asarray(np.stack([crop(image) for image in pixels]))
+    predicted = np.concatenate([classify(ported.variables, part) for part in np.split(batch, 2)])
+    accuracy = float((predicted == labels).mean())
+    print("top-1", accuracy)
+    assert accuracy >= 0.8
