@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from absl import logging
 from scalecov_jax.checkpoints import Network, random_network
 from scalecov_jax.concepts import scale
 from scalecov_jax.features import Features, compute_features
-from scalecov_jax.images.example import Skipped, Source
+from scalecov_jax.images.example import Example, ImageError, Skipped, Source
 from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.pruning import Pruning, count_parameters, cumulative_parameters, prune
 from scalecov_jax.probes import batch
@@ -90,8 +91,11 @@ def probe(
     scores: list[Score] = []
     skipped: list[Skipped] = []
     images, n_train, widths = {}, {}, {}
+    measured = {image_class: scale.measure_all(source) for image_class, source in sources.items()}
+    for measures in measured.values():  # before any forward pass
+        scale.check_measures(measures, [str(index) for index in range(len(measures))])
     for image_class, source in sources.items():
-        measures = scale.measure_all(source)
+        measures = measured[image_class]
         features: dict[str, Features] = {}
         for condition, one in networks.items():
             features[condition] = _cached_features(
@@ -164,13 +168,28 @@ def pruned_network(network: Network, layer: str) -> Network:
 def check_pruning(whole: Network, pruned: Network, source: Source, size: int | None = None) -> Pruning:
     """Count what a cut keeps, and compare features of the whole and the pruned network on four images."""
     layer = pruned.card.options["last"]
-    some = [source[index] for index in range(min(4, len(source)))]
+    some: list[Example] = []
+    for index in range(len(source)):
+        with suppress(ImageError):
+            some.append(source[index])
+        if len(some) == 4:
+            break
     first, second = (
         compute_features(one, some, (layer,), size=size, batch_size=4).values[layer]
         for one in (whole, pruned)
     )
-    before = cumulative_parameters(whole.module, whole.architecture)[whole.architecture.trunk]
-    return Pruning(layer, before, count_parameters(pruned.variables), float(np.abs(first - second).max()))
+    return Pruning(
+        layer,
+        parameters_to_cut(whole, layer),
+        count_parameters(pruned.variables),
+        float(np.abs(first - second).max()),
+    )
+
+
+def parameters_to_cut(whole: Network, layer: str) -> int:
+    """Parameters of the whole network without its classification head, or with it where the cut lies in the head."""
+    trunk = cumulative_parameters(whole.module, whole.architecture)
+    return trunk[whole.architecture.trunk] if layer in trunk else count_parameters(whole.variables)
 
 
 def _records(

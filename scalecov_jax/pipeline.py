@@ -17,7 +17,7 @@ from scalecov_jax.images import scenes
 from scalecov_jax.images.example import Skipped, Source, count_reasons, encode_jpeg
 from scalecov_jax.images.sources import SCENES, open_source
 from scalecov_jax.models.architecture import available_layers, check_layer, get_architecture
-from scalecov_jax.models.pruning import Pruning, count_parameters, cumulative_parameters
+from scalecov_jax.models.pruning import Pruning, count_parameters
 from scalecov_jax.report import page, scale
 from scalecov_jax.report.model_card import write_model_card
 from scalecov_jax.report.provenance import provenance
@@ -116,7 +116,7 @@ def prune_checkpoint(
         )
     pruned = experiment.pruned_network(network, layer)
     checkpoints.save(Path(output), pruned)
-    before = cumulative_parameters(network.module, network.architecture)[network.architecture.trunk]
+    before = experiment.parameters_to_cut(network, layer)
     after = count_parameters(pruned.variables)
     return (
         f"{network.architecture.name} cut after {layer}: {before:,} -> {after:,} parameters "
@@ -202,9 +202,20 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
     for name, missing in (
         ("weights", "a checkpoint folder"),
         ("images", "a folder, tfds:<folder> or scenes"),
+        ("image_class", "names such as car, separated by commas"),
     ):
-        if not settings[name]:
+        if not _names(settings[name]):
             raise ValueError(f"config.{name} is empty; expected {missing}, as in --config.{name}=...")
+    for name in ("scenes", "input_size", "splits", "alphas", "batch_size"):
+        if settings[name] < 1:
+            raise ValueError(f"config.{name} is {settings[name]}; expected at least 1.")
+    if settings["seed"] < 0:
+        raise ValueError(f"config.seed is {settings['seed']}; expected at least 0.")
+    if not 0 < settings["alpha_min"] <= settings["alpha_max"] < np.inf:
+        raise ValueError(
+            f"config.alpha_min is {settings['alpha_min']} and config.alpha_max {settings['alpha_max']}; expected "
+            "0 < alpha_min <= alpha_max."
+        )
     if settings["dtype"] not in _DTYPES:
         raise ValueError(f"config.dtype is {settings['dtype']!r}; expected one of {', '.join(_DTYPES)}.")
     networks = {}

@@ -14,7 +14,9 @@ from scalecov_jax.report import figures, page, sketches, style
 from scalecov_jax.report.scores import write_scores
 from scalecov_jax.selection import Selected, interpolates, select_layers
 
-_PLAIN = {"inception_v3": "InceptionV3", "resnet50": "ResNet50"}
+
+def _plain(architecture: str) -> str:
+    return {"inception_v3": "InceptionV3", "resnet50": "ResNet50"}.get(architecture, architecture)
 
 
 def summarise(result: ProbeResult, pruning: Pruning, skipped: Sequence[Skipped]) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def warnings(result: ProbeResult) -> list[str]:
         layers = [layer for layer, width in result.widths.items() if interpolates(width / n_train)]
         if layers:
             messages.append(
-                f"{_PLAIN[result.architecture]}, {image_class}: at {', '.join(layers)} the number of features D is near the "
+                f"{_plain(result.architecture)}, {image_class}: at {', '.join(layers)} the number of features D is near the "
                 f"number of training images ({n_train}); the R² of least squares there tells of the sample size, not of the "
                 "layer. Read ridge."
             )
@@ -80,7 +82,7 @@ def write_results(
         total = sum(result.images.values())
         images = f"{total} images of {', '.join(result.images)}"
         answers.append(
-            f"{_PLAIN[result.architecture]}: "
+            f"{_plain(result.architecture)}: "
             + page.answer_sentence(
                 "object scale", ridge, len({s.split for s in result.scores}), images, pruning
             )
@@ -108,8 +110,9 @@ def _architecture_parts(
     """One part for all classes when they have equally many images, else one a class."""
     sizes = set(result.n_train.values())
     classes: list[str | None] = [None] if len(sizes) == 1 else [*result.n_train]
+    trunk = cumulative_parameters(network.module, network.architecture)
     sketch = sketches.network_sketch(
-        cumulative_parameters(network.module, network.architecture), pruning.layer
+        trunk, pruning.layer if pruning.layer in trunk else network.architecture.trunk
     )
     style.save(sketch, folder / f"{result.weights}-pruning")
     parts = []
@@ -144,7 +147,7 @@ def _architecture_parts(
             )
         parts.append(
             page.ArchitectureResult(
-                _PLAIN[result.architecture] + (f", {image_class}" if image_class else ""),
+                _plain(result.architecture) + (f", {image_class}" if image_class else ""),
                 f"{count} images of {shown}; {n_train} to train"
                 + (" for each class" if image_class is None and len(result.images) > 1 else "")
                 + f"; weights: {network.card.origin}",
