@@ -19,14 +19,24 @@ def run(main: Callable[[], None]) -> None:
         # orbax reports every file operation; what a person wants to know is in our own lines.
         logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
         if len(arguments) > 1:
-            raise app.UsageError(
-                f"Unexpected arguments: {' '.join(arguments[1:])}; settings look like --config.splits=10."
+            sys.exit(
+                f"error: Unexpected arguments: {' '.join(arguments[1:])}; settings look like --config.splits=10."
             )
         try:
             main()
-        except ValueError as error:
+        except (ValueError, FloatingPointError, OSError) as error:
             if logging.level_debug():
                 raise
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {' '.join(str(error).split()) if isinstance(error, OSError) else error}")
 
-    app.run(wrapped)
+    app.run(wrapped, flags_parser=_parse)
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(arguments)
+    except AttributeError as error:  # ml_collections: AttributeError(KeyError(message)) for an unknown field
+        message = " ".join(str(getattr(error.args[0], "args", error.args)[0]).split())
+        sys.exit(f"error: No such field in the file given by --config: {message}")
+    except (flags.Error, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())} (--help lists the flags)")

@@ -8,14 +8,16 @@ Writes states/ and curve.csv while training, and at the end network/ (a checkpoi
 
 import sys
 
+import command
 from absl import flags
 from command import OVERWRITE, RESUME, WORKDIR, run
 from ml_collections import config_flags
 
 from scalecov_jax import pipeline
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/pretrain.py", "What to train.")
-flags.mark_flag_as_required("workdir")
+CONFIG = config_flags.DEFINE_config_file("config", None, "What to train, such as configs/pretrain.py.")
+flags.adopt_module_key_flags(command)
+flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:

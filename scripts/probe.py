@@ -9,6 +9,7 @@ Writes scores.csv, summary.json, report.html, figures/, pruned/ and features/ to
 
 import sys
 
+import command
 from absl import flags
 from command import OVERWRITE, RESUME, WORKDIR, run
 from ml_collections import config_flags
@@ -16,10 +17,11 @@ from ml_collections import config_flags
 from scalecov_jax import pipeline
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/boxes.py", "The settings; the file explains each of them."
+    "config", None, "The settings, such as configs/boxes.py, which explains each of them."
 )
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run would take in memory and time, and stop.")
-flags.mark_flag_as_required("workdir")
+flags.adopt_module_key_flags(command)
+flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:

@@ -8,14 +8,16 @@ Writes scores.csv, summary.json, report.html, figures/, pruned/ and features/ to
 
 import sys
 
+import command
 from absl import flags
 from command import OVERWRITE, RESUME, WORKDIR, run
 from ml_collections import config_flags
 
 from scalecov_jax import pipeline
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "The experiment.")
-flags.mark_flag_as_required("workdir")
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, such as configs/demo.py.")
+flags.adopt_module_key_flags(command)
+flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
