@@ -1,0 +1,468 @@
+"""The main job end to end: its files, that they can be trusted, and how it fails."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import groupby
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_network import LAYERS, random_network
+
+from scalecov_jax import checkpoints, pipeline
+from scalecov_jax.experiment import probe
+from scalecov_jax.features import compute_features
+from scalecov_jax.images.sources import open_source
+from scalecov_jax.report.scores import read_scores
+from scalecov_jax.selection import select_layers
+
+CLASSES = ("striped_disc", "ringed_star")
+TRUNK = LAYERS[:3]
+SPLITS = 3
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "some_weights"
+    checkpoints.save(folder, random_network())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(weights):
+    return {
+        "title": "A test",
+        "architecture": "tiny",
+        "weights": str(weights),
+        "images": "scenes",
+        "image_class": ", ".join(CLASSES),
+        "scenes": 80,
+        "layers": ",".join(TRUNK),
+        "input_size": 32,
+        "splits": SPLITS,
+        "seed": 5,
+        "alpha_min": 0.1,
+        "alpha_max": 1e4,
+        "alphas": 4,
+        "batch_size": 16,
+        "dtype": "float32",
+    }
+
+
+def run(settings, workdir, **options):
+    return pipeline.run(settings, str(workdir), command=["probe.py", "--seed=5"], **options)
+
+
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory):
+    """A finished run and what it told."""
+    workdir = tmp_path_factory.mktemp("runs") / "first"
+    return workdir, run(settings, workdir)
+
+
+def summary_of(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def refused(settings, workdir, message, **options):
+    """The run fails with one line that matches, and nothing is written."""
+    with pytest.raises(ValueError, match=message) as error:
+        run(settings, workdir, **options)
+    assert "\n" not in str(error.value)
+    assert not (workdir / "scores.csv").exists()
+
+
+# What is written
+
+
+def test_all_files_are_there(finished):
+    workdir, table = finished
+    names = {str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file()}
+    assert {"scores.csv", "summary.json", "report.html", "config.json"} <= names
+    assert {
+        f"features/some_weights-{image_class}-{condition}.npz"
+        for image_class in CLASSES
+        for condition in ("trained", "random_weights")
+    } == {name for name in names if name.startswith("features/")}
+    for ending in ("png", "svg"):
+        assert f"figures/some_weights-all-ridge.{ending}" in names
+        assert f"figures/some_weights-all-ols.{ending}" in names
+        assert f"figures/some_weights-pruning.{ending}" in names
+    page = (workdir / "report.html").read_text()
+    assert "tiny" in page
+    assert "The scenes" in page
+    assert str(workdir / "report.html") in table
+
+
+def test_scores_have_one_row_for_everything(finished):
+    workdir, _ = finished
+    with (workdir / "scores.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert (
+        ",".join(header)
+        == "architecture,weights,condition,concept,image_class,layer,split,estimator,alpha,r2"
+    )
+    assert len(rows) == len(CLASSES) * len(TRUNK) * SPLITS * 3 * 2
+    scores = read_scores(workdir / "scores.csv")
+    keys = {(s.condition, s.image_class, s.layer, s.split, s.estimator) for s in scores}
+    assert len(keys) == len(rows)
+    assert {(s.architecture, s.weights, s.concept) for s in scores} == {("tiny", "some_weights", "scale")}
+    assert {s.condition for s in scores} == {"trained", "random_weights", "shuffled_measure"}
+    assert {s.layer for s in scores} == set(TRUNK)
+    assert {s.alpha is None for s in scores if s.estimator == "ols"} == {True}
+    assert {s.alpha for s in scores if s.estimator == "ridge"} <= set(np.geomspace(0.1, 1e4, 4))
+    assert max(s.r2 for s in scores) <= 1
+
+
+def test_summary_agrees_with_the_scores(finished):
+    workdir, table = finished
+    summary = summary_of(workdir)
+    assert set(summary["selected"]) == {"ols", "ridge"}
+    for one in select_layers(read_scores(workdir / "scores.csv"), TRUNK):
+        written = summary["selected"][one.estimator]
+        assert written == {"layer": one.layer, "r2_mean": one.r2_mean, "r2_sd": one.r2_sd}
+        assert one.layer in table
+    assert (summary["architecture"], summary["weights"]) == ("tiny", "some_weights")
+    assert summary["images"] == dict.fromkeys(CLASSES, 80)
+    assert summary["n_train"] == dict.fromkeys(CLASSES, 56)
+    assert summary["widths"] == {"stem": 8, "block_1": 16, "block_2": 32}
+    assert summary["skipped"] == {}
+    # 56 images to train: of the widths 8, 16 and 32 only the last is more than half of that.
+    assert len(summary["warnings"]) == len(CLASSES)
+    assert all("at block_2 the number" in warning for warning in summary["warnings"])
+
+
+def test_provenance_tells_how_to_repeat_the_run(finished, settings):
+    provenance = summary_of(finished[0])["provenance"]
+    assert provenance["command"] == "probe.py --seed=5"
+    assert provenance["seed"] == "5"
+    assert json.loads(provenance["config"]) == settings
+    for name in ("date", "wall time", "device", "versions", "weights"):
+        assert provenance[name]
+    assert "some_weights: tests" in provenance["weights"]
+
+
+def test_pruned_network_gives_the_captured_feature(finished, weights):
+    workdir, _ = finished
+    summary = summary_of(workdir)
+    layer = summary["selected"]["ridge"]["layer"]
+    pruned = checkpoints.load(workdir / "pruned" / "some_weights")
+    assert pruned.module.last == pruned.card.notes["pruned_after"] == layer
+    source, _ = open_source("scenes", CLASSES[0], count=80, seed=5, size=32)
+    output = compute_features(pruned, source, (layer,), batch_size=16)
+    with np.load(workdir / "features" / f"some_weights-{CLASSES[0]}-trained.npz") as cached:
+        np.testing.assert_allclose(output.values[layer], cached[f"layer_{layer}"], rtol=1e-4, atol=1e-5)
+    # Counted by hand: convolutions without bias, normalisations with bias, mean and variance, no head.
+    parameters = np.cumsum([3 * 9 * 8 + 3 * 8, 8 * 9 * 16 + 3 * 16, 16 * 9 * 32 + 3 * 32])
+    assert summary["pruning"]["layer"] == layer
+    assert summary["pruning"]["parameters_before"] == parameters[2]
+    assert summary["pruning"]["parameters_after"] == parameters[TRUNK.index(layer)]
+    assert summary["pruning"]["max_difference"] < 1e-4
+
+
+# Repeating and resuming
+
+
+def test_same_seed_same_bytes(finished, settings, tmp_path):
+    run(settings, tmp_path / "second")
+    assert (tmp_path / "second" / "scores.csv").read_bytes() == (finished[0] / "scores.csv").read_bytes()
+
+
+def test_resume_computes_no_feature_twice(finished, settings):
+    workdir, _ = finished
+    expected = (workdir / "scores.csv").read_bytes()
+    (workdir / "scores.csv").unlink()
+    untouched = sorted((workdir / "features").iterdir())
+    times = [path.stat().st_mtime_ns for path in untouched]
+    redone = workdir / "features" / f"some_weights-{CLASSES[0]}-random_weights.npz"
+    redone.unlink()
+    redone.with_suffix(".partial.npz").write_bytes(b"PK\3\4 half of a file")  # as a kill leaves it
+    run(settings, workdir, resume=True)
+    assert (workdir / "scores.csv").read_bytes() == expected
+    assert sorted((workdir / "features").iterdir()) == untouched
+    for path, before in zip(untouched, times, strict=True):
+        assert (path.stat().st_mtime_ns == before) == (path != redone)
+
+
+def test_existing_workdir_is_refused_and_other_settings_are_named(finished, settings):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    with pytest.raises(ValueError, match="first exists; pass --resume"):
+        run(settings, workdir)
+    with pytest.raises(ValueError, match=r"cannot be resumed \(seed: 5, now 6; splits: 3, now 2\)"):
+        run({**settings, "seed": 6, "splits": 2}, workdir, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_dry_run_writes_nothing(settings, tmp_path):
+    text = run(settings, tmp_path / "dry", estimate_only=True)
+    assert not (tmp_path / "dry").exists()
+    # 160 images, 8 + 16 + 32 features, 4 bytes, two passes
+    assert f"features {2 * 4 * 160 * 56 / 1e6:.1f} MB" in text
+    assert "160 images of striped_disc, ringed_star" in text
+    assert "images/s" in text
+    assert " s at " in text
+
+
+# Several networks, other layers and precision
+
+
+def test_several_networks_and_half_precision(settings, weights, tmp_path):
+    checkpoints.save(tmp_path / "other", random_network(seed=1, last="block_1"))
+    changed = {
+        **settings,
+        "architecture": "",
+        "weights": f"{weights},{tmp_path / 'other'}",
+        "layers": "",
+        "image_class": CLASSES[0],
+        "dtype": "bfloat16",
+    }
+    run(changed, tmp_path / "both")
+    summary = summary_of(tmp_path / "both")
+    assert set(summary["networks"]) == {"some_weights", "other"}
+    assert list(summary["networks"]["some_weights"]["widths"]) == list(LAYERS)
+    assert list(summary["networks"]["other"]["widths"]) == ["stem", "block_1"]
+    scores = read_scores(tmp_path / "both" / "scores.csv")
+    assert len(scores) == (len(LAYERS) + 2) * SPLITS * 3 * 2
+    for name, layers in (("some_weights", LAYERS), ("other", LAYERS[:2])):
+        layer = summary["networks"][name]["selected"]["ridge"]["layer"]
+        assert layer in layers
+        assert checkpoints.load(tmp_path / "both" / "pruned" / name).module.last == layer
+        text = pipeline.prune_checkpoint(
+            str(weights if name == "some_weights" else tmp_path / "other"),
+            str(tmp_path / f"cut_{name}"),
+            None,
+            str(tmp_path / "both"),
+        )
+        assert f"cut after {layer}" in text
+
+
+def test_probe_is_pure(settings):
+    """`experiment.probe` without files: the same seed gives the same scores; another seed does not."""
+    source, _ = open_source("scenes", CLASSES[0], count=80, seed=5, size=32)
+
+    def scores(seed):
+        result = probe(
+            random_network(),
+            "w",
+            {CLASSES[0]: source},
+            layers=("block_1",),
+            splits=2,
+            seed=seed,
+            batch_size=16,
+            dtype=jnp.float32,
+        )
+        return result.scores
+
+    assert scores(1) == scores(1) != scores(2)
+
+
+# Photographs
+
+
+def write_voc(folder, boxes, broken=()):
+    """Noise images of 32 pixels whose boxes have the given sides."""
+    rng = np.random.default_rng(0)
+    for part in ("Annotations", "JPEGImages"):
+        (folder / part).mkdir(parents=True)
+    for index, side in enumerate(boxes):
+        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        pixels[:side, :side] = 255 - 6 * side
+        path = folder / "JPEGImages" / f"{index:02d}.png"
+        Image.fromarray(pixels).save(path)
+        if index in broken:
+            path.write_bytes(path.read_bytes()[:1000])
+        (folder / "Annotations" / f"{index:02d}.xml").write_text(
+            f"<annotation><filename>{path.name}</filename><object><name>car</name><bndbox><xmin>1</xmin><ymin>1"
+            f"</ymin><xmax>{side}</xmax><ymax>{side}</ymax></bndbox></object></annotation>"
+        )
+    return folder
+
+
+@pytest.fixture
+def photographs(settings, tmp_path):
+    return {**settings, "images": str(tmp_path / "voc"), "image_class": "car"}
+
+
+def test_scale_is_found_and_its_shuffled_control_is_not(photographs, tmp_path):
+    write_voc(tmp_path / "voc", range(4, 28))
+    run(photographs, tmp_path / "run")
+    means = {
+        condition: np.mean([s.r2 for s in scores if s.estimator == "ridge"])
+        for condition, scores in groupby(
+            sorted(read_scores(tmp_path / "run" / "scores.csv")), lambda score: score.condition
+        )
+    }
+    assert means["trained"] > 0.7
+    assert means["random_weights"] > 0.5
+    assert means["shuffled_measure"] < 0.2
+
+
+def test_truncated_images_are_counted_and_named(photographs, tmp_path):
+    write_voc(tmp_path / "voc", range(4, 28), broken=(3, 17))
+    run(photographs, tmp_path / "run")
+    summary = summary_of(tmp_path / "run")
+    assert summary["skipped"] == {"unreadable image": 2}
+    assert summary["images"] == {"car": 22}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "03.png" in page
+    assert "17.png" in page
+    with np.load(tmp_path / "run" / "features" / "some_weights-car-trained.npz") as features:
+        np.testing.assert_array_equal(features["indices"], [i for i in range(24) if i not in (3, 17)])
+    before = (tmp_path / "run" / "scores.csv").read_bytes()
+    run(photographs, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "scores.csv").read_bytes() == before
+    assert summary_of(tmp_path / "run")["skipped"] == {"unreadable image": 2}
+
+
+PROBE = """
+import json, sys
+import tiny_network
+from scalecov_jax import pipeline
+
+pipeline.run(json.loads(sys.argv[1]), sys.argv[2], command=["probe.py"])
+"""
+
+
+def test_killed_run_is_resumed_to_the_same_bytes(photographs, tmp_path):
+    write_voc(tmp_path / "voc", range(4, 28))
+    workdir = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROBE, json.dumps(photographs), workdir],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not (workdir / "features" / "some_weights-car-trained.npz").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (workdir / "scores.csv").exists()
+    assert len(list((workdir / "features").glob("*.npz"))) < 3
+    refused(photographs, workdir, "pass --resume")
+    run(photographs, workdir, resume=True)
+    run(photographs, tmp_path / "unbroken")
+    assert (workdir / "scores.csv").read_bytes() == (tmp_path / "unbroken" / "scores.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("boxes", "broken", "change", "message"),
+    [
+        (range(4, 13), (), {}, "9 usable images .* at least 10"),
+        (range(4, 16), (0, 1, 2), {}, "measured on 9 images; at least 10"),
+        ([8] * 24, (), {}, r"is 0\.0625 for all 24 images"),
+        (range(4, 28), (), {"image_class": "cat"}, "no object of class 'cat'.*car"),
+        (
+            range(4, 28),
+            (),
+            {"images": "/nowhere/VOC2007"},
+            "no such folder; expected the subfolders Annotations",
+        ),
+    ],
+)
+def test_photographs_that_cannot_be_used(photographs, tmp_path, boxes, broken, change, message):
+    write_voc(tmp_path / "voc", boxes, broken)
+    refused({**photographs, **change}, tmp_path / "run", message)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "tinny"}, "did you mean tiny"),
+        ({"architecture": "resnet50"}, "some_weights holds tiny, but config.architecture is resnet50"),
+        ({"layers": "stem,block_3"}, "no layer 'block_3'; did you mean block_"),
+        ({"weights": ""}, "config.weights is empty; expected a checkpoint folder"),
+        ({"weights": " , "}, "config.weights is empty"),
+        ({"weights": "/nowhere/weights"}, "/nowhere/weights is no folder; expected a checkpoint"),
+        ({"images": ""}, "config.images is empty"),
+        ({"image_class": ""}, "config.image_class is empty"),
+        ({"image_class": "ringed_disk"}, "did you mean ringed_disc"),
+        ({"scenes": 0}, "config.scenes is 0; expected at least 1"),
+        ({"splits": 0}, "config.splits is 0"),
+        ({"alphas": 0}, "config.alphas is 0"),
+        ({"batch_size": -1}, "config.batch_size is -1"),
+        ({"input_size": 0}, "config.input_size is 0"),
+        ({"seed": -1}, "config.seed is -1"),
+        ({"alpha_min": 0.0}, "0 < alpha_min <= alpha_max"),
+        ({"alpha_max": 0.01}, "0 < alpha_min <= alpha_max"),
+        ({"dtype": "float16"}, "'float16'; expected one of float32, bfloat16"),
+    ],
+)
+def test_settings_that_cannot_be_used(settings, tmp_path, change, message):
+    refused({**settings, **change}, tmp_path / "run", message)
+
+
+def test_two_weights_of_one_name(settings, weights, tmp_path):
+    checkpoints.save(tmp_path / "some_weights", random_network(seed=1))
+    refused(
+        {**settings, "weights": f"{weights},{tmp_path / 'some_weights'}"},
+        tmp_path / "run",
+        "Two weights are called",
+    )
+
+
+def test_pruned_weights_have_no_later_layer(settings, tmp_path):
+    checkpoints.save(tmp_path / "cut", random_network(last="stem"))
+    changed = {**settings, "weights": str(tmp_path / "cut"), "layers": "block_1"}
+    refused(changed, tmp_path / "run", "stops at stem, before 'block_1'; choose one of stem")
+
+
+# Pruning
+
+
+@pytest.mark.parametrize("estimator", ["ols", "ridge"])
+def test_prune_by_scores(finished, weights, tmp_path, estimator):
+    layer = summary_of(finished[0])["selected"][estimator]["layer"]
+    text = pipeline.prune_checkpoint(str(weights), str(tmp_path / "cut"), None, str(finished[0]), estimator)
+    assert f"tiny cut after {layer}" in text
+    assert checkpoints.load(tmp_path / "cut").module.last == layer
+
+
+def test_prune_by_layer(weights, tmp_path):
+    text = pipeline.prune_checkpoint(str(weights), str(tmp_path / "cut"), "block_1", None)
+    assert text.startswith(
+        "tiny cut after block_1: 6,144 -> 1,440 parameters (76.56 % less than without its head)"
+    )
+    head = pipeline.prune_checkpoint(str(weights), str(tmp_path / "head"), "softmax", None)
+    assert "6,309 -> 6,309 parameters (0.00 % less" in head
+    with pytest.raises(ValueError, match="cut exists"):
+        pipeline.prune_checkpoint(str(weights), str(tmp_path / "cut"), "stem", None)
+    with pytest.raises(ValueError, match="no layer 'block_11'; did you mean block_1"):
+        pipeline.prune_checkpoint(str(weights), str(tmp_path / "other"), "block_11", None)
+    with pytest.raises(ValueError, match="stops at block_1, before 'block_2'"):
+        pipeline.prune_checkpoint(str(tmp_path / "cut"), str(tmp_path / "other"), "block_2", None)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("summary", "message"),
+    [
+        (None, "holds no layer selected by ridge for some_weights"),
+        ("{", "holds no layer"),
+        (
+            '{"selected": {"ols": {"layer": "stem"}}, "architecture": "tiny"}',
+            "holds no layer selected by ridge",
+        ),
+        ('{"networks": {"other": {}}}', "for some_weights"),
+        ('{"selected": {"ridge": {"layer": "add_1"}}, "architecture": "resnet50"}', "is about resnet50, but"),
+    ],
+)
+def test_scores_that_choose_no_layer(weights, tmp_path, summary, message):
+    if summary is not None:
+        (tmp_path / "summary.json").write_text(summary)
+    with pytest.raises(ValueError, match=message):
+        pipeline.prune_checkpoint(str(weights), str(tmp_path / "cut"), None, str(tmp_path))
+    assert not (tmp_path / "cut").exists()
