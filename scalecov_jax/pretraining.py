@@ -118,7 +118,7 @@ def train(
 ) -> TrainState:
     """Train to the end, or go on from the last checkpoint in `folder`: the bits are those of an unbroken training.
 
-    Writes `folder/states` (every `save_every` steps) and `folder/curve.csv` (every `log_every` steps).
+    Writes `folder/states` (every `save_every` steps) and `folder/curve.csv` (every `log_every` steps), whose clock goes on too.
 
     Raises:
         FloatingPointError: The loss is not finite; names the step.
@@ -137,7 +137,10 @@ def train(
             state = checkpointer.load(abstract_state=state)
         if curve.tell() == 0:
             curve.write("step,images,loss,top1,seconds\n")
-        first, start, window = int(state.step), time.monotonic(), []
+            curve.flush()
+        earlier = (folder / "curve.csv").read_text().splitlines()[-1].rpartition(",")[2]
+        start = time.monotonic() - (0.0 if earlier == "seconds" else float(earlier))
+        first, window = int(state.step), []
         with tqdm(total=steps * batch_size, initial=first * batch_size, unit="img") as bar:
             for number in range(first + 1, steps + 1):
                 state, metrics = step(state, jax.random.fold_in(key, 1))
@@ -171,10 +174,13 @@ def held_out_accuracy(
     results = [batch(variables, jax.random.fold_in(key, number)) for number in range(-(-count // 128))]
     correct, ratio = (np.concatenate(values)[:count] for values in zip(*jax.device_get(results), strict=True))
     edges = np.geomspace(scenes.SMALLEST, scenes.LARGEST, 6)
+    bins = np.digitize(ratio, edges[1:-1])
     parts = {"all": np.ones(count, bool)}
-    for low, high in itertools.pairwise(edges):
-        parts[f"{low:.3f}-{high:.3f}"] = (ratio >= low) & (ratio <= high)
-    return {name: (float(correct[part].mean()), int(part.sum())) for name, part in parts.items()}
+    for number, (low, high) in enumerate(itertools.pairwise(edges)):
+        parts[f"{low:.3f}-{high:.3f}"] = bins == number
+    return {
+        name: (float(correct[part].mean()), int(part.sum())) for name, part in parts.items() if part.any()
+    }
 
 
 def _classify(
