@@ -1,0 +1,223 @@
+"""Training on scenes: it learns, survives a kill to the same bits, and says when it fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_network import Tiny
+
+from scalecov_jax import checkpoints, pretraining
+from scalecov_jax.images import scenes
+from scalecov_jax.report.model_card import read_curve, training_seconds
+
+SETTINGS = {
+    "architecture": "tiny",
+    "width": 0.5,
+    "size": 32,
+    "batch_size": 4,
+    "steps": 48,
+    "learning_rate": 3e-3,
+    "warmup": 4,
+    "weight_decay": 0.02,
+    "seed": 3,
+    "log_every": 2,
+    "save_every": 4,
+    "held_out": 40,
+}
+PRETRAIN = """
+import json, sys
+import tiny_network
+from scalecov_jax import pipeline
+
+resume = sys.argv[3:] == ["--resume"]
+print(pipeline.pretrain(json.loads(sys.argv[1]), sys.argv[2], command=["pretrain.py", "--seed=3"], resume=resume))
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Of processes that compile once for all of them."""
+    return os.environ | {
+        "PYTHONPATH": str(Path(__file__).parent),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def start(environment, folder, *options, **pipes):
+    command = [sys.executable, "-c", PRETRAIN, json.dumps(SETTINGS), str(folder), *options]
+    return subprocess.Popen(command, env=environment, text=True, **pipes)
+
+
+@pytest.fixture(scope="module")
+def unbroken(environment, tmp_path_factory):
+    """A whole training, and what it told."""
+    folder = tmp_path_factory.mktemp("training") / "unbroken"
+    process = start(environment, folder, stdout=subprocess.PIPE)
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    return folder, told
+
+
+@pytest.fixture
+def noise(monkeypatch):
+    """Noise in place of scenes, whose rendering takes longest to compile."""
+
+    def draw(key, count, size=128, smallest=scenes.SMALLEST):
+        classes, ratios, pixels = jax.random.split(key, 3)
+        log_ratio = jax.random.uniform(
+            ratios, (count,), minval=jnp.log(smallest), maxval=jnp.log(scenes.LARGEST)
+        )
+        return (
+            jax.random.bits(pixels, (count, size, size, 3), jnp.uint8),
+            jax.random.randint(classes, (count,), 0, len(scenes.CLASSES)),
+            jnp.exp(log_ratio),
+        )
+
+    monkeypatch.setattr(scenes, "draw", draw)
+
+
+def assert_same_bits(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        assert a.tobytes() == b.tobytes()
+
+
+def test_killed_training_goes_on_to_the_same_bits(unbroken, environment, tmp_path):
+    folder = tmp_path / "killed"
+    process = start(environment, folder)
+    try:
+        deadline = time.monotonic() + 240
+        while not (folder / "states" / "8").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (folder / "network").exists()
+    reached = read_curve(folder / "curve.csv")["step"][-1]
+    assert 8 <= reached < SETTINGS["steps"]
+    rows_before = (folder / "curve.csv").read_text().splitlines()
+
+    assert start(environment, folder, "--resume", stdout=subprocess.DEVNULL).wait(300) == 0
+    resumed, whole = (checkpoints.load(path / "network") for path in (folder, unbroken[0]))
+    assert_same_bits(resumed.variables, whole.variables)
+    assert resumed.card == whole.card
+    rows = (folder / "curve.csv").read_text().splitlines()
+    assert rows[: len(rows_before)] == rows_before
+    curve, expected = (read_curve(path / "curve.csv") for path in (folder, unbroken[0]))
+    for name in ("step", "images", "loss", "top1"):
+        np.testing.assert_array_equal(curve[name], expected[name])
+    # The clock of the second sitting goes on where that of the first stopped.
+    seconds = [float(row.split(",")[-1]) for row in rows[1:]]
+    assert (np.diff(seconds) >= 0).all()
+    assert training_seconds(folder / "curve.csv") == seconds[-1]
+
+
+def test_curve(unbroken):
+    text = (unbroken[0] / "curve.csv").read_text()
+    assert text.splitlines()[0] == "step,images,loss,top1,seconds"
+    curve = read_curve(unbroken[0] / "curve.csv")
+    np.testing.assert_array_equal(curve["step"], np.arange(2, 49, 2))
+    np.testing.assert_array_equal(curve["images"], 4 * curve["step"])
+    assert 2 < curve["loss"][0] < 4  # log(16) is 2.8
+    assert ((curve["top1"] >= 0) & (curve["top1"] <= 1)).all()
+    assert (np.diff(curve["seconds"]) >= 0).all()
+
+
+def test_network_and_its_card(unbroken):
+    folder, told = unbroken
+    network = checkpoints.load(folder / "network")
+    assert network.card.architecture == "tiny"
+    assert network.card.options == {"width": 0.5, "classes": 16}
+    assert network.card.class_names == scenes.CLASSES
+    assert (network.card.preprocessing, network.card.input_size) == ("tf", 32)
+    assert network.card.notes["images_seen"] == 4 * 48
+    assert f"{folder / 'network'}" in told
+
+    text = (folder / "tiny.md").read_text()
+    top1 = network.card.notes["held_out_top1"]
+    for fact in (
+        "# tiny, width 0.5",
+        f"**Held-out top-1: {100 * top1:.1f} %** on 40 scenes",
+        "`pretrain.py --seed=3`",
+        "| seed | 3 |",
+        "192 in 48 steps of 4",
+        scenes.CLASSES[-1],
+        "| hardware | 1 x ",
+    ):
+        assert fact in text
+    assert (folder / "tiny-curve.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{100 * top1:.1f} %" in told
+
+
+def biased_network(class_id):
+    """A network that always answers the same class."""
+    module = Tiny(last="pre_softmax", classes=len(scenes.CLASSES), width=0.25)
+    variables = jax.tree.map(
+        jnp.zeros_like, jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    )
+    variables["params"]["pre_softmax"]["bias"] = jnp.zeros(len(scenes.CLASSES)).at[class_id].set(1.0)
+    return module, variables
+
+
+def test_held_out_accuracy_counts_every_scene_once(noise):
+    parts = [
+        pretraining.held_out_accuracy(*biased_network(class_id), seed=0, count=200, size=32)
+        for class_id in range(2)
+    ]
+    for accuracy in parts:
+        top1, count = accuracy.pop("all")
+        assert count == 200
+        assert len(accuracy) == 5
+        assert sum(n for _, n in accuracy.values()) == 200
+        assert sum(share * n for share, n in accuracy.values()) == pytest.approx(200 * top1)
+        assert all(abs(n - 40) < 5 * np.sqrt(40) for _, n in accuracy.values())
+        assert 0.01 < top1 < 0.15  # 1 / 16
+    assert list(accuracy) == ["0.020-0.043", "0.043-0.092", "0.092-0.196", "0.196-0.420", "0.420-0.900"]
+
+
+def test_held_out_accuracy_of_few_scenes_leaves_empty_parts_out(noise):
+    accuracy = pretraining.held_out_accuracy(*biased_network(0), seed=0, count=2, size=32)
+    assert 2 <= len(accuracy) <= 3
+    assert np.isfinite([share for share, _ in accuracy.values()]).all()
+
+
+def test_curriculum_ends_at_the_smallest_object():
+    ratios = [float(pretraining.smallest_ratio(jnp.asarray(step), 1000)) for step in (0, 125, 250, 1000)]
+    np.testing.assert_allclose(
+        ratios, [0.3, np.sqrt(0.3 * scenes.SMALLEST), scenes.SMALLEST, scenes.SMALLEST], rtol=1e-5
+    )
+
+
+def train(folder, learning_rate, **options):
+    module = Tiny(last="pre_softmax", classes=len(scenes.CLASSES), width=0.25)
+    defaults = {"seed": 0, "steps": 6, "batch_size": 4, "size": 32, "log_every": 3, "save_every": 6}
+    optimizer = pretraining.make_optimizer(learning_rate, 6, 1, 0.02)
+    return pretraining.train(module, optimizer, folder, **(defaults | options))
+
+
+def test_training_changes_every_variable(noise, tmp_path):
+    state = train(tmp_path, 1e-3)
+    module = Tiny(last="pre_softmax", classes=len(scenes.CLASSES), width=0.25)
+    optimizer = pretraining.make_optimizer(1e-3, 6, 1, 0.02)
+    fresh = pretraining.initial_state(module, optimizer, jax.random.fold_in(jax.random.key(0), 0), 32)
+    assert int(state.step) == 6
+    for before, after in zip(jax.tree.leaves(fresh[:2]), jax.tree.leaves(state[:2]), strict=True):
+        assert (before != after).any()
+
+
+def test_loss_that_is_not_finite_stops_with_the_step(noise, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"The loss is (nan|inf) at step 3; lower the learning rate"):
+        train(tmp_path, 1e30)
+    assert (tmp_path / "curve.csv").read_text() == "step,images,loss,top1,seconds\n"
