@@ -28,13 +28,14 @@ def convolve(
         stride: Step in pixels along both axes.
         padding: SAME, VALID, or the number of zeros on every side.
     """
-    if kernel.shape[:2] == (1, 1):
+    if kernel.shape[:2] == (1, 1) and padding in ("SAME", "VALID", 0):
         if stride > 1:
             x = x[:, ::stride, ::stride]
         return jnp.einsum("nhwc,cd->nhwd", x, kernel[0, 0])
     height, width = kernel.shape[:2]
-    if padding == "VALID" and stride == 1:
-        return convolve(x, kernel)[:, height // 2 : -(height // 2), width // 2 : -(width // 2)]
+    if padding == "VALID" and stride == 1 and height % 2 == width % 2 == 1:
+        top, left = height // 2, width // 2
+        return convolve(x, kernel)[:, top : x.shape[1] - top, left : x.shape[2] - left]
     pads = [(padding, padding)] * 2 if isinstance(padding, int) else padding
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")

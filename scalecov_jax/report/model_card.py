@@ -20,14 +20,6 @@ def read_curve(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array([by_step[step][name] for step in sorted(by_step)]) for name in rows[0]}
 
 
-def training_seconds(path: Path) -> float:
-    """Wall time of all sittings of a training: its clock starts at 0 in each."""
-    with path.open(newline="") as file:
-        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
-    ends = [a for a, b in zip(seconds, [*seconds[1:], 0.0], strict=True) if b < a]
-    return sum(ends)
-
-
 def write_model_card(
     stem: Path,
     network: Network,
@@ -56,7 +48,6 @@ def write_model_card(
     )
     style.save(figure, Path(f"{stem}-curve"))
     top1, count = accuracy["all"]
-    seconds = training_seconds(curve)
     rows = "\n".join(f"| {name} | {100 * value:.1f} % | {n} |" for name, (value, n) in accuracy.items())
     Path(f"{stem}.md").write_text(
         f"""# {network.architecture.name}, width {settings["width"]}, trained on scenes
@@ -81,7 +72,7 @@ scalecov_jax; it knows nothing of photographs.
 | optimiser | AdamW, weight decay {settings["weight_decay"]} |
 | learning rate | to {settings["learning_rate"]} in {settings["warmup"]} steps, then cosine decay to 0 |
 | curriculum | smallest ratio from 0.3 to 0.02 in the first quarter |
-| wall time | {seconds / 60:.0f} min, both networks training side by side on the machine |
+| wall time | {columns["seconds"][-1] / 60:.0f} min, both networks training side by side on the machine |
 | hardware | {facts["device"]} |
 | versions | {facts["versions"].replace(chr(10), ", ")} |
 | preprocessing | `{network.card.preprocessing}` |
