@@ -1,4 +1,9 @@
-"""Turn a weight file of Keras, torchvision or timm into a checkpoint: see --help."""
+"""Turn a weight file of Keras, torchvision or timm into a checkpoint.
+
+Example:
+  python scripts/port_weights.py --architecture=resnet50 --source=resnet50.safetensors --preprocessing=torch \
+    --output=runs/weights/resnet50 --verify
+"""
 
 import shutil
 import sys
