@@ -1,0 +1,291 @@
+"""The scripts as a person types them: what they print, their exit status, and one line for every mistake."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_network import random_network
+
+from scalecov_jax import checkpoints
+from scalecov_jax.report.scores import read_scores
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "JAX_PLATFORMS": "cpu"}
+# Runs a script in a process that knows the tiny architecture.
+WITH_TINY = (
+    "import runpy, sys, tiny_network; sys.argv = sys.argv[1:]; sys.path.insert(0, 'scripts'); "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+BOXES = "--config=configs/boxes.py"
+
+
+def script(name, *arguments, tiny=False):
+    command = [
+        sys.executable,
+        *(["-c", WITH_TINY] if tiny else []),
+        f"scripts/{name}.py",
+        *map(str, arguments),
+    ]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def in_parallel(function, *columns):
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(function, *columns))
+
+
+def assert_one_line(process, message):
+    """A mistake: exit status 1, and on stderr nothing but one line that says what it was."""
+    assert process.returncode == 1
+    assert process.stdout == ""
+    lines = [line for line in process.stderr.splitlines() if not re.match(r"^[IW]\d{4} ", line)]
+    assert len(lines) == 1, process.stderr
+    assert lines[0].startswith("error: ")
+    assert re.search(message, lines[0]), lines[0]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Tiny and real weights, photographs in VOC layout, of which one is truncated, and the results of a probe."""
+    folder = tmp_path_factory.mktemp("files")
+    checkpoints.save(folder / "tiny", random_network())
+    checkpoints.save(folder / "resnet50", random_network("resnet50", width=1 / 16, last="add_2"))
+    checkpoints.save(folder / "damaged", random_network())
+    for path in (folder / "damaged" / "state" / "d").iterdir():
+        path.unlink()
+    rng = np.random.default_rng(0)
+    for part in ("Annotations", "JPEGImages"):
+        (folder / "voc" / part).mkdir(parents=True)
+    for side in range(4, 28):
+        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        pixels[:side, :side] = 255 - 6 * side
+        path = folder / "voc" / "JPEGImages" / f"{side}.png"
+        Image.fromarray(pixels).save(path)
+        if side == 9:
+            path.write_bytes(path.read_bytes()[:1000])
+        (folder / "voc" / "Annotations" / f"{side}.xml").write_text(
+            f"<annotation><filename>{path.name}</filename><object><name>car</name><bndbox><xmin>1</xmin><ymin>1"
+            f"</ymin><xmax>{side}</xmax><ymax>{side}</ymax></bndbox></object></annotation>"
+        )
+    return folder
+
+
+def settings(files, *more, weights="tiny"):
+    return (
+        BOXES,
+        f"--config.architecture={weights}",
+        f"--config.weights={files / weights}",
+        f"--config.images={files / 'voc'}",
+        "--config.image_class=car",
+        "--config.splits=3",
+        "--config.input_size=32",
+        "--config.seed=0",
+        *more,
+    )
+
+
+@pytest.fixture(scope="module")
+def probed(files):
+    return script("probe", *settings(files, f"--workdir={files / 'run'}"), tiny=True)
+
+
+def test_probe_writes_its_results_and_prints_a_table(files, probed):
+    assert probed.returncode == 0, probed.stderr
+    assert "Traceback" not in probed.stderr
+    summary = json.loads((files / "run" / "summary.json").read_text())
+    assert summary["skipped"] == {"unreadable image": 1}
+    assert "--config.splits=3" in summary["provenance"]["command"]
+    assert len(read_scores(files / "run" / "scores.csv")) == 5 * 3 * 3 * 2
+    header, *rows = probed.stdout.splitlines()
+    assert header.split() == ["weights", "estimator", "layer", "R2", "mean", "R2", "sd"]
+    for row, estimator in zip(rows, ("ols", "ridge"), strict=False):
+        one = summary["selected"][estimator]
+        assert row.split() == [
+            "tiny",
+            estimator,
+            one["layer"],
+            f"{one['r2_mean']:.3f}",
+            f"{one['r2_sd']:.3f}",
+        ]
+    assert rows[-1] == f"Report: {files / 'run' / 'report.html'}"
+    assert "img/s" in probed.stderr  # the progress bar
+
+
+def test_prune_by_layer_and_by_scores(files, probed):
+    by_layer, by_scores, dry, wrong = in_parallel(
+        lambda name, *arguments: script(name, *arguments[0], tiny=True),
+        ("prune", "prune", "probe", "reproduce"),
+        (
+            (f"--weights={files / 'tiny'}", "--layer=block_1", f"--output={files / 'by_layer'}"),
+            (f"--weights={files / 'tiny'}", f"--scores={files / 'run'}", f"--output={files / 'by_scores'}"),
+            settings(files, "--dry_run", f"--workdir={files / 'dry'}"),
+            settings(files, "--config.splits=4", "--resume", f"--workdir={files / 'run'}"),
+        ),
+    )
+    selected = json.loads((files / "run" / "summary.json").read_text())["selected"]["ridge"]["layer"]
+    for process, output, layer in ((by_layer, "by_layer", "block_1"), (by_scores, "by_scores", selected)):
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.startswith(f"tiny cut after {layer}: ")
+        assert checkpoints.load(files / output).module.last == layer
+    assert dry.returncode == 0, dry.stderr
+    assert re.search(
+        r"tiny: about \d+ s at \d+ images/s; features 0\.0 MB; one batch takes \d+ MB", dry.stdout
+    )
+    assert not (files / "dry").exists()
+    assert_one_line(wrong, r"cannot be resumed \(splits: 3, now 4\)")
+
+
+@pytest.mark.parametrize("name", ["probe", "prune", "reproduce", "pretrain", "port_weights"])
+def test_help_teaches(name):
+    process = script(name, "--help")
+    assert process.stderr == ""
+    assert f"python scripts/{name}.py --" in process.stdout
+    assert "Example" in process.stdout
+    flags = (
+        ["weights", "layer", "scores", "output"] if name == "prune" else ["config", "workdir", "[no]resume"]
+    )
+    for flag in ["source", "verify"] if name == "port_weights" else flags:
+        assert re.search(rf"^  --.*{re.escape(flag)}: \S", process.stdout, re.MULTILINE), flag
+
+
+def test_examples_of_the_help_use_flags_that_exist():
+    for name in ("probe", "prune", "reproduce", "pretrain"):
+        text = (ROOT / "scripts" / f"{name}.py").read_text()
+        used = set(re.findall(r"--(\w+)[= ]", text.split('"""')[1])) - {"config"}
+        defined = set(
+            re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text + (ROOT / "scripts" / "command.py").read_text())
+        )
+        assert used <= defined
+
+
+MISTAKES = {
+    "config field": (
+        "probe",
+        [BOXES, "--config.architecure=resnet50"],
+        r"architecure.*[Dd]id you mean .architecture",
+    ),
+    "config value": ("probe", [BOXES, "--config.splits=many"], "--config.splits=many"),
+    "config file": ("reproduce", ["--config=configs/demos.py"], r"configs/demos\.py"),
+    "no config": ("pretrain", [], "--config must have a value"),
+    "flag": ("probe", [BOXES, "--wrokdir=x"], "wrokdir.*Did you mean: workdir"),
+    "argument": ("probe", [BOXES, "config.splits=3"], "Unexpected arguments: config.splits=3"),
+    "architecture": ("probe", [BOXES, "--config.architecture=resnet5"], "did you mean resnet50"),
+    "pretrained architecture": (
+        "pretrain",
+        ["--config=configs/pretrain.py", "--config.architecture=inception"],
+        "did you mean inception_v3",
+    ),
+    "weights": ("probe", [BOXES, "--config.weights=/nowhere", "--config.images=x"], "/nowhere is no folder"),
+    "damaged weights": (
+        "probe",
+        [BOXES, "--config.weights={files}/damaged", "--config.images=x"],
+        "cannot be read",
+    ),
+    "other weights": (
+        "probe",
+        [
+            BOXES,
+            "--config.architecture=inception_v3",
+            "--config.weights={files}/resnet50",
+            "--config.images=x",
+        ],
+        "holds resnet50, but config.architecture is inception_v3",
+    ),
+    "layer": (
+        "probe",
+        [BOXES, "--config.weights={files}/resnet50", "--config.images=x", "--config.layers=ad_1"],
+        "no layer 'ad_1'; did you mean add_1",
+    ),
+    "no images": (
+        "probe",
+        [BOXES, "--config.weights={files}/resnet50", "--config.images=/nowhere"],
+        "no such folder",
+    ),
+    "class": (
+        "probe",
+        [
+            BOXES,
+            "--config.weights={files}/resnet50",
+            "--config.images={files}/voc",
+            "--config.image_class=cart",
+        ],
+        "no object of class 'cart'",
+    ),
+    "neither layer nor scores": ("prune", ["--weights={files}/resnet50"], "Exactly one of"),
+    "workdir": (
+        "probe",
+        [BOXES, "--config.weights={files}/resnet50", "--config.images={files}/voc", "--workdir={files}/voc"],
+        r"voc exists; pass --resume",
+    ),
+    "impossible workdir": (
+        "probe",
+        [BOXES, "--config.weights={files}/resnet50", "--config.images={files}/voc", "--workdir=/dev/null/x"],
+        r"/dev/null",
+    ),
+}
+
+
+def test_every_mistake_is_one_line(files):
+    def run(mistake):
+        name, arguments, _ = MISTAKES[mistake]
+        output = "--output" if name == "prune" else "--workdir"
+        arguments = [argument.format(files=files) for argument in arguments]
+        if not any(argument.startswith(output) for argument in arguments):
+            arguments.append(f"{output}={files / 'never'}")
+        return script(name, *arguments, tiny=mistake == "damaged weights")
+
+    for mistake, process in zip(MISTAKES, in_parallel(run, MISTAKES), strict=True):
+        assert_one_line(process, MISTAKES[mistake][2])
+    assert not (files / "never").exists()
+
+
+FAILING = """
+import sys
+
+sys.path.insert(0, "scripts")
+import command
+
+
+def main():
+    raise {error}
+
+
+command.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("ValueError('what was given')", "^error: what was given$"),
+        ("FloatingPointError('The loss is nan at step 3')", "^error: The loss is nan at step 3$"),
+        (
+            "OSError(28, 'No space left on device', 'scores.csv')",
+            r"^error: .*No space left on device: 'scores\.csv'$",
+        ),
+    ],
+)
+def test_what_a_user_can_mend_is_told_without_a_traceback(error, message):
+    def run(*arguments):
+        command = [sys.executable, "-c", FAILING.format(error=error), *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert_one_line(run(), message)
+    detailed = run("--verbosity=1")
+    assert detailed.returncode == 1
+    assert "Traceback" in detailed.stderr
+
+
+def test_a_defect_keeps_its_traceback():
+    command = [sys.executable, "-c", FAILING.format(error="KeyError('a defect')")]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert "Traceback" in process.stderr
+    assert "KeyError: 'a defect'" in process.stderr
