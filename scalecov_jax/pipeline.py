@@ -173,7 +173,9 @@ def pretrain(
     )
     network = checkpoints.network(variables, card)
     checkpoints.save(folder / "network", network, overwrite=True)
-    facts = provenance(command, settings, {architecture.name: network}, started)
+    # How many sittings it took changes no bit of the result.
+    typed = [part for part in command if part.lstrip("-") not in ("resume", "overwrite")]
+    facts = provenance(typed, settings, {architecture.name: network}, started)
     write_model_card(folder / architecture.name, network, accuracy, folder / "curve.csv", facts, settings)
     lines = [f"{'box ratio':<14}{'top-1':>8}{'scenes':>8}"]
     lines += [f"{name:<14}{100 * top1:>6.1f} %{count:>8}" for name, (top1, count) in accuracy.items()]

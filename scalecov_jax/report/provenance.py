@@ -1,6 +1,7 @@
 """What a reader needs to repeat a run."""
 
 import json
+import os
 import platform
 import shlex
 import time
@@ -37,7 +38,7 @@ def provenance(
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "wall time": f"{time.monotonic() - started:.0f} s",
         "seed": str(settings.get("seed", "")),
-        "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()}, {platform.system()})",
+        "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()}, {os.cpu_count()} processors, {platform.system()})",
         "versions": f"Python {platform.python_version()}\n"
         + "\n".join(f"{name} {version(name)}" for name in _PACKAGES),
         "weights": "\n".join(weights),
