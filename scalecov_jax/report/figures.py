@@ -67,7 +67,8 @@ def score_curves(
 ) -> Figure:
     """Score of each layer under the three conditions, with bands of +-1 sd over splits.
 
-    The ordinate is exp(R2 - 1) for ols, averaged after the transformation as published, and R2 for ridge.
+    The ordinate is exp(R2 - 1), averaged after the transformation as published, so that no single split with a far negative
+    R2 hides the others; R2 itself stands on the right.
 
     Args:
         scores: Scores of one concept; conditions that are absent are left out.
@@ -96,8 +97,7 @@ def score_curves(
     curves: dict[Condition, np.ndarray] = {}
     for condition in _LOOKS:
         values = layer_values(scores, architecture, condition, estimator, image_class)
-        if estimator == "ols":
-            values = {layer: [float(np.exp(r2 - 1)) for r2 in r2s] for layer, r2s in values.items()}
+        values = {layer: [float(np.exp(r2 - 1)) for r2 in r2s] for layer, r2s in values.items()}
         if values:
             nothing = (np.nan, np.nan)
             points = [mean_and_sd(values[layer]) if layer in values else nothing for layer in layers]
@@ -109,34 +109,24 @@ def score_curves(
     peak_index = list(layers).index(peak) if peak else int(np.nanargmax(curves["trained"][:, 0]))
     if estimator == "ols":
         _shade_interpolation(axes, layers, widths, n_train)
-        low, zero = -0.02, float(np.exp(-1))
-        axes.set_ylabel("exp(R² − 1)")
-        r2_axis = axes.twinx()
-        r2_axis.set_ylim(low, top)
-        r2_ticks = np.array([-2, -1, -0.5, 0, 0.25, 0.5, 0.75, 1])
-        r2_axis.set_yticks(np.exp(r2_ticks - 1), [f"{tick:g}".replace("-", "−") for tick in r2_ticks])
-        r2_axis.set_ylabel("R²")
-        r2_axis.spines["right"].set_visible(True)
-        axes.set_zorder(r2_axis.get_zorder() + 1)
-        axes.patch.set_visible(False)
-    else:
-        lowest = min(float(np.nanmin(curve[:, 0])) for curve in curves.values())
-        low, zero = max(-0.6, min(-0.15, lowest - 0.1)), 0.0
-        axes.set_ylabel("R²")
+    low = -0.02
+    axes.set_ylabel("exp(R² − 1)")
+    r2_axis = axes.twinx()
+    r2_axis.set_ylim(low, top)
+    r2_ticks = np.array([-2, -1, -0.5, 0, 0.25, 0.5, 0.75, 1])
+    r2_axis.set_yticks(np.exp(r2_ticks - 1), [f"{tick:g}".replace("-", "−") for tick in r2_ticks])
+    r2_axis.set_ylabel("R²")
+    r2_axis.spines["right"].set_visible(True)
+    axes.set_zorder(r2_axis.get_zorder() + 1)
+    axes.patch.set_visible(False)
     axes.set_ylim(low, top)
-    axes.set_yticks([tick for tick in np.linspace(-0.6, 1, 9) if tick >= low])
-    axes.axhline(zero, color="#707070", linewidth=1, label="R² = 0: no better than the mean")
-    for place, (condition, curve) in enumerate(curves.items()):
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.axhline(np.exp(-1), color="#707070", linewidth=1, label="R² = 0: no better than the mean")
+    for condition, curve in curves.items():
         look, (mean, sd) = _LOOKS[condition], curve.T
         axes.fill_between(x, mean - sd, mean + sd, color=look.color, alpha=0.2, linewidth=0)
         style = {"color": look.color, "marker": look.marker, "markersize": 5, "label": look.label}
         axes.plot(x, mean, look.dashes, zorder=3, **style)
-        for index in np.flatnonzero(mean < low):
-            axes.plot(index, low, "v", color=look.color, clip_on=False, zorder=4)
-            text = f"{look.label} {mean[index]:.1f}".replace("-", "−")
-            box = {"boxstyle": "square,pad=0.05", "facecolor": "white", "linewidth": 0}
-            offset = {"xytext": (-8, 4 + 11 * place), "textcoords": "offset points", "fontsize": 9}
-            axes.annotate(text, (index, low), ha="right", bbox=box, zorder=6, **offset)
     height = curves["trained"][peak_index, 0]
     r2_mean, _ = mean_and_sd(trained[layers[peak_index]])
     axes.plot(

@@ -155,11 +155,7 @@ def score_images(
                 f"{name}: R² by layer of {architecture} for trained weights, random weights "
                 "and the shuffled measure (where measured). "
                 f"The selected layer is {layer}, R² {number(r2_mean)} ± {number(r2_sd)}.",
-                f"{name}. Bands are ±1 sd over splits."
-                + (
-                    " The ordinate exp(R² − 1) is the published one; R² stands on the right."
-                    * (estimator == "ols")
-                ),
+                f"{name}. Bands are ±1 sd over splits. The ordinate exp(R² − 1) is the published one; R² stands on the right.",
             )
         )
     images.append(

@@ -29,6 +29,7 @@ def provenance(
         started: `time.monotonic()` at the start.
     """
     device = jax.devices()[0]
+    machine = f"{platform.machine()}, {os.cpu_count()} processors, {platform.system()}"
     weights = (
         f"{name}: {n.card.origin}" + f", sha256 {n.card.sha256}" * bool(n.card.sha256)
         for name, n in networks.items()
@@ -38,7 +39,7 @@ def provenance(
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "wall time": f"{time.monotonic() - started:.0f} s",
         "seed": str(settings.get("seed", "")),
-        "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()}, {os.cpu_count()} processors, {platform.system()})",
+        "device": f"{jax.device_count()} x {device.device_kind} ({machine})",
         "versions": f"Python {platform.python_version()}\n"
         + "\n".join(f"{name} {version(name)}" for name in _PACKAGES),
         "weights": "\n".join(weights),

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiment import ProbeResult
 from scalecov_jax.images.boxes import OTHER_CLASS
@@ -38,7 +40,7 @@ def summarise(result: ProbeResult, pruning: Pruning, skipped: Sequence[Skipped])
 
 
 def warnings(result: ProbeResult) -> list[str]:
-    """Sentences on the layers where least squares interpolates."""
+    """Sentences on the layers where least squares interpolates, and where ridge met values it had never seen."""
     messages = []
     for image_class, n_train in result.n_train.items():
         layers = [layer for layer, width in result.widths.items() if interpolates(width / n_train)]
@@ -47,6 +49,16 @@ def warnings(result: ProbeResult) -> list[str]:
                 f"{_plain(result.architecture)}, {image_class}: at {', '.join(layers)} the number of features D is near the "
                 f"number of training images ({n_train}); the R² of least squares there tells of the sample size, not of the "
                 "layer. Read ridge."
+            )
+    ridge = figures.layer_values(result.scores, result.architecture, "trained", "ridge")
+    for layer, r2 in ridge.items():
+        if min(r2) < -1:
+            failed, worst, median = sum(value < -1 for value in r2), min(r2), float(np.median(r2))
+            messages.append(
+                f"{_plain(result.architecture)}, {layer}: ridge fails in {failed} of {len(r2)} splits (R² down to "
+                f"{page.number(worst)}), where a feature that is almost constant in the training part takes a value far "
+                "outside its range in the held-out part. The mean R² there says little; the median is "
+                f"{page.number(median)}."
             )
     return messages
 
