@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_network import Tiny
+from tiny_network import Tiny, draw_noise
 
 from scalecov_jax import checkpoints, pretraining
 from scalecov_jax.images import scenes
@@ -36,7 +36,9 @@ PRETRAIN = """
 import json, sys
 import tiny_network
 from scalecov_jax import pipeline
+from scalecov_jax.images import scenes
 
+scenes.draw = tiny_network.draw_noise
 resume = sys.argv[3:] == ["--resume"]
 print(pipeline.pretrain(json.loads(sys.argv[1]), sys.argv[2], command=["pretrain.py", "--seed=3"], resume=resume))
 """
@@ -70,19 +72,7 @@ def unbroken(environment, tmp_path_factory):
 @pytest.fixture
 def noise(monkeypatch):
     """Noise in place of scenes, whose rendering takes longest to compile."""
-
-    def draw(key, count, size=128, smallest=scenes.SMALLEST):
-        classes, ratios, pixels = jax.random.split(key, 3)
-        log_ratio = jax.random.uniform(
-            ratios, (count,), minval=jnp.log(smallest), maxval=jnp.log(scenes.LARGEST)
-        )
-        return (
-            jax.random.bits(pixels, (count, size, size, 3), jnp.uint8),
-            jax.random.randint(classes, (count,), 0, len(scenes.CLASSES)),
-            jnp.exp(log_ratio),
-        )
-
-    monkeypatch.setattr(scenes, "draw", draw)
+    monkeypatch.setattr(scenes, "draw", draw_noise)
 
 
 def assert_same_bits(one, other):
@@ -209,7 +199,7 @@ def train(folder, learning_rate, **options):
     return pretraining.train(module, optimizer, folder, **(defaults | options))
 
 
-def test_training_changes_every_variable(noise, tmp_path):
+def test_training_on_scenes_changes_every_variable(tmp_path):
     state = train(tmp_path, 1e-3)
     module = Tiny(last="pre_softmax", classes=len(scenes.CLASSES), width=0.25)
     optimizer = pretraining.make_optimizer(1e-3, 6, 1, 0.02)

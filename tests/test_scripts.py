@@ -175,8 +175,6 @@ MISTAKES = {
     "config file": ("reproduce", ["--config=configs/demos.py"], r"configs/demos\.py"),
     "no config": ("pretrain", [], "--config must have a value"),
     "flag": ("probe", [BOXES, "--wrokdir=x"], "wrokdir.*Did you mean: workdir"),
-    "argument": ("probe", [BOXES, "config.splits=3"], "Unexpected arguments: config.splits=3"),
-    "architecture": ("probe", [BOXES, "--config.architecture=resnet5"], "did you mean resnet50"),
     "pretrained architecture": (
         "pretrain",
         ["--config=configs/pretrain.py", "--config.architecture=inception"],
@@ -203,11 +201,6 @@ MISTAKES = {
         [BOXES, "--config.weights={files}/resnet50", "--config.images=x", "--config.layers=ad_1"],
         "no layer 'ad_1'; did you mean add_1",
     ),
-    "no images": (
-        "probe",
-        [BOXES, "--config.weights={files}/resnet50", "--config.images=/nowhere"],
-        "no such folder",
-    ),
     "class": (
         "probe",
         [
@@ -218,7 +211,6 @@ MISTAKES = {
         ],
         "no object of class 'cart'",
     ),
-    "neither layer nor scores": ("prune", ["--weights={files}/resnet50"], "Exactly one of"),
     "workdir": (
         "probe",
         [BOXES, "--config.weights={files}/resnet50", "--config.images={files}/voc", "--workdir={files}/voc"],

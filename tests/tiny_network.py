@@ -1,10 +1,12 @@
 """Networks small enough to compile in a test, and an architecture that a user added."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from scalecov_jax.checkpoints import Card, Network, network
+from scalecov_jax.images import scenes
 from scalecov_jax.models.architecture import ARCHITECTURES, Architecture, get_architecture
 from scalecov_jax.models.layers import ConvBlock, MaxPool, Softmax, global_average_pool
 from scalecov_jax.models.pruning import abstract_variables
@@ -55,3 +57,14 @@ def random_network(architecture="tiny", *, seed=0, input_size=32, **options) -> 
     family = get_architecture(architecture)
     card = Card(architecture, options, "tf", input_size, "tests")
     return network(random_variables(family.module(**options), family, seed), card)
+
+
+def draw_noise(key, count, size=128, smallest=scenes.SMALLEST):
+    """Noise in place of `scenes.draw`, whose rendering takes long to compile; classes and ratios are spread as there."""
+    classes, ratios, pixels = jax.random.split(key, 3)
+    log_ratio = jax.random.uniform(ratios, (count,), minval=jnp.log(smallest), maxval=jnp.log(scenes.LARGEST))
+    return (
+        jax.random.bits(pixels, (count, size, size, 3), jnp.uint8),
+        jax.random.randint(classes, (count,), 0, len(scenes.CLASSES)),
+        jnp.exp(log_ratio),
+    )
