@@ -27,9 +27,9 @@ def make_features(seed: int, latent: np.ndarray) -> dict[str, np.ndarray]:
     """Correlated features of a few latent variables and noise, as pooled features are."""
     rng = np.random.default_rng(seed)
     return {
-        layer: (np.maximum(latent @ rng.normal(size=(40, width)), 0) + 0.3 * rng.normal(size=(IMAGES, width))).astype(
-            np.float32
-        )
+        layer: (
+            np.maximum(latent @ rng.normal(size=(40, width)), 0) + 0.3 * rng.normal(size=(IMAGES, width))
+        ).astype(np.float32)
         for layer, width in WIDTHS.items()
     }
 
@@ -83,11 +83,15 @@ def main() -> None:
     mine.append((second.ols[..., 0], second.ridge[..., 0]))
     n_train = int(splits[0].sum())
     apart = np.array([not 0.5 < width / n_train < 2 for width in WIDTHS.values()])
-    differences = np.array([[np.abs(a - b).max(1) for a, b in zip(m, p, strict=True)] for m, p in zip(mine, peers, strict=True)])
+    differences = np.array(
+        [[np.abs(a - b).max(1) for a, b in zip(m, p, strict=True)] for m, p in zip(mine, peers, strict=True)]
+    )
     print(f"scalecov_jax   {seconds:7.2f} s   (first call, with compilation, {compiled:.2f} s)")
     print(f"scikit-learn   {peer_seconds:7.2f} s")
     print(f"ratio          {peer_seconds / seconds:7.2f}")
-    print(f"largest difference in R2: ridge {differences[:, 1].max():.1e}, ols {differences[:, 0][:, apart].max():.1e}")
+    print(
+        f"largest difference in R2: ridge {differences[:, 1].max():.1e}, ols {differences[:, 0][:, apart].max():.1e}"
+    )
     print("(ols without the layers of 0.5 < D / n_train < 2, where it amplifies rounding)")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_SETTINGS = "config.json"
+_SETTINGS = "scalecov_run.json"
 
 
 def open_workdir(path: str | Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path:
@@ -14,7 +14,7 @@ def open_workdir(path: str | Path, settings: Mapping[str, Any], *, resume: bool,
 
     Args:
         path: The folder.
-        settings: What determines the results; kept in `config.json`.
+        settings: What determines the results; kept in `scalecov_run.json`.
         resume: Go on in an existing folder, which must have been made with the same settings.
         overwrite: Delete an existing folder that an earlier run made.
 

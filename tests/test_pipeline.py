@@ -84,7 +84,7 @@ def refused(settings, workdir, message, **options):
 def test_all_files_are_there(finished):
     workdir, table = finished
     names = {str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file()}
-    assert {"scores.csv", "summary.json", "report.html", "config.json"} <= names
+    assert {"scores.csv", "summary.json", "report.html", "scalecov_run.json"} <= names
     assert {
         f"features/some_weights-{image_class}-{condition}.npz"
         for image_class in CLASSES

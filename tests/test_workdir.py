@@ -23,15 +23,15 @@ def earlier(tmp_path):
 def test_new_folder_keeps_the_settings(tmp_path):
     folder = opened(str(tmp_path / "a" / "b"))
     assert folder == tmp_path / "a" / "b"
-    assert json.loads((folder / "config.json").read_text()) == {**SETTINGS, "layers": ["a", "b"]}
-    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert json.loads((folder / "scalecov_run.json").read_text()) == {**SETTINGS, "layers": ["a", "b"]}
+    assert [path.name for path in folder.iterdir()] == ["scalecov_run.json"]
 
 
 @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
 def test_empty_and_absent_folders_may_be_used_in_any_way(tmp_path, flags):
     (tmp_path / "empty").mkdir()
     for name in ("empty", "absent"):
-        assert (opened(tmp_path / name, **flags) / "config.json").is_file()
+        assert (opened(tmp_path / name, **flags) / "scalecov_run.json").is_file()
 
 
 def test_existing_run_is_refused(earlier):
@@ -53,13 +53,13 @@ def test_resume_with_other_settings_names_all_of_them(earlier):
     for change in ("seed: 0, now 1", "new: None, now True", "width: 0.25, now None"):
         assert change in str(error.value)
     assert "images" not in str(error.value)
-    assert json.loads((earlier / "config.json").read_text())["seed"] == 0
+    assert json.loads((earlier / "scalecov_run.json").read_text())["seed"] == 0
 
 
 def test_overwrite_starts_anew(earlier):
     opened(earlier, {"seed": 1}, overwrite=True)
-    assert [path.name for path in earlier.iterdir()] == ["config.json"]
-    assert json.loads((earlier / "config.json").read_text()) == {"seed": 1}
+    assert [path.name for path in earlier.iterdir()] == ["scalecov_run.json"]
+    assert json.loads((earlier / "scalecov_run.json").read_text()) == {"seed": 1}
 
 
 def test_overwrite_and_resume_exclude_each_other(earlier):
@@ -80,7 +80,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path, flags):
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\0"])
 def test_damaged_settings_are_refused_but_can_be_overwritten(earlier, text):
-    (earlier / "config.json").write_text(text)
+    (earlier / "scalecov_run.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json"):
         opened(earlier, resume=True)
     opened(earlier, overwrite=True)
@@ -88,5 +88,5 @@ def test_damaged_settings_are_refused_but_can_be_overwritten(earlier, text):
 
 
 def test_killed_before_the_settings_were_complete(tmp_path):
-    (tmp_path / "config.json.partial").write_text('{"se')
-    assert (opened(tmp_path, resume=True) / "config.json").is_file()
+    (tmp_path / "scalecov_run.json.partial").write_text('{"se')
+    assert (opened(tmp_path, resume=True) / "scalecov_run.json").is_file()
