@@ -81,7 +81,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path, flags):
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\0"])
 def test_damaged_settings_are_refused_but_can_be_overwritten(earlier, text):
     (earlier / "scalecov_run.json").write_text(text)
-    with pytest.raises(ValueError, match=r"config\.json"):
+    with pytest.raises(ValueError, match=r"scalecov_run\.json"):
         opened(earlier, resume=True)
     opened(earlier, overwrite=True)
     assert not (earlier / "result").exists()
