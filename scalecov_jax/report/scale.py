@@ -41,25 +41,27 @@ def summarise(result: ProbeResult, pruning: Pruning, skipped: Sequence[Skipped])
 
 def warnings(result: ProbeResult) -> list[str]:
     """Sentences on the layers where least squares interpolates, and where ridge met values it had never seen."""
-    messages = []
-    for image_class, n_train in result.n_train.items():
+    messages, name = [], _plain(result.architecture)
+    for n_train in sorted({*result.n_train.values()}):
+        classes = ", ".join(one for one, count in result.n_train.items() if count == n_train)
         layers = [layer for layer, width in result.widths.items() if interpolates(width / n_train)]
         if layers:
             messages.append(
-                f"{_plain(result.architecture)}, {image_class}: at {', '.join(layers)} the number of features D is near the "
-                f"number of training images ({n_train}); the R² of least squares there tells of the sample size, not of the "
-                "layer. Read ridge."
+                f"{name}, {classes}: at {', '.join(layers)} the number of features D is near the number of training images "
+                f"({n_train}); the R² of least squares there tells of the sample size, not of the layer. Read ridge."
             )
     ridge = figures.layer_values(result.scores, result.architecture, "trained", "ridge")
-    for layer, r2 in ridge.items():
-        if min(r2) < -1:
-            failed, worst, median = sum(value < -1 for value in r2), min(r2), float(np.median(r2))
-            messages.append(
-                f"{_plain(result.architecture)}, {layer}: ridge fails in {failed} of {len(r2)} splits (R² down to "
-                f"{page.number(worst)}), where a feature that is almost constant in the training part takes a value far "
-                "outside its range in the held-out part. The mean R² there says little; the median is "
-                f"{page.number(median)}."
-            )
+    failed = [
+        f"{layer} (R² below −1 in {sum(value < -1 for value in r2)} of {len(r2)} splits, down to {page.number(min(r2))}; "
+        f"median {page.number(float(np.median(r2)))})"
+        for layer, r2 in ridge.items()
+        if min(r2) < -1
+    ]
+    if failed:
+        messages.append(
+            f"{name}: ridge too fails where a feature that is almost constant in the training part takes a value far outside its "
+            f"range in the held-out part: {', '.join(failed)}. Read the median there, not the mean."
+        )
     return messages
 
 
