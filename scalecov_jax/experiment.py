@@ -18,7 +18,7 @@ from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.pruning import Pruning, count_parameters, cumulative_parameters, prune
 from scalecov_jax.probes import batch
 from scalecov_jax.probes.splits import random_splits, shuffled
-from scalecov_jax.report.scores import Condition, Estimator, Score
+from scalecov_jax.scores import Condition, Estimator, Score
 from scalecov_jax.selection import Selected, select_layers
 
 

@@ -21,7 +21,7 @@ from scalecov_jax.models.pruning import Pruning, count_parameters
 from scalecov_jax.report import page, scale
 from scalecov_jax.report.model_card import write_model_card
 from scalecov_jax.report.provenance import provenance
-from scalecov_jax.report.scores import Estimator
+from scalecov_jax.scores import Estimator
 from scalecov_jax.workdir import open_workdir
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scalecov_jax.report.scores import ESTIMATORS, Estimator, Score
+from scalecov_jax.scores import ESTIMATORS, Estimator, Score
 
 
 class Selected(NamedTuple):

@@ -19,7 +19,7 @@ from scalecov_jax import checkpoints, pipeline
 from scalecov_jax.experiment import probe
 from scalecov_jax.features import compute_features
 from scalecov_jax.images.sources import open_source
-from scalecov_jax.report.scores import read_scores
+from scalecov_jax.scores import read_scores
 from scalecov_jax.selection import select_layers
 
 CLASSES = ("striped_disc", "ringed_star")

@@ -12,7 +12,7 @@ from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.port import port
 from scalecov_jax.probes import batch
 from scalecov_jax.probes.splits import random_splits, shuffled
-from scalecov_jax.report.scores import Score
+from scalecov_jax.scores import Score
 from scalecov_jax.selection import select_layers
 
 SPLITS = 25

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from scalecov_jax.report import figures, page, sketches, style
-from scalecov_jax.report.scores import CONDITIONS, ESTIMATORS, Score
+from scalecov_jax.scores import CONDITIONS, ESTIMATORS, Score
 
 WIDTHS = {"stem": 4, "block1": 9, "block2": 24}
 N_TRAIN = 8

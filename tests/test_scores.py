@@ -2,7 +2,7 @@
 
 import pytest
 
-from scalecov_jax.report.scores import CONDITIONS, ESTIMATORS, Score, read_scores, write_scores
+from scalecov_jax.scores import CONDITIONS, ESTIMATORS, Score, read_scores, write_scores
 
 HEADER = "architecture,weights,condition,concept,image_class,layer,split,estimator,alpha,r2"
 GOOD = "resnet50,keras,trained,scale,car,add_15,0,ridge,10.0,0.5"

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
-from scalecov_jax.report.scores import read_scores
+from scalecov_jax.scores import read_scores
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "JAX_PLATFORMS": "cpu"}

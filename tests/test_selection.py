@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scalecov_jax.report.scores import Score
+from scalecov_jax.scores import Score
 from scalecov_jax.selection import Selected, interpolates, select_layer, select_layers
 
 LAYERS = ("early", "middle", "late")

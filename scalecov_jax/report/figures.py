@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scalecov_jax.report.scores import Condition, Estimator, Score
 from scalecov_jax.report.style import BLUE, DARK, ORANGE, RED, SHADE, WIDTH, styled
+from scalecov_jax.scores import Condition, Estimator, Score
 from scalecov_jax.selection import interpolates
 
 

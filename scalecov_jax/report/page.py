@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from scalecov_jax.models.pruning import Pruning
 from scalecov_jax.report import figures, style
-from scalecov_jax.report.scores import Condition, Estimator, Score
+from scalecov_jax.scores import Condition, Estimator, Score
 from scalecov_jax.selection import Selected, interpolates
 
 

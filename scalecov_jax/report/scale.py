@@ -13,7 +13,7 @@ from scalecov_jax.images.boxes import OTHER_CLASS
 from scalecov_jax.images.example import Skipped, count_reasons
 from scalecov_jax.models.pruning import Pruning, cumulative_parameters
 from scalecov_jax.report import figures, page, sketches, style
-from scalecov_jax.report.scores import write_scores
+from scalecov_jax.scores import write_scores
 from scalecov_jax.selection import Selected, interpolates, select_layers
 
 
