@@ -56,7 +56,7 @@ def run(
     networks = _load(settings)
     sources: dict[str, Source] = {}
     skipped: list[Skipped] = []
-    for image_class in _names(settings["image_class"]):
+    for image_class in names(settings["image_class"]):
         sources[image_class], left_out = open_source(
             settings["images"],
             image_class,
@@ -77,7 +77,7 @@ def run(
             network,
             name,
             sources,
-            layers=_names(settings["layers"]),
+            layers=names(settings["layers"]),
             splits=settings["splits"],
             seed=settings["seed"],
             alphas=np.geomspace(settings["alpha_min"], settings["alpha_max"], settings["alphas"]),
@@ -111,7 +111,7 @@ def prune_checkpoint(
     """
     network = checkpoints.load(Path(weights))
     if layer is None:
-        layer = _selected_layer(
+        layer = selected_layer(
             Path(str(scores)) / "summary.json", network.architecture.name, Path(weights).name, estimator
         )
     pruned = experiment.pruned_network(network, layer)
@@ -182,7 +182,7 @@ def pretrain(
     return "\n".join(lines) + f"\n\nNetwork: {folder / 'network'}"
 
 
-def _selected_layer(path: Path, architecture: str, weights: str, estimator: Estimator) -> str:
+def selected_layer(path: Path, architecture: str, weights: str, estimator: Estimator) -> str:
     try:
         summary = json.loads(path.read_text())
         summary = summary.get("networks", {weights: summary})[weights]
@@ -206,7 +206,7 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
         ("images", "a folder, tfds:<folder> or scenes"),
         ("image_class", "names such as car, separated by commas"),
     ):
-        if not _names(settings[name]):
+        if not names(settings[name]):
             raise ValueError(f"config.{name} is empty; expected {missing}, as in --config.{name}=...")
     for name in ("scenes", "input_size", "splits", "alphas", "batch_size"):
         if settings[name] < 1:
@@ -221,14 +221,14 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
     if settings["dtype"] not in _DTYPES:
         raise ValueError(f"config.dtype is {settings['dtype']!r}; expected one of {', '.join(_DTYPES)}.")
     networks = {}
-    for path in map(Path, _names(settings["weights"])):
+    for path in map(Path, names(settings["weights"])):
         network = checkpoints.load(path)
         if expected and network.architecture.name != expected:
             raise ValueError(
                 f"{path} holds {network.architecture.name}, but config.architecture is {expected}."
             )
         known = available_layers(network.architecture, network.module)
-        for layer in _names(settings["layers"]):
+        for layer in names(settings["layers"]):
             check_layer(network.architecture, layer, known[-1])
         if path.name in networks:
             raise ValueError(f"Two weights are called {path.name}; rename one folder.")
@@ -236,7 +236,7 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
     return networks
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
@@ -246,7 +246,7 @@ def _estimate(
     count = sum(map(len, sources.values()))
     lines = [f"{count} images of {', '.join(sources)}; trained and random weights are one pass each."]
     for name, network in networks.items():
-        layers = _names(settings["layers"]) or available_layers(network.architecture, network.module)
+        layers = names(settings["layers"]) or available_layers(network.architecture, network.module)
         size, batch = settings["input_size"], settings["batch_size"]
         dtype = _DTYPES[settings["dtype"]]
         one = dry_run(network, count, layers, size=size, batch_size=batch, dtype=dtype)

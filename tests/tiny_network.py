@@ -8,7 +8,7 @@ from flax import linen as nn
 from scalecov_jax.checkpoints import Card, Network, network
 from scalecov_jax.images import scenes
 from scalecov_jax.models.architecture import ARCHITECTURES, Architecture, get_architecture
-from scalecov_jax.models.layers import ConvBlock, MaxPool, Softmax, global_average_pool
+from scalecov_jax.models.layers import WHOLE, ConvBlock, GlobalAveragePool, MaxPool, Softmax
 from scalecov_jax.models.pruning import abstract_variables
 
 LAYERS = ("stem", "block_1", "block_2", "pre_softmax", "softmax")
@@ -31,7 +31,10 @@ class Tiny(nn.Module):
                 return x
             if name == "stem":
                 x = MaxPool(1, name="pool")(x)
-        x = nn.Dense(self.classes, name="pre_softmax")(global_average_pool(x))
+        x = GlobalAveragePool(name=WHOLE)(x)
+        if self.last == WHOLE:
+            return x
+        x = nn.Dense(self.classes, name="pre_softmax")(x)
         return x if self.last == "pre_softmax" else Softmax(name="softmax")(x)
 
 

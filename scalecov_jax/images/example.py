@@ -110,6 +110,20 @@ def decode_image(source: str | Path | bytes, name: str | None = None) -> UInt8[n
     return _read(source, name, _to_rgb)
 
 
+def decode_mask(source: str | Path | bytes, name: str | None = None) -> UInt8[np.ndarray, "H W"]:
+    """Decode a foreground mask: the first channel of the image, 8 bit; arguments and errors as in `decode_image`."""
+    return _read(source, name, lambda image: _to_rgb(image)[..., 0])
+
+
+def decode_labels(source: str | Path | bytes, name: str | None = None) -> Integer[np.ndarray, "H W"]:
+    """Decode instance numbers (0 is background) from a greyscale or palette image of up to 32 bits.
+
+    Raises:
+        ImageError: See `decode_image`; also an image with several channels.
+    """
+    return _read(source, name, _to_integers)
+
+
 def resize_image(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
     """Resize to a square of `size` pixels with Pillow's LANCZOS filter; the aspect ratio is not kept."""
     return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
@@ -146,6 +160,20 @@ def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB"))
+
+
+def _to_integers(image: Image.Image) -> Integer[np.ndarray, "H W"]:
+    values = np.asarray(image)
+    if values.ndim != 2 or not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"a {image.mode} image, expected instance numbers in one channel of integers")
+    return values.astype(np.int32)
+
+
+def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """The image as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
 
 
 def encode_jpeg(image: UInt8[np.ndarray, "H W 3"], quality: int = 85) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 from flax import linen as nn
 
 from scalecov_jax.models import inception_v3, resnet50
+from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.preprocessing import Preprocessing
 
 
@@ -59,7 +60,7 @@ def get_architecture(name: str) -> Architecture:
 
 
 def check_layer(architecture: Architecture, layer: str, last: str | None = None) -> str:
-    """Return `layer` if the network has it.
+    """Return `layer` if the network has it; `avg_pool`, the pooled whole, if it goes so far.
 
     Args:
         architecture: The network's family.
@@ -70,6 +71,8 @@ def check_layer(architecture: Architecture, layer: str, last: str | None = None)
         ValueError: There is no such layer, or the network stops before it.
     """
     layers = architecture.layers
+    if layer == WHOLE and last in (None, WHOLE, *layers[layers.index("pre_softmax") :]):
+        return layer
     if layer not in layers:
         raise ValueError(f"{architecture.name} has no layer {layer!r}; {_nearest(layer, layers)}.")
     if last in layers and layers.index(layer) > layers.index(last):
@@ -82,7 +85,8 @@ def check_layer(architecture: Architecture, layer: str, last: str | None = None)
 
 def available_layers(architecture: Architecture, module: Any) -> tuple[str, ...]:
     """The layers of `architecture` up to the one that `module` stops after."""
-    return architecture.layers[: architecture.layers.index(module.last) + 1]
+    last = architecture.trunk if module.last == WHOLE else module.last
+    return architecture.layers[: architecture.layers.index(last) + 1]
 
 
 def _nearest(name: str, known: Any) -> str:

@@ -8,11 +8,12 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from scalecov_jax.models.layers import (
+    WHOLE,
     ConvBlock,
+    GlobalAveragePool,
     MaxPool,
     Softmax,
     average_pool,
-    global_average_pool,
     max_pool,
 )
 
@@ -145,7 +146,7 @@ class InceptionV3(nn.Module):
     """InceptionV3, stopped after the layer `last`.
 
     Attributes:
-        last: The layer whose output is returned; one of `LAYERS`.
+        last: The layer whose output is returned; one of `LAYERS`, or avg_pool.
         width: Multiplier of all filter counts.
         classes: Number of classes of the head.
         count_padding: Average pooling divides by 9 also at the border (torchvision) and not only by what it covers (Keras).
@@ -188,5 +189,8 @@ class InceptionV3(nn.Module):
             if self.last == name:
                 return x
             first += len(_convolutions(branches))
-        x = nn.Dense(self.classes, name="pre_softmax")(global_average_pool(x))
+        x = GlobalAveragePool(name=WHOLE)(x)
+        if self.last == WHOLE:
+            return x
+        x = nn.Dense(self.classes, name="pre_softmax")(x)
         return x if self.last == "pre_softmax" else Softmax(name="softmax")(x)

@@ -11,6 +11,11 @@ from jaxtyping import Array, Float
 
 Padding = Literal["SAME", "VALID"] | int
 
+MOMENTUM = 0.99  # of the running statistics of batch normalisation, as in Keras
+WHOLE = (
+    "avg_pool"  # Keras's name of what the classification head sees: the pooled output of the whole network
+)
+
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 
 
@@ -102,7 +107,7 @@ class ConvBlock(nn.Module):
         if not self.folded:
             x = nn.BatchNorm(
                 use_running_average=not train,
-                momentum=0.99,
+                momentum=MOMENTUM,
                 epsilon=self.epsilon,
                 use_scale=self.use_scale,
                 dtype=x.dtype,
@@ -119,6 +124,14 @@ class MaxPool(nn.Module):
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C"]:
         """Pool."""
         return max_pool(x, self.padding)
+
+
+class GlobalAveragePool(nn.Module):
+    """`global_average_pool` as a module, so that what a classification head sees can be captured."""
+
+    def __call__(self, x: Float[Array, "N H W D"]) -> Float[Array, "N D"]:
+        """Pool."""
+        return global_average_pool(x)
 
 
 class Softmax(nn.Module):

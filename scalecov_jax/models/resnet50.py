@@ -5,7 +5,7 @@ from functools import partial
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from scalecov_jax.models.layers import ConvBlock, MaxPool, Softmax, global_average_pool
+from scalecov_jax.models.layers import WHOLE, ConvBlock, GlobalAveragePool, MaxPool, Softmax
 
 STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
 EPSILON = 1.001e-5
@@ -51,7 +51,7 @@ class ResNet50(nn.Module):
     """ResNet50, stopped after the layer `last`.
 
     Attributes:
-        last: The layer whose output is returned; one of `LAYERS`. An `add_*` layer is the sum before its ReLU.
+        last: The layer whose output is returned; one of `LAYERS`, or avg_pool. An `add_*` layer is the sum before its ReLU.
         width: Multiplier of all filter counts.
         classes: Number of classes of the head.
         max_pool_padding: Zeros around the input of the first pooling: 1 in Keras since 2.2.3 (and in torchvision), 0 before.
@@ -99,5 +99,8 @@ class ResNet50(nn.Module):
                 if self.last == f"add_{number}":
                     return x
                 x = nn.relu(x)
-        x = nn.Dense(self.classes, name="pre_softmax")(global_average_pool(x))
+        x = GlobalAveragePool(name=WHOLE)(x)
+        if self.last == WHOLE:
+            return x
+        x = nn.Dense(self.classes, name="pre_softmax")(x)
         return x if self.last == "pre_softmax" else Softmax(name="softmax")(x)

@@ -1,0 +1,281 @@
+"""Patches of known magnification and mean nucleus area, cut from annotated images and kept on disk as a tfds dataset."""
+
+import csv
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Float, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from scalecov_jax.concepts import nuclei
+from scalecov_jax.images.annotated import AnnotatedImage
+from scalecov_jax.images.example import Example, ImageError, Skipped, decode_image, encode_png
+
+MAGNIFICATIONS = (5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 40.0)
+Labels = Literal["mask", "instances"]
+_TABLE, _SKIPPED = "patches.csv", "skipped.csv"
+
+
+class AnnotatedSource(Protocol):
+    """Annotated images, read or rendered when asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> AnnotatedImage: ...
+
+
+class Patch(NamedTuple):
+    """A square cut out of an annotated image and brought to another magnification.
+
+    Attributes:
+        image: RGB.
+        area: Mean area of its nuclei in pixels of the patch.
+        nuclei: Their number.
+        magnification: Of the patch.
+        group: Patient or source image.
+        source: Name of the annotated image.
+        x: Left edge in pixels of the annotated image.
+        y: Upper edge.
+    """
+
+    image: UInt8[np.ndarray, "size size 3"]
+    area: float
+    nuclei: int
+    magnification: float
+    group: str
+    source: str
+    x: int
+    y: int
+
+
+_COLUMNS = Patch._fields[1:]
+
+
+def cut_patches(
+    annotated: AnnotatedImage,
+    size: int,
+    skipped: list[Skipped],
+    *,
+    magnifications: Sequence[float] = MAGNIFICATIONS,
+    labels: Labels = "mask",
+    stride: float = 1.0,
+    limit: int = 0,
+) -> Iterator[Patch]:
+    """Cut patches of every magnification m: squares of size M / m pixels of an image of magnification M, downsampled to `size`.
+
+    Args:
+        annotated: The image.
+        size: Height and width of the patches in pixels.
+        skipped: What is left out is appended: magnifications that do not fit the image, patches without a whole nucleus.
+        magnifications: Wanted.
+        labels: Area from the mask as published (`nuclei.mean_area`), or from instance labels.
+        stride: Distance of neighbouring squares as a share of their side; 1 is without overlap.
+        limit: Most patches of one magnification, spread evenly; 0 for all.
+
+    Raises:
+        ValueError: The annotation asked for is absent or of another size, or the image is its own mask.
+
+    Source: Graziani et al. 2021, section 3.1 (magnifications 5 to 40); areas as in the authors' notebook.
+    """
+    truth = annotated.mask if labels == "mask" else annotated.labels
+    if truth is None:
+        raise ValueError(
+            f"{annotated.name} has no {labels}; set config.labels to the other of mask, instances."
+        )
+    height, width = annotated.image.shape[:2]
+    if truth.shape != (height, width):
+        raise ValueError(f"{annotated.name}: the annotation is {truth.shape}, the image {(height, width)}.")
+    if np.ptp(truth) and all(np.array_equal(annotated.image[..., c], truth) for c in range(3)):
+        raise ValueError(f"{annotated.name} is a mask, not an image.")
+    for magnification in magnifications:
+        side = round(size * annotated.magnification / magnification)
+        where = f"{annotated.name} at {magnification:g}X"
+        if side < size:
+            skipped.append(
+                Skipped(where, "above the magnification of the image", f"it has {annotated.magnification:g}X")
+            )
+            continue
+        if side > min(height, width):
+            skipped.append(
+                Skipped(where, "image smaller than a patch", f"{width} x {height}, needs {side} pixels")
+            )
+            continue
+        step = max(1, round(stride * side))
+        corners = [
+            (x, y) for y in range(0, height - side + 1, step) for x in range(0, width - side + 1, step)
+        ]
+        if limit and len(corners) > limit:
+            corners = [corners[i] for i in np.linspace(0, len(corners) - 1, limit).round().astype(int)]
+        for x, y in corners:
+            square = (slice(y, y + side), slice(x, x + side))
+            found = _measure(truth[square], size, labels)
+            if found is None:
+                skipped.append(Skipped(f"{where}, x={x}, y={y}", "no whole nucleus", f"{side} pixels"))
+                continue
+            image = _downsample(annotated.image[square], size, Image.Resampling.BOX)
+            yield Patch(
+                image,
+                found.mean_area,
+                found.count,
+                magnification,
+                annotated.group,
+                annotated.name,
+                x,
+                y,
+            )
+
+
+def _measure(truth: np.ndarray, size: int, labels: Labels) -> nuclei.Nuclei | None:
+    if labels == "mask":
+        return nuclei.mean_area(_downsample(truth, size, Image.Resampling.BOX))
+    return nuclei.mean_area_of_instances(
+        _downsample(truth.astype(np.int32), size, Image.Resampling.NEAREST).astype(np.int32)
+    )
+
+
+def _downsample(values: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
+    if len(values) == size:
+        return values
+    return np.array(Image.fromarray(values).resize((size, size), how))
+
+
+class NucleiPatches(tfds.core.GeneratorBasedBuilder):
+    """tfds builder of patches: one split `patches` in array_record."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, source: AnnotatedSource, settings: dict[str, Any], data_dir: Path):
+        self._source, self._settings, self.skipped = source, settings, []
+        super().__init__(data_dir=str(data_dir), file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Histology patches with the mean area of their nuclei in pixels.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                    "area": np.float32,
+                    "nuclei": np.int32,
+                    "magnification": np.float32,
+                    "group": tfds.features.Text(),
+                    "source": tfds.features.Text(),
+                    "x": np.int32,
+                    "y": np.int32,
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {"patches": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for index in tqdm(range(len(self._source)), desc="cutting patches", unit="image"):
+            try:
+                annotated = self._source[index]
+            except ImageError as error:
+                self.skipped.append(Skipped(error.name, "unreadable image", error.problem))
+                continue
+            for patch in cut_patches(annotated, skipped=self.skipped, **self._settings):
+                key = f"{index}|{patch.magnification:g}|{patch.x}|{patch.y}"
+                yield key, {**patch._asdict(), "image": encode_png(patch.image)}
+
+
+@dataclass(frozen=True)
+class Patches:
+    """A prepared set of patches as a source; an example carries the image and its group, never a mask.
+
+    Attributes:
+        records: Encoded patches.
+        area: Mean nucleus area in pixels of the patch.
+        magnification: Of each patch.
+        group: Patient or source image of each patch.
+        source: Annotated image that each patch was cut from.
+        skipped: What was left out when the patches were cut.
+    """
+
+    records: Sequence[Any]
+    area: Float[np.ndarray, " N"]
+    magnification: Float[np.ndarray, " N"]
+    group: np.ndarray
+    source: np.ndarray
+    skipped: tuple[Skipped, ...]
+
+    def __len__(self) -> int:
+        return len(self.area)
+
+    def __getitem__(self, index: int) -> Example:
+        """Decode one patch."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"patch {index} of {len(self)}")
+        name = f"{self.source[index]} at {self.magnification[index]:g}X ({index})"
+        image = decode_image(self.records[index]["image"], name)
+        return Example(image, None, None, None, str(self.group[index]), name)
+
+
+def prepare_patches(source: AnnotatedSource, folder: Path, **settings: Any) -> None:
+    """Cut a source into patches and write them to a new `folder`, which appears only when it is complete.
+
+    Args:
+        source: Annotated images; only one is in memory at a time.
+        folder: Where to; an unfinished one of an earlier run is replaced.
+        settings: See `cut_patches`; `size` is needed.
+
+    Raises:
+        ValueError: Not one patch could be cut; says why.
+    """
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    builder = NucleiPatches(source, settings, unfinished)
+    builder.download_and_prepare()
+    # Beside the records, so that areas and groups are known without reading the images again.
+    with (unfinished / _TABLE).open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(_COLUMNS)
+        for record in _records(unfinished):
+            table.writerow(_text(record[column]) for column in _COLUMNS)
+    with (unfinished / _SKIPPED).open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([Skipped._fields, *builder.skipped])
+    unfinished.rename(folder)
+
+
+def _records(folder: Path) -> Any:
+    builder = tfds.builder_from_directory(folder / NucleiPatches.name / str(NucleiPatches.VERSION))
+    return builder.as_data_source("patches", decoders={"image": tfds.decode.SkipDecoding()})  # pyright: ignore[reportCallIssue]
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else f"{value:.9g}"
+
+
+def open_patches(folder: Path) -> Patches:
+    """Open what `prepare_patches` wrote.
+
+    Raises:
+        ValueError: The folder holds no complete set of patches, or areas that are not finite.
+    """
+    try:
+        with (folder / _TABLE).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        with (folder / _SKIPPED).open(newline="", encoding="utf-8") as file:
+            skipped = tuple(Skipped(**row) for row in csv.DictReader(file))
+        records = _records(folder)
+        if len(records) != len(rows):
+            raise ValueError(f"{_TABLE} has {len(rows)} rows, the dataset {len(records)} patches")
+        area = np.array([float(row["area"]) for row in rows])
+        if not np.isfinite(area).all():
+            bad = np.flatnonzero(~np.isfinite(area))
+            raise ValueError(f"{len(bad)} areas are not finite, at rows {bad[:5].tolist()} of {_TABLE}")
+    except (OSError, KeyError, ValueError, TypeError, AssertionError) as error:
+        raise ValueError(
+            f"{folder} holds no complete set of patches ({error}); delete it to cut them anew."
+        ) from error
+    magnification = np.array([float(row["magnification"]) for row in rows])
+    group, source = (np.array([row[name] for row in rows]) for name in ("group", "source"))
+    return Patches(records, area, magnification, group, source, skipped)

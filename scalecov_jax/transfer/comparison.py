@@ -1,0 +1,138 @@
+"""The whole network, the pruned one and the whole one from scratch, trained for nucleus area on the same patches and splits."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from scalecov_jax.checkpoints import Network, random_network
+from scalecov_jax.experiment import pruned_network
+from scalecov_jax.images.patches import Patches
+from scalecov_jax.models.architecture import available_layers
+from scalecov_jax.models.layers import WHOLE
+from scalecov_jax.models.preprocessing import Preprocessing
+from scalecov_jax.transfer import heads
+from scalecov_jax.transfer.fine_tuning import Recipe, fine_tune
+
+Model = Literal["whole", "pruned", "scratch"]
+MODELS: tuple[Model, ...] = ("whole", "pruned", "scratch")
+
+
+class Prediction(NamedTuple):
+    """What one model with one seed says of the held-out patches.
+
+    Attributes:
+        architecture: Name of the family.
+        weights: Name of the weights, or random.
+        model: Which of the three.
+        layer: Where the network ends; avg_pool for the whole one.
+        trainable: all (fine-tuned), head (linear head by gradient descent) or ridge (in closed form).
+        seed: Of the split, the head and the order of the patches.
+        test: Indices of the held-out patches.
+        area: Their predicted mean nucleus areas in pixels.
+        curve: Epoch, training MSE (px^2) and held-out MAE (px); empty for ridge.
+    """
+
+    architecture: str
+    weights: str
+    model: Model
+    layer: str
+    trainable: str
+    seed: int
+    test: Int[np.ndarray, " n"]
+    area: Float[np.ndarray, " n"]
+    curve: tuple[tuple[int, float, float], ...] = ()
+
+
+def whole_layer(network: Network) -> str:
+    """Where the whole network ends: its pooled output, or the last layer that its weights hold."""
+    module: Any = network.module
+    ends = network.architecture.layers[network.architecture.layers.index("pre_softmax") :]
+    return WHOLE if module.last in (WHOLE, *ends) else module.last
+
+
+def cut_layers(network: Network) -> tuple[str, ...]:
+    """Every layer at which the network can be cut, from input to output, and the whole one at the end."""
+    layers = available_layers(network.architecture, network.module)
+    whole = whole_layer(network)
+    return tuple(layer for layer in layers if layer not in ("pre_softmax", "softmax", whole)) + (whole,)
+
+
+def starting_point(network: Network, model: Model, layer: str, seed: int) -> Network:
+    """The network that a model starts from, stopped after its layer."""
+    if model == "pruned":
+        return pruned_network(network, layer)
+    whole = pruned_network(network, whole_layer(network))
+    return random_network(whole, seed) if model == "scratch" else whole
+
+
+def fine_tuned(
+    network: Network,
+    weights: str,
+    patches: Patches,
+    train: Bool[np.ndarray, "R N"],
+    layers: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    size: int,
+    recipe: Recipe,
+    preprocessing: Preprocessing | None = None,
+) -> Iterator[Prediction]:
+    """Fine-tune the three models with every seed; a finished training in `folder` is read, an interrupted one goes on.
+
+    Args:
+        network: Pretrained.
+        weights: Its name.
+        patches: All patches.
+        train: The training part of each seed.
+        layers: Where the pruned network is cut, for each seed.
+        seeds: Seeds.
+        folder: For the trainings, one folder each.
+        size: Height and width of the patches in pixels.
+        recipe: How to train.
+        preprocessing: In place of that of the weights.
+
+    Source: Graziani et al. 2021, section 4.4.
+    """
+    for mask, layer, seed in zip(train, layers, seeds, strict=True):
+        inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)
+        for model in MODELS:
+            where = folder / f"{weights}-{model}-{seed}"
+            start = starting_point(network, model, layer, seed)
+            name = "random" if model == "scratch" else weights
+            last = layer if model == "pruned" else whole_layer(network)
+            finished = where / "predictions.npz"
+            if not finished.exists():
+                label = f"{weights} {model} {last} seed {seed}"
+                fitted = fine_tune(
+                    start,
+                    patches,
+                    patches.area,
+                    inside,
+                    outside,
+                    where,
+                    size=size,
+                    seed=seed,
+                    recipe=recipe,
+                    preprocessing=preprocessing,
+                    progress=label,
+                )
+                unfinished = where / "predictions.partial.npz"
+                np.savez(unfinished, test=outside, area=fitted.predicted, curve=np.array(fitted.curve))
+                unfinished.replace(finished)
+            with np.load(finished, allow_pickle=False) as file:
+                curve = tuple((int(epoch), float(mse), float(mae)) for epoch, mse, mae in file["curve"])
+                yield Prediction(
+                    network.architecture.name,
+                    name,
+                    model,
+                    last,
+                    "all",
+                    seed,
+                    file["test"],
+                    file["area"],
+                    curve,
+                )

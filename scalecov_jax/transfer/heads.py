@@ -1,0 +1,335 @@
+"""Linear regression heads on the pooled features of a cut network, all seeds in one compiled call.
+
+With X the rows of a batch, standardised once for all seeds, and m, s the mean and sd of X on the training part of a seed, a head
+reads ((X - m) / s) k + b = X (k / s) + b - m . (k / s): the standardisation of a seed moves into its kernel and bias, so that
+the batch meets the kernels of all seeds in one product and no array of shape R N D exists. Reading X from memory is the
+cost, hence ten seeds cost hardly more than one; that asks for one order of the rows for all, weighed by each seed's mask.
+Axis letters as elsewhere, and R seeds, E epochs, B rows of a batch.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key
+from tqdm import tqdm
+
+from scalecov_jax.probes import batch, spectral
+
+AnyArray: TypeAlias = np.ndarray | Array
+Mask: TypeAlias = Bool[AnyArray, "R N"] | Float[AnyArray, "R N"]
+ORDER_SEED = 0
+MOMENT_ROWS = 128
+
+
+class Heads(NamedTuple):
+    """Trained heads; predictions in px are features @ kernel.T + bias.
+
+    Attributes:
+        kernel: In px a unit of the raw feature.
+        bias: In px.
+        losses: Mean squared error in px^2 on the training rows of each epoch, measured batch by batch before each step.
+    """
+
+    kernel: Float[Array, "R D"]
+    bias: Float[Array, " R"]
+    losses: Float[Array, "R E"]
+
+
+class RidgeHeads(NamedTuple):
+    """Ridge heads in float64; predictions in px are features @ kernel.T + bias; alpha is the penalty that each chose."""
+
+    kernel: Float[np.ndarray, "R D"]
+    bias: Float[np.ndarray, " R"]
+    alpha: Float[np.ndarray, " R"]
+
+
+def train_heads(
+    features: Float[AnyArray, "N D"],
+    targets: Float[AnyArray, " N"],
+    train: Mask,
+    seeds: Sequence[int],
+    *,
+    epochs: int = 50,
+    batch_size: int = 256,
+    learning_rate: float = 1e-2,
+) -> Heads:
+    """Train one head a seed with Adam and cosine decay to zero on the squared error of standardised targets.
+
+    Features and targets are standardised by the training part of each seed. The initial kernel is Glorot-uniform from the seed,
+    the initial bias 0. The rows of all seeds come in one order, the same in every call, new in each epoch; what remains after
+    the last full batch is left out of that epoch. In each batch the error of a seed is the mean over the rows of its part.
+
+    Args:
+        features: Pooled features.
+        targets: In px.
+        train: One row a seed; 1 or True marks its training part. Other rows have no influence.
+        seeds: Of the initial kernels.
+        epochs: Passes over the rows. A weight moves by about learning_rate / 2 a step at most: few rows need more.
+        batch_size: Rows of a batch, at most N are used; a seed sees its own part of them.
+        learning_rate: Of the first step.
+
+    Raises:
+        ValueError: Values that are not finite, a mask of other values than 0 and 1, a training part of fewer than two rows or
+            with constant targets, another number of seeds than of masks, settings that are not positive.
+        FloatingPointError: A loss overflowed.
+
+    Source: Kingma and Ba 2015, Adam; Loshchilov and Hutter 2017, SGDR (the cosine); Glorot and Bengio 2010 (initial kernel).
+    """
+    x, y, mask = _checked({"features": features}, targets, train, seeds)
+    if min(epochs, batch_size, learning_rate) <= 0:
+        raise ValueError(
+            f"epochs, batch_size and learning_rate must be positive, got {epochs}, {batch_size}, {learning_rate}."
+        )
+    with jax.default_matmul_precision("highest"):
+        heads = _train(
+            jnp.asarray(x["features"], jnp.float32),
+            jnp.asarray(y, jnp.float32),
+            jnp.asarray(mask, jnp.float32),
+            jnp.stack([jax.random.key(seed) for seed in seeds]),
+            learning_rate,
+            epochs=epochs,
+            batch_size=min(batch_size, len(y)),
+        )
+    bad = np.argwhere(~np.isfinite(np.asarray(heads.losses)))
+    if len(bad):
+        row, epoch = bad[bad[:, 1].argmin()]
+        raise FloatingPointError(
+            f"The training loss of seed {seeds[row]} is not finite from epoch {epoch} of {epochs} on "
+            f"({len(set(bad[:, 0]))} of {len(seeds)} seeds fail); lower the learning rate of {learning_rate}."
+        )
+    return heads
+
+
+@partial(jax.jit, static_argnames=("epochs", "batch_size"))
+def _train(
+    features: Float[Array, "N D"],
+    targets: Float[Array, " N"],
+    train: Float[Array, "R N"],
+    keys: Key[Array, " R"],
+    learning_rate: float | Float[Array, ""],
+    *,
+    epochs: int,
+    batch_size: int,
+) -> Heads:
+    shared = spectral.standardisation(features, train.max(0))
+    x = spectral.standardise(features, shared)
+    mean, inverse = _moments(x, train, shared)
+    goal = jax.vmap(spectral.standardisation, (None, 0))(targets[:, None], train)
+    y = (targets[None] - goal.mean) / goal.scale * train
+    steps = len(targets) // batch_size
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, epochs * steps))
+
+    def fold(params: tuple[Array, Array]) -> tuple[Float[Array, "R D"], Float[Array, " R"]]:
+        slope = params[0] * inverse
+        return slope, params[1] - (mean * slope).sum(1)
+
+    def loss(params: tuple[Array, Array], rows: Int[Array, " B"]) -> tuple[Array, tuple[Array, Array]]:
+        slope, offset = fold(params)
+        weight = train[:, rows]
+        residual = (jnp.einsum("rd,bd->rb", slope, x[rows]) + offset[:, None]) * weight - y[:, rows]
+        error, count = jnp.square(residual).sum(1), weight.sum(1)
+        # The seeds share no parameter: the gradient of the sum is the gradient of each.
+        return (error / jnp.maximum(count, 1.0)).sum(), (error, count)
+
+    def step(state: tuple, rows: Int[Array, " B"]) -> tuple[tuple, tuple[Array, Array]]:
+        params, moments = state
+        gradient, sums = jax.grad(loss, has_aux=True)(params, rows)
+        updates, moments = optimizer.update(gradient, moments, params)
+        return (optax.apply_updates(params, updates), moments), sums
+
+    def epoch(state: tuple, key: Key[Array, ""]) -> tuple[tuple, Float[Array, " R"]]:
+        order = jax.random.permutation(key, len(targets))[: steps * batch_size]
+        state, (errors, counts) = jax.lax.scan(step, state, order.reshape(steps, batch_size))
+        return state, errors.sum(0) / jnp.maximum(counts.sum(0), 1.0)
+
+    initial = jax.vmap(lambda key: jax.nn.initializers.glorot_uniform()(key, (x.shape[1], 1))[:, 0])(keys)
+    params = (initial, jnp.zeros(len(keys)))
+    orders = jax.random.split(jax.random.key(ORDER_SEED), epochs)
+    (params, _), losses = jax.lax.scan(epoch, (params, optimizer.init(params)), orders)
+    slope, offset = fold(params)
+    kernel = slope / shared.scale[None] * goal.scale
+    bias = goal.mean[:, 0] + goal.scale[:, 0] * offset - (kernel * shared.mean[None]).sum(1)
+    return Heads(kernel, bias, (losses * jnp.square(goal.scale[:, 0])[None]).T)
+
+
+def _moments(
+    x: Float[Array, "N D"], train: Float[Array, "R N"], shared: spectral.Standardisation
+) -> tuple[Float[Array, "R D"], Float[Array, "R D"]]:
+    """Mean and 1 / sd of each seed's part of the standardised x, all seeds in one pass over the rows.
+
+    1 / sd is 0, and so the kernel, where the sd is below 1e-2 of the mean of x, of which rounding leaves as much, or below 1e-5
+    of the mean of the raw feature, whose product with a kernel in float32 would leave the bias no digits.
+    """
+    count = train.shape[1]
+    rows = jnp.arange(-(-count // MOMENT_ROWS) * MOMENT_ROWS)
+    weight = jnp.where(rows[None] < count, train[:, jnp.minimum(rows, count - 1)], 0.0)
+    weight = (weight / train.sum(1, keepdims=True)).reshape(len(train), -1, MOMENT_ROWS)
+
+    def add(sums: Float[Array, "2 R D"], block: tuple[Array, Array]) -> tuple[Float[Array, "2 R D"], None]:
+        w, xb = block[0], x[jnp.minimum(block[1], count - 1)]
+        return sums + jnp.stack([w @ xb, w @ jnp.square(xb)]), None
+
+    # Sums of sums: one running sum over all rows would lose the digits that the difference of squares needs.
+    blocks = (jnp.moveaxis(weight, 1, 0), rows.reshape(-1, MOMENT_ROWS))
+    (mean, square), _ = jax.lax.scan(add, jnp.zeros((2, len(train), x.shape[1])), blocks)
+    variance = square - jnp.square(mean)
+    raw = mean + (shared.mean / shared.scale)[None]
+    constant = variance <= jnp.maximum(1e-4 * jnp.square(mean), 1e-10 * jnp.square(raw))
+    return mean, jnp.where(constant, 0.0, jax.lax.rsqrt(jnp.where(constant, 1.0, variance)))
+
+
+def ridge_heads(
+    features: Float[AnyArray, "N D"],
+    targets: Float[AnyArray, " N"],
+    train: Mask,
+    alphas: Float[np.ndarray, " A"] = batch.ALPHAS,
+) -> RidgeHeads:
+    """Ridge regression in float64 on each seed's part, with the penalty of least exact leave-one-out error.
+
+    Features are standardised by the training part and the intercept is free, as in `probes.linear.fit_ridge`. Up to D
+    training rows that is the dual of `spectral.ridge`; with more, Z^T Z = V diag(w) V^T (D x D), Q = Z V, and the leave-one-out
+    residual is (y_i - y^_i) / (1 - h_i) with h_i = 1 / n + sum_j Q_ij^2 / (w_j + alpha). Seconds a seed at D = 2048.
+
+    Args:
+        features: Pooled features.
+        targets: In px.
+        train: One row a seed; 1 or True marks its training part. The parts may differ in size.
+        alphas: Penalties to choose from, all positive.
+
+    Raises:
+        ValueError: As `train_heads`, or penalties that are not positive.
+
+    Source: Golub, Heath and Wahba 1979, Generalized cross-validation (section 1, the ordinary form).
+    """
+    x, y, mask = _checked({"features": features}, targets, train)
+    if not (len(alphas) and np.all(alphas > 0)):
+        raise ValueError(f"Penalties must be positive, got {list(alphas)}.")
+    # The rows of each part first, up to the largest part: padding has weight 0.
+    rows = np.argsort(~mask, axis=1, kind="stable")[:, : mask.sum(1).max()]
+    parts = (rows, np.take_along_axis(mask, rows, axis=1).astype(np.float64))
+    device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
+    with jax.enable_x64(True), jax.default_device(device):
+        values = (x["features"].astype(np.float64), y.astype(np.float64))
+        return RidgeHeads(*map(np.asarray, _ridge(*values, parts, np.asarray(alphas, np.float64))))
+
+
+@jax.jit
+def _ridge(
+    features: Float[Array, "N D"],
+    targets: Float[Array, " N"],
+    parts: tuple[Array, Array],
+    alphas: Float[Array, " A"],
+) -> tuple[Float[Array, "R D"], Float[Array, " R"], Float[Array, " R"]]:
+    def one_seed(part: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        rows, weight = part
+        by = spectral.standardisation(features[rows], weight)
+        z = spectral.standardise(features[rows], by) * weight[:, None]
+        y = targets[rows]
+        if z.shape[0] > z.shape[1]:
+            slope, intercept, alpha = _primal_ridge(z, y, weight, alphas)
+        else:
+            dual = spectral.ridge(spectral.decompose(z @ z.T), y[:, None], weight, alphas)
+            slope, intercept, alpha = z.T @ dual.coefficients[:, 0], dual.intercept[0], dual.alpha[0]
+        kernel = slope / by.scale
+        return kernel, intercept - by.mean @ kernel, alpha
+
+    return jax.lax.map(one_seed, parts)
+
+
+def _primal_ridge(
+    z: Float[Array, "N D"],
+    targets: Float[Array, " N"],
+    weight: Float[Array, " N"],
+    alphas: Float[Array, " A"],
+) -> tuple[Float[Array, " D"], Float[Array, ""], Float[Array, ""]]:
+    intercept = weight @ targets / weight.sum()
+    y = (targets - intercept) * weight
+    values, vectors = spectral.decompose(z.T @ z)
+    q = z @ vectors
+    shrinkage = 1.0 / (values[:, None] + alphas[None])
+    coordinates = (y @ q)[:, None] * shrinkage
+    leverage = jnp.square(q) @ shrinkage + (weight / weight.sum())[:, None]
+    residuals = (y[:, None] - q @ coordinates) / (1.0 - leverage)
+    best = jnp.argmin(weight @ jnp.square(residuals))
+    return vectors @ coordinates[:, best], intercept, alphas[best]
+
+
+def sweep(
+    features: Mapping[str, Float[np.ndarray, "N _"]],
+    targets: Float[np.ndarray, " N"],
+    train: Mask,
+    seeds: Sequence[int],
+    *,
+    head: Literal["ridge", "head"],
+    progress: bool = False,
+    **settings: Any,
+) -> dict[str, Float[np.ndarray, "R N"]]:
+    """Predictions in px of every seed's head for every row, layer by layer.
+
+    Args:
+        features: Of each layer; layers of equal width share one compilation.
+        targets: In px.
+        train: As in `train_heads`.
+        seeds: As in `train_heads`; for ridge regression only their number matters.
+        head: "ridge" for `ridge_heads`, "head" for `train_heads`.
+        progress: Show a bar over the layers on stderr.
+        **settings: Of that function: `alphas`, or `epochs`, `batch_size` and `learning_rate`.
+
+    Returns:
+        In the order of `features`; a layer's predictions do not depend on the other layers.
+
+    Raises:
+        ValueError: As `train_heads` and `ridge_heads`, for all layers at once; another `head`.
+        FloatingPointError: As `train_heads`; its note names the layer.
+    """
+    if head not in ("ridge", "head"):
+        raise ValueError(f'head must be "ridge" or "head", got {head!r}.')
+    _checked(features, targets, train, seeds)
+    predictions = {}
+    for name, values in tqdm(features.items(), desc="heads", unit="layer", disable=not progress):
+        try:
+            if head == "ridge":
+                fit = ridge_heads(values, targets, train, **settings)
+            else:
+                fit = train_heads(values, targets, train, seeds, **settings)
+        except FloatingPointError as error:
+            error.add_note(f"In layer {name}.")
+            raise
+        # float64, because the bias cancels much of a feature whose mean is far above its sd.
+        kernel, bias = np.asarray(fit.kernel, np.float64), np.asarray(fit.bias, np.float64)
+        predictions[name] = kernel @ values.T.astype(np.float64) + bias[:, None]
+    return predictions
+
+
+def _checked(
+    features: Mapping[str, AnyArray], targets: AnyArray, train: AnyArray, seeds: Sequence[int] | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray, Bool[np.ndarray, "R N"]]:
+    """All arrays on the host and the masks as booleans, or one error that names every problem."""
+    arrays = {name: np.asarray(values) for name, values in features.items()}
+    y, mask = np.asarray(targets), np.asarray(train)
+    problems = []
+    for name, values in {**arrays, "targets": y}.items():
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            first = ", ".join(str(index.tolist()) for index in bad[:3])
+            problems.append(
+                f"{name}: {len(bad)} of {values.size} values are NaN or infinite, first at {first}."
+            )
+    if seeds is not None and len(seeds) != len(mask):
+        problems.append(f"seeds: got {len(seeds)} for {len(mask)} training masks; one mask a seed is needed.")
+    selected = mask.astype(bool)
+    if (mask != selected).any():
+        problems.append(f"train: only 0 and 1 are allowed, got {mask[mask != selected][0]}.")
+    for row, part in enumerate(selected):
+        if part.sum() < 2:
+            problems.append(f"train: mask {row} selects {part.sum()} rows; at least 2 are needed.")
+        elif np.ptp(y[part]) == 0:
+            problems.append(f"targets: all equal {y[part][0]} on the training part of mask {row}.")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return arrays, y, selected

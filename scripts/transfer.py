@@ -1,0 +1,39 @@
+"""Does cutting the network help a medical task? Mean nucleus area from the whole, the pruned and the untrained network.
+
+Examples:
+  python scripts/transfer.py --config=configs/nuclei.py --config.weights=runs/weights/resnet50 --config.layer=auto \
+    --config.data=NUCLEI --config.trainable=head --config.seeds=10 --workdir=runs/nuclei
+  python scripts/transfer.py --config=configs/tissue.py --workdir=runs/tissue            # fine-tuning on rendered tissue
+
+Writes transfer.csv, sweep.csv (where to cut), summary.json, report.html, figures/, patches/, features/ and training/ to --workdir.
+An interrupted run goes on with --resume, to the same bits.
+"""
+
+import sys
+
+import command
+from absl import flags
+from command import OVERWRITE, RESUME, WORKDIR, run
+from ml_collections import config_flags
+
+from scalecov_jax import transfer_pipeline
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment, such as configs/nuclei.py, which explains each setting."
+)
+flags.adopt_module_key_flags(command)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> None:
+    """Run the comparison."""
+    settings, workdir = CONFIG.value.to_dict(), WORKDIR.value
+    print(
+        transfer_pipeline.run(
+            settings, workdir, command=sys.argv, resume=RESUME.value, overwrite=OVERWRITE.value
+        )
+    )
+
+
+if __name__ == "__main__":
+    run(main)
