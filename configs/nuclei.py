@@ -7,10 +7,14 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.title = "Does pruning help to read nucleus size?"
     config.architecture = ""  # checked against the weights when given
-    config.weights = ""  # checkpoints made by port_weights.py, pretrain.py or prune.py; several are separated by commas
+    config.weights = (
+        ""  # checkpoints made by port_weights.py, pretrain.py or prune.py; several are separated by commas
+    )
     config.layer = "auto"  # where to cut, or auto
     config.auto = "target"  # auto probes nucleus area on the training groups (target), or takes probe.py's choice (scale)
-    config.scores = ""  # for auto=scale: the --workdir of a run of probe.py or reproduce.py with these weights
+    config.scores = (
+        ""  # for auto=scale: the --workdir of a run of probe.py or reproduce.py with these weights
+    )
     config.inner_splits = 3  # of the training groups, for auto=target
 
     config.data = ""  # folder of annotated images, or tissue (rendered)

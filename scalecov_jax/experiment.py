@@ -98,7 +98,7 @@ def probe(
         measures = measured[image_class]
         features: dict[str, Features] = {}
         for condition, one in networks.items():
-            features[condition] = _cached_features(
+            features[condition] = cached_features(
                 cache and cache / f"{weights}-{image_class}-{condition}.npz",
                 lambda one=one, condition=condition, source=source, image_class=image_class: compute_features(
                     one,
@@ -221,7 +221,7 @@ def _records(
     ]
 
 
-def _cached_features(path: Path | None, compute: Any) -> Features:
+def cached_features(path: Path | None, compute: Any) -> Features:
     """Read features from `path`, or compute and write them (a file appears there only when it is complete)."""
     if path is not None and path.exists():
         with np.load(path, allow_pickle=False) as file:

@@ -24,7 +24,7 @@ from scalecov_jax.report.provenance import provenance
 from scalecov_jax.scores import Estimator
 from scalecov_jax.workdir import open_workdir
 
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def run(
@@ -83,7 +83,7 @@ def run(
             alphas=np.geomspace(settings["alpha_min"], settings["alpha_max"], settings["alphas"]),
             size=settings["input_size"],
             batch_size=settings["batch_size"],
-            dtype=_DTYPES[settings["dtype"]],
+            dtype=DTYPES[settings["dtype"]],
             cache=folder / "features",
             progress=True,
         )
@@ -183,6 +183,11 @@ def pretrain(
 
 
 def selected_layer(path: Path, architecture: str, weights: str, estimator: Estimator) -> str:
+    """The layer that an earlier run selected for these weights, from its summary.json.
+
+    Raises:
+        ValueError: There is none, or the summary is about another architecture.
+    """
     try:
         summary = json.loads(path.read_text())
         summary = summary.get("networks", {weights: summary})[weights]
@@ -218,8 +223,8 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
             f"config.alpha_min is {settings['alpha_min']} and config.alpha_max {settings['alpha_max']}; expected "
             "0 < alpha_min <= alpha_max."
         )
-    if settings["dtype"] not in _DTYPES:
-        raise ValueError(f"config.dtype is {settings['dtype']!r}; expected one of {', '.join(_DTYPES)}.")
+    if settings["dtype"] not in DTYPES:
+        raise ValueError(f"config.dtype is {settings['dtype']!r}; expected one of {', '.join(DTYPES)}.")
     networks = {}
     for path in map(Path, names(settings["weights"])):
         network = checkpoints.load(path)
@@ -237,6 +242,7 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
 
 
 def names(text: str) -> tuple[str, ...]:
+    """The names in a list separated by commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
@@ -248,7 +254,7 @@ def _estimate(
     for name, network in networks.items():
         layers = names(settings["layers"]) or available_layers(network.architecture, network.module)
         size, batch = settings["input_size"], settings["batch_size"]
-        dtype = _DTYPES[settings["dtype"]]
+        dtype = DTYPES[settings["dtype"]]
         one = dry_run(network, count, layers, size=size, batch_size=batch, dtype=dtype)
         lines.append(
             f"{name}: about {2 * one.seconds:.0f} s at {one.images_per_second:.0f} images/s; features "

@@ -5,8 +5,9 @@ Examples:
     --config.data=NUCLEI --config.trainable=head --config.seeds=10 --workdir=runs/nuclei
   python scripts/transfer.py --config=configs/tissue.py --workdir=runs/tissue            # fine-tuning on rendered tissue
 
-Writes transfer.csv, sweep.csv (where to cut), summary.json, report.html, figures/, patches/, features/ and training/ to --workdir.
-An interrupted run goes on with --resume, to the same bits.
+Writes transfer.csv, comparisons.csv, sweep.csv (where to cut), summary.json, report.html and figures/ to --workdir, beside
+patches/, features/ and training/, which --resume finds again.
+An interrupted training goes on to the same bits.
 """
 
 import sys

@@ -86,9 +86,9 @@ class AnnotatedFolder:
 def read_annotated(folder: str | Path, magnification: float = 0.0) -> AnnotatedFolder:
     """Pair the images of a folder with their annotations.
 
-    Either an `index.csv` lists them (columns image, mask and/or labels; magnification and group if known), or the names do, at any
-    depth: `X_image.png` or `X_original.tif` with `X_mask.png` and/or `X_labels.png`. The group is the column `group`, else the
-    patient where the name tells it (TCGA-AA-BBBB, or patient_size_region as in the Janowczyk set), else the image itself.
+    Either an `index.csv` lists them (columns image, mask and/or labels; magnification and group if known), or the names do, at
+    any depth: `X_image.png` or `X_original.tif` with `X_mask.png` and/or `X_labels.png`. The group is the column `group`, else
+    the patient where the name tells it (TCGA-AA-BBBB, or patient_size_region as in the Janowczyk set), else the image itself.
 
     Args:
         folder: Where the files are.
@@ -125,7 +125,7 @@ def read_annotated(folder: str | Path, magnification: float = 0.0) -> AnnotatedF
         reasons = ", ".join(f"{reason} {count}" for reason, count in count_reasons(skipped).items())
         raise ValueError(
             f"{folder}: no usable annotated image ({reasons or 'no file is called X_image.png or X_original.tif'}). Images need "
-            "X_mask.png or X_labels.png of the same size beside them, and a magnification (in index.csv, or config.magnification)."
+            "X_mask.png or X_labels.png of the same size beside them, and a magnification (index.csv or config.magnification)."
         )
     return AnnotatedFolder(tuple(usable), tuple(skipped))
 

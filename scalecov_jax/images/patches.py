@@ -1,11 +1,13 @@
 """Patches of known magnification and mean nucleus area, cut from annotated images and kept on disk as a tfds dataset."""
 
+import contextlib
 import csv
+import io
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -15,13 +17,14 @@ from tqdm import tqdm
 
 from scalecov_jax.concepts import nuclei
 from scalecov_jax.images.annotated import AnnotatedImage
-from scalecov_jax.images.example import Example, ImageError, Skipped, decode_image, encode_png
+from scalecov_jax.images.example import Example, ImageError, Skipped, count_reasons, decode_image, encode_png
 
 MAGNIFICATIONS = (5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 40.0)
 Labels = Literal["mask", "instances"]
 _TABLE, _SKIPPED = "patches.csv", "skipped.csv"
 
 
+@runtime_checkable
 class AnnotatedSource(Protocol):
     """Annotated images, read or rendered when asked for."""
 
@@ -150,7 +153,7 @@ class NucleiPatches(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, source: AnnotatedSource, settings: dict[str, Any], data_dir: Path):
-        self._source, self._settings, self.skipped = source, settings, []
+        self._source, self._settings, self.skipped, self.written = source, settings, [], 0
         super().__init__(data_dir=str(data_dir), file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -183,6 +186,7 @@ class NucleiPatches(tfds.core.GeneratorBasedBuilder):
                 continue
             for patch in cut_patches(annotated, skipped=self.skipped, **self._settings):
                 key = f"{index}|{patch.magnification:g}|{patch.x}|{patch.y}"
+                self.written += 1
                 yield key, {**patch._asdict(), "image": encode_png(patch.image)}
 
 
@@ -233,7 +237,17 @@ def prepare_patches(source: AnnotatedSource, folder: Path, **settings: Any) -> N
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     builder = NucleiPatches(source, settings, unfinished)
-    builder.download_and_prepare()
+    tfds.disable_progress_bar()  # ours counts images
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            builder.download_and_prepare()
+        except Exception as error:
+            if not builder.written and builder.skipped:
+                reasons = ", ".join(f"{reason} {n}" for reason, n in count_reasons(builder.skipped).items())
+                raise ValueError(
+                    f"There is no patch to cut ({reasons}). Lower config.size, choose other config.magnifications, or add images."
+                ) from error
+            raise
     # Beside the records, so that areas and groups are known without reading the images again.
     with (unfinished / _TABLE).open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)

@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,12 +56,22 @@ class ArchitectureResult(NamedTuple):
     images: Sequence[Image] = ()
 
 
+class Table(NamedTuple):
+    """A table of ready texts; the first column names the rows, those in `strong` are emphasised."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    strong: Collection[int] = ()
+
+
 class Section(NamedTuple):
     """An extra part of the page; blank lines separate the paragraphs of `text`."""
 
     heading: str
     text: str
     images: Sequence[Image] = ()
+    tables: Sequence[Table] = ()
 
 
 class Report(NamedTuple):
@@ -69,12 +79,13 @@ class Report(NamedTuple):
 
     Attributes:
         title: Heading and browser title.
-        answer: The result in one plain sentence.
+        answer: The result in one plain sentence; line breaks part those of several networks.
         results: One entry an architecture.
         warnings: What a reader must know before trusting the numbers.
         skipped: Names of the images left out, by reason.
         sections: Extra parts after the results.
         provenance: Command, seed, versions, config, checksum, device, date, wall time; in this order.
+        reading: How to read the page, term by term; what explains the scores of probes if empty.
     """
 
     title: str
@@ -84,6 +95,7 @@ class Report(NamedTuple):
     skipped: Mapping[str, Sequence[str]] = {}
     sections: Sequence[Section] = ()
     provenance: Mapping[str, str] = {}
+    reading: Mapping[str, str] = {}
 
 
 def layer_rows(

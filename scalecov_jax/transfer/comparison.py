@@ -13,6 +13,7 @@ from scalecov_jax.images.patches import Patches
 from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.preprocessing import Preprocessing
+from scalecov_jax.probes.splits import grouped_splits
 from scalecov_jax.transfer import heads
 from scalecov_jax.transfer.fine_tuning import Recipe, fine_tune
 
@@ -57,7 +58,7 @@ def cut_layers(network: Network) -> tuple[str, ...]:
     """Every layer at which the network can be cut, from input to output, and the whole one at the end."""
     layers = available_layers(network.architecture, network.module)
     whole = whole_layer(network)
-    return tuple(layer for layer in layers if layer not in ("pre_softmax", "softmax", whole)) + (whole,)
+    return (*(layer for layer in layers if layer not in ("pre_softmax", "softmax", whole)), whole)
 
 
 def starting_point(network: Network, model: Model, layer: str, seed: int) -> Network:
@@ -136,3 +137,112 @@ def fine_tuned(
                     file["area"],
                     curve,
                 )
+
+
+class HeadResult(NamedTuple):
+    """Linear heads on the features of one network.
+
+    Attributes:
+        predictions: Of the three models, by both heads.
+        sweep: Predicted areas of all patches [R, N] by (condition, head) and layer.
+        layers: Where the pruned network is cut, for each seed.
+    """
+
+    predictions: tuple[Prediction, ...]
+    sweep: dict[tuple[str, str], dict[str, Float[np.ndarray, "R N"]]]
+    layers: tuple[str, ...]
+
+
+def heads_compared(
+    architecture: str,
+    weights: str,
+    features: Mapping[str, Mapping[str, Float[np.ndarray, "N _"]]],
+    patches: Patches,
+    train: Bool[np.ndarray, "R N"],
+    layers: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    progress: bool = False,
+) -> HeadResult:
+    """Train a head on every layer, for all seeds together, by gradient descent and in closed form.
+
+    Args:
+        architecture: Name of the family.
+        weights: Name of the weights.
+        features: Pooled features of every layer, the whole network's last, under trained and random_weights.
+        patches: All patches.
+        train: The training part of each seed.
+        layers: Where the pruned network is cut, for each seed.
+        seeds: Seeds.
+        epochs: See `heads.train_heads`.
+        batch_size: See `heads.train_heads`.
+        learning_rate: See `heads.train_heads`.
+        progress: Whether to show progress bars.
+    """
+    settings = {
+        "ridge": {},
+        "head": {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate},
+    }
+    swept = {
+        (condition, head): heads.sweep(
+            values, patches.area, train, seeds, head=head, progress=progress, **settings[head]
+        )
+        for condition, values in features.items()
+        for head in ("ridge", "head")
+    }
+    whole = list(features["trained"])[-1]
+    predictions = []
+    for head in ("head", "ridge"):
+        for row, (mask, layer, seed) in enumerate(zip(train, layers, seeds, strict=True)):
+            test = np.flatnonzero(~mask)
+            for model, condition, last in (
+                ("whole", "trained", whole),
+                ("pruned", "trained", layer),
+                ("scratch", "random_weights", whole),
+            ):
+                name = weights if condition == "trained" else "random"
+                area = swept[condition, head][last][row, test]
+                predictions.append(Prediction(architecture, name, model, last, head, seed, test, area))
+    return HeadResult(tuple(predictions), swept, tuple(layers))
+
+
+def select_cut(
+    features: Mapping[str, Float[np.ndarray, "N _"]],
+    patches: Patches,
+    train: Bool[np.ndarray, " N"],
+    *,
+    splits: int,
+    seed: int,
+) -> str:
+    """The layer from which ridge reads nucleus area best, judged inside the training part: lowest mean MAE over inner splits.
+
+    Args:
+        features: Of every layer at which the network can be cut.
+        patches: All patches; those outside `train` are not looked at.
+        train: The training part of one seed.
+        splits: Inner splits by source image.
+        seed: Of the inner splits.
+
+    Raises:
+        ValueError: The training part has too few source images for an inner split, see `grouped_splits`.
+    """
+    inside = np.flatnonzero(train)
+    inner = grouped_splits(patches.group[inside], patches.magnification[inside], splits, seed)
+    area = patches.area[inside]
+    predicted = heads.sweep(
+        {layer: values[inside] for layer, values in features.items()},
+        area,
+        inner,
+        range(splits),
+        head="ridge",
+    )
+    error = {
+        layer: float(
+            np.mean([np.abs(row - area)[~mask].mean() for row, mask in zip(rows, inner, strict=True)])
+        )
+        for layer, rows in predicted.items()
+    }
+    return min(error, key=lambda layer: error[layer])

@@ -163,40 +163,42 @@ def fine_tune(
             yield batch
 
     latest = ocp.training.preservation_policies.LatestN(2)
-    with ocp.training.Checkpointer(str(states), preservation_policy=latest) as checkpointer:
-        with tqdm(
+    with (
+        ocp.training.Checkpointer(str(states), preservation_policy=latest) as checkpointer,
+        tqdm(
             total=recipe.epochs * steps,
             initial=done * steps,
             desc=progress,
             unit="step",
             disable=progress is None,
-        ) as bar:
-            for epoch in range(done + 1, recipe.epochs + 1):
-                order = np.random.default_rng((seed, epoch)).permutation(train)[: steps * recipe.batch_size]
-                losses: list[Any] = []
-                for number, batch in enumerate(stream(order), start=(epoch - 1) * steps + 1):
-                    images, targets = jax.device_put(
-                        (batch.images, areas[order[batch.indices]].astype(np.float32)), split
-                    )
-                    state, loss = _train_step(
-                        regressor,
-                        recipe.learning_rate,
-                        recipe.batch_norm == "frozen",
-                        state,
-                        units,
-                        images,
-                        targets,
-                    )
-                    losses.append(loss)
-                    bar.update()
-                    if number % LOG_EVERY == 0 or number == epoch * steps:
-                        _check_losses(losses, (epoch - 1) * steps, epoch, folder)
-                        bar.set_postfix(mse=f"{np.mean(jax.device_get(losses[-LOG_EVERY:])):.3g}")
-                held_out = _predict(regressor, state.params, state.batch_stats, units, stream(test), split)
-                mae = float(np.abs(held_out - areas[test]).mean())
-                curve.append((epoch, float(np.mean(jax.device_get(losses))), mae))
-                _write_curve(folder / "curve.csv", curve)
-                checkpointer.save(epoch, state, custom_metadata={"sha256": _digest(state)})
+        ) as bar,
+    ):
+        for epoch in range(done + 1, recipe.epochs + 1):
+            order = np.random.default_rng((seed, epoch)).permutation(train)[: steps * recipe.batch_size]
+            losses: list[Any] = []
+            for number, batch in enumerate(stream(order), start=(epoch - 1) * steps + 1):
+                images, targets = jax.device_put(
+                    (batch.images, areas[order[batch.indices]].astype(np.float32)), split
+                )
+                state, loss = _train_step(
+                    regressor,
+                    recipe.learning_rate,
+                    recipe.batch_norm == "frozen",
+                    state,
+                    units,
+                    images,
+                    targets,
+                )
+                losses.append(loss)
+                bar.update()
+                if number % LOG_EVERY == 0 or number == epoch * steps:
+                    _check_losses(losses, (epoch - 1) * steps, epoch, folder)
+                    bar.set_postfix(mse=f"{np.mean(jax.device_get(losses[-LOG_EVERY:])):.3g}")
+            held_out = _predict(regressor, state.params, state.batch_stats, units, stream(test), split)
+            mae = float(np.abs(held_out - areas[test]).mean())
+            curve.append((epoch, float(np.mean(jax.device_get(losses))), mae))
+            _write_curve(folder / "curve.csv", curve)
+            checkpointer.save(epoch, state, custom_metadata={"sha256": _digest(state)})
     batch_stats = state.batch_stats
     if recipe.batch_norm == "recomputed":
         batch_stats = _recompute(regressor, state, units, stream(train[: steps * recipe.batch_size]), split)
@@ -340,7 +342,9 @@ def _restore(folder: Path, state: TrainState) -> tuple[TrainState, int]:
                 raise ValueError("its values are not those that were written")
         except Exception as error:
             problem = " ".join(str(error).split())[:200]
-            logging.warning("The checkpoint of epoch %d in %s is damaged and removed (%s).", epoch, folder, problem)
+            logging.warning(
+                "The checkpoint of epoch %d in %s is damaged and removed (%s).", epoch, folder, problem
+            )
             shutil.rmtree(folder / str(epoch))
         else:
             logging.info("Going on after epoch %d of %s.", epoch, folder)

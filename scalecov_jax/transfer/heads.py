@@ -120,7 +120,7 @@ def _train(
     x = spectral.standardise(features, shared)
     mean, inverse = _moments(x, train, shared)
     goal = jax.vmap(spectral.standardisation, (None, 0))(targets[:, None], train)
-    y = (targets[None] - goal.mean) / goal.scale * train
+    weight, y = train.T, ((targets[None] - goal.mean) / goal.scale * train).T
     steps = len(targets) // batch_size
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, epochs * steps))
 
@@ -130,9 +130,9 @@ def _train(
 
     def loss(params: tuple[Array, Array], rows: Int[Array, " B"]) -> tuple[Array, tuple[Array, Array]]:
         slope, offset = fold(params)
-        weight = train[:, rows]
-        residual = (jnp.einsum("rd,bd->rb", slope, x[rows]) + offset[:, None]) * weight - y[:, rows]
-        error, count = jnp.square(residual).sum(1), weight.sum(1)
+        w = weight[rows]
+        residual = (jnp.einsum("bd,rd->br", x[rows], slope) + offset[None]) * w - y[rows]
+        error, count = jnp.square(residual).sum(0), w.sum(0)
         # The seeds share no parameter: the gradient of the sum is the gradient of each.
         return (error / jnp.maximum(count, 1.0)).sum(), (error, count)
 

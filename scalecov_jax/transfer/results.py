@@ -1,4 +1,4 @@
-"""From predictions to what is reported: rows of transfer.csv, the sweep of the cut, and paired tests of pruned against the others."""
+"""From predictions to what is reported: rows of transfer.csv, the sweep of the cut, paired tests of pruned against the others."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
