@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.inputs = "weights"  # preprocessing of the weights, or raw (0 to 255, as published)
 
     config.head_epochs = 100
-    config.head_batch_size = 256
+    config.head_batch_size = 32
     config.head_learning_rate = 3e-3
 
     config.epochs = 5  # of fine-tuning

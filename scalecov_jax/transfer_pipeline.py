@@ -110,11 +110,8 @@ def _compare(
         features[condition] = _features(network, name, condition, patches, folder, settings)
     if layer is None:
         logging.info("Choosing where to cut %s, inside the training part of each seed.", name)
-        layers = tuple(
-            comparison.select_cut(
-                features["trained"], patches, mask, splits=settings["inner_splits"], seed=seed
-            )
-            for seed, mask in train.items()
+        layers = comparison.select_cuts(
+            features["trained"], patches, masks, seeds, splits=settings["inner_splits"]
         )
     else:
         layers = (layer,) * len(seeds)
@@ -210,10 +207,10 @@ def _splits(patches: Patches, settings: Mapping[str, Any]) -> dict[int, Bool[np.
     return {
         seed: grouped_splits(
             patches.group,
-            patches.magnification,
             1,
             settings["seed"] if settings["fixed_split"] else seed,
             settings["held_out"],
+            classes=patches.magnification,
         )[0]
         for seed in range(settings["seed"], settings["seed"] + settings["seeds"])
     }

@@ -110,7 +110,7 @@ def test_the_first_step_is_adam_on_the_squared_error(tmp_path):
 
 
 def test_recomputed_statistics_are_the_average_over_training_batches(tmp_path):
-    source, truth = patches()
+    source, _ = patches()
     recipe = Recipe(epochs=1, batch_size=8, learning_rate=1e-3, batch_norm="recomputed")
     fitted = tune(tmp_path, recipe)
     kernel = fitted.params["trunk"]["stem"]["kernel"]

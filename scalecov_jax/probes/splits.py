@@ -37,29 +37,30 @@ def shuffled(values: Float[np.ndarray, " N"], splits: int, seed: int) -> Float[n
 
 def grouped_splits(
     groups: Sequence[str] | np.ndarray,
-    classes: Sequence[float] | np.ndarray,
     splits: int,
     seed: int,
     held_out: float = 0.3,
+    *,
+    classes: Sequence[float] | np.ndarray | None = None,
 ) -> Bool[np.ndarray, "S N"]:
-    """Independent random splits that keep every group on one side and have every class on both; True marks the training part.
+    """Independent random splits that keep every group on one side, and have every class on both; True marks the training part.
 
     Groups are dealt at random until the held-out part has `held_out` of the groups (rounded, at least one); a deal that leaves a
     class out of one part is drawn again.
 
     Args:
         groups: Patient, slide or source image of each image.
-        classes: Class of each image, such as its magnification.
         splits: Number of splits S.
         seed: Split s depends on (seed, s) alone.
         held_out: Share of the groups that is held out.
+        classes: Class of each image, such as its magnification; when absent, nothing but the groups counts.
 
     Raises:
         ValueError: Fewer than two groups, a class that occurs in one group only, or no split found that has every class on both
             sides; names the classes.
     """
     names, member = np.unique(np.asarray(groups), return_inverse=True)
-    kinds, kind = np.unique(np.asarray(classes), return_inverse=True)
+    kinds, kind = np.unique([0] * len(member) if classes is None else classes, return_inverse=True)
     if len(names) < 2:
         raise ValueError(
             f"All {len(member)} images belong to {', '.join(map(str, names)) or 'no group'}; a split by source image or patient "
@@ -67,7 +68,7 @@ def grouped_splits(
         )
     present = np.zeros((len(kinds), len(names)), bool)
     present[kind, member] = True
-    if lonely := [f"{kinds[k]:g}" for k in np.flatnonzero(present.sum(1) < 2)]:
+    if classes is not None and (lonely := [f"{kinds[k]:g}" for k in np.flatnonzero(present.sum(1) < 2)]):
         raise ValueError(
             f"Class {', '.join(lonely)} occurs in one group only, so that it is missing from one part of every split; add images "
             "or leave the class out (config.magnifications)."

@@ -43,24 +43,21 @@ PUBLISHED: Mapping[str, Sequence[tuple[str, str, str, str]]] = {
 }
 _READING = {
     "MAE": "is the mean absolute error of the predicted mean nucleus area over held-out patches, in pixels of the "
-    "patch. Large nuclei, "
-    "that is high magnifications, dominate it; the macro MAE gives every magnification the same weight.",
+    "patch. Large nuclei, that is high magnifications, dominate it; the macro MAE gives every magnification the same weight.",
     "κ": "is Cohen's agreement beyond chance between the magnification of a patch and the one whose mean nucleus "
-    "area, in the training "
-    "part, is nearest to the prediction: 1 is perfect, 0 is chance. The quadratic κ forgives near misses.",
-    "Three models.": "Whole: the pretrained network as it is. Pruned: the same, cut after a layer. Whole, random "
-    "start: the whole "
-    "network with random weights, which shows what pretraining gives.",
+    "area, in the training part, is nearest to the prediction: 1 is perfect, 0 is chance. The quadratic κ forgives near "
+    "misses.",
+    "Three models.": "Whole: the pretrained network as it is. Pruned: the same, cut after a layer. From scratch: the "
+    "whole network with random weights, which stay as they are where only a head is trained; it shows what pretraining gives.",
+    "Three trainings.": "all: every weight is fine-tuned. head: a linear head by gradient descent on frozen features. "
+    "ridge: such a head in closed form, with its penalty chosen on the training part.",
     "± is one standard deviation over seeds": "(n − 1), not a confidence interval. A seed draws the split by source "
-    "image, the head and "
-    "the order of the patches; the seeds share source images and are not independent.",
+    "image, the head and the order of the patches; the seeds share source images and are not independent.",
     "The interval": "draws source images anew (10,000 times, all patches of an image together) with the seeds as they "
-    "are: it answers "
-    "whether other images would have told the same.",
+    "are: it answers whether other images would have told the same.",
     "p": "is that of the exact two-sided Wilcoxon signed-rank test, paired by seed. With n seeds it cannot fall below "
-    "2 / 2ⁿ. Holm's "
-    "adjustment covers all networks and both MAE and κ; the quadratic κ is not tested against a level. A difference counts as "
-    f"shown if the interval leaves out 0 and Holm's p is below {LEVEL}.",
+    "2 / 2ⁿ. Holm's adjustment covers all networks and both MAE and κ; the quadratic κ is not tested against a level. A "
+    f"difference counts as shown if the interval leaves out 0 and Holm's p is below {LEVEL}.",
 }
 
 
@@ -111,9 +108,9 @@ def write_results(
         sections: Extra parts of the page.
     """
     write_outcomes(workdir / "transfer.csv", measured.outcomes(_everything(results)))
-    measured.write_table(workdir / "comparisons.csv", [c for one in results for c in one.comparisons])
+    measured.write_table(workdir / "comparisons.csv", measured.Comparison, [c for one in results for c in one.comparisons])
     if sweep := [score for one in results for score in one.sweep]:
-        measured.write_table(workdir / "sweep.csv", sweep)
+        measured.write_table(workdir / "sweep.csv", measured.SweepScore, sweep)
     noticed = warnings(results, patches, fixed_split=bool(settings.get("fixed_split", False)))
     summary = {
         "networks": {one.weights: summarise(one) for one in results},
@@ -140,7 +137,7 @@ def write_results(
         _learning_section(named, folder),
         _patch_section(patches, skipped),
     ]
-    answer = "\n".join(answer_sentences(one, name) for name, one in named.items())
+    answer = "\n\n".join(answer_sentences(one, name) for name, one in named.items())
     report = page.Report(
         title,
         answer,
@@ -195,7 +192,7 @@ def table(results: Sequence[NetworkResult]) -> str:
         for c in one.comparisons:
             if c.base == "whole":
                 lines.append(
-                    f"{name}, {c.trainable}, {_METRICS[c.metric]}: pruned − whole {_signed(c.difference, c.metric)}"
+                    f"{name}, {c.trainable}, {_METRICS[c.metric]}: pruned − whole: {_signed(c.difference, c.metric)}"
                     + (f", 95 % interval {_interval(c)}" if c.low is not None else "")
                     + f", better in {c.wins} of {c.seeds} seeds, p {_p(c.p)}, Holm {_p(c.p_holm)}"
                 )
@@ -213,14 +210,16 @@ def _answer(result: NetworkResult, name: str, trainable: str) -> str:
     whole, pruned = (_pm(mae[model], 1) for model in ("whole", "pruned"))
     if all(layer == _whole_layer(result) for layer in result.layers.values()):
         return (
-            f"{_TRAINED[trainable]}, {name} errs by {whole} px; the layer to cut after is its last one, so there was "
-            "nothing to cut "
-            "and pruned and whole are the same network."
+            f"{_TRAINED[trainable]}, {name} errs by {whole} px; the layer to cut after is its last one, so there was nothing "
+            "to cut and pruned and whole are the same network."
         )
-    start = (
-        f"{_TRAINED[trainable]}, the pruned {name} (cut after {_cuts(result)}) errs by {pruned} px against {whole} px "
-        "for the whole network"
-    )
+    if trainable == _trainables(result)[0]:
+        start = (
+            f"{_TRAINED[trainable]}, the pruned {name} (cut after {_cuts(result)}) errs by {pruned} px against {whole} px for "
+            "the whole network"
+        )
+    else:
+        start = f"{_TRAINED[trainable]} it errs by {pruned} px against {whole} px"
     compared = _comparison(result, trainable)
     if compared is None:
         return f"{start}; one seed allows no test."
@@ -234,8 +233,7 @@ def _answer(result: NetworkResult, name: str, trainable: str) -> str:
         between = f"from {_change(compared.low)} to {_change(compared.high)}"
         return (
             f"{start}: no difference was shown ({amount}, 95 % interval {between} over source images), {better} of "
-            f"{compared.seeds} "
-            f"seeds, {tests}."
+            f"{compared.seeds} seeds, {tests}."
         )
     ends = sorted(abs(end) for end in (compared.low, compared.high) if end is not None)
     between = f"{page.number(ends[0], 1)} to {page.number(ends[1], 1)}"
@@ -278,20 +276,17 @@ def warnings(results: Sequence[NetworkResult], patches: Patches, *, fixed_split:
     elif smallest >= LEVEL:
         messages.append(
             f"With {seeds} seeds the exact p cannot fall below {_p(smallest)}: no difference can be shown at {LEVEL}, "
-            "whatever the "
-            "data. At least 6 seeds are needed."
+            "whatever the data. At least 6 seeds are needed."
         )
     elif family * smallest >= LEVEL:
         messages.append(
-            f"With {seeds} seeds and {family} tests Holm's p cannot fall below {_p(min(1.0, family * smallest))} "
-            "unless the tests "
-            f"differ: no difference can be shown at {LEVEL} for all of them."
+            f"With {seeds} seeds and {family} tests Holm's p cannot fall below {_p(min(1.0, family * smallest))} unless the "
+            f"tests differ: no difference can be shown at {LEVEL} for all of them."
         )
     if images < FEW_IMAGES:
         messages.append(
             f"Only {images} source {'image was' if images == 1 else 'images were'} ever held out: with fewer than "
-            f"{FEW_IMAGES} the "
-            "bootstrap interval is too narrow."
+            f"{FEW_IMAGES} the bootstrap interval is too narrow."
         )
     for name, one in _named(results).items():
         if len(set(one.layers.values())) > 1:
@@ -301,29 +296,25 @@ def warnings(results: Sequence[NetworkResult], patches: Patches, *, fixed_split:
         same = sum(layer == _whole_layer(one) for layer in one.layers.values())
         if same:
             messages.append(
-                f"{name}: in {same} of {len(one.layers)} seeds the layer to cut after is the last one; pruned and "
-                "whole are the same "
-                "network there, and the difference is 0."
+                f"{name}: in {same} of {len(one.layers)} seeds the layer to cut after is the last one; pruned and whole are "
+                "the same network there, and the difference is 0."
             )
         for trainable in _trainables(one):
             if _repeats(one, trainable):
                 messages.append(
-                    f"{name}, {trainable}: every seed gives the same predictions for the same patches. Its p and wins "
-                    "count one result "
-                    f"{seeds} times and say nothing."
+                    f"{name}, {trainable}: every seed gives the same predictions for the same patches. Its p and wins count "
+                    f"one result {seeds} times and say nothing."
                 )
     pairs = [len(a & b) / min(len(a), len(b)) for a, b in itertools.combinations(held_out, 2)]
     if fixed_split or (pairs and all(a == held_out[0] for a in held_out)):
         messages.append(
             "All seeds share one split: the spread over seeds and p speak of this one split only, not of other source "
-            "images. The "
-            "interval does."
+            "images. The interval does."
         )
     elif any(pairs):
         messages.append(
-            f"The held-out source images of two seeds overlap (by {100 * float(np.mean(pairs)):.0f} % on average), "
-            "and so do the training "
-            "parts: the seeds are not independent, and Wilcoxon's p is optimistic."
+            f"The held-out source images of two seeds overlap (by {100 * float(np.mean(pairs)):.0f} % on average), and so do "
+            "the training parts: the seeds are not independent, and Wilcoxon's p is optimistic."
         )
     return messages
 
@@ -332,13 +323,14 @@ def warnings(results: Sequence[NetworkResult], patches: Patches, *, fixed_split:
 
 
 def _table_section(named: Mapping[str, NetworkResult]) -> page.Section:
-    rows, strong = [], []
+    rows, strong, above = [], [], set()
     shown = [name for name in PUBLISHED if name in {one.architecture for one in named.values()}]
-    for architecture in shown:
-        for model, layer, mae, kappa in PUBLISHED[architecture]:
-            network = f"{_PLAIN[architecture]}, published"
-            rows.append((network, MODEL_NAMES[model], layer, "all", mae, "–", kappa, "–"))
     for name, one in named.items():
+        published = PUBLISHED.get(one.architecture, ())
+        for model, layer, mae, kappa in published if one.architecture not in above else ():
+            network = f"{_PLAIN[one.architecture]}, published"
+            rows.append((network, MODEL_NAMES[model], layer, "all", mae, "–", kappa, "–"))
+        above.add(one.architecture)
         for trainable in _trainables(one):
             mae = [
                 _spread(_values(seeds, "mae"))[0] for (_, t), seeds in _groups(one).items() if t == trainable
@@ -348,36 +340,33 @@ def _table_section(named: Mapping[str, NetworkResult]) -> page.Section:
     seeds = max(len(one.layers) for one in named.values())
     text = (
         "The published table beside ours. The data sets differ, and with them the size of nuclei: the pixels of the "
-        "published rows "
-        "and of ours cannot be compared, the order of the models can."
+        "published rows and of ours cannot be compared, the order of the models can."
     )
     if shown:
         which = " and ".join(_PLAIN[architecture] for architecture in shown)
         text += (
-            f" Of the published rows those of {which} are shown (Graziani et al. 2021, Table 2; κ from its workshop version)."
-            "\n\nWhat to know about the published numbers: p < 0.001, as stated there, cannot come from ten pairs of "
-            "seeds, whose exact "
-            "two-sided test reaches 0.002 at best. The κ of the networks trained from scratch were not available."
+            f" Of the published rows those of {which} are shown (Graziani et al. 2021, Table 2; κ from its workshop "
+            "version).\n\nWhat to know about the published numbers: p < 0.001, as stated there, cannot come from ten pairs "
+            "of seeds, whose exact two-sided test reaches 0.002 at best. The κ of the networks trained from scratch were not "
+            "available."
         )
     else:
         text += " The published table has no row of these architectures."
     if "resnet50" in shown:
         text += (
-            " The κ of ResNet50 are means over 8 values pasted by hand from two runs (7 distinct ones of the whole "
-            "network), which "
-            "loses the pairing by seed; in the published log one seed of five is better without pruning."
+            " The κ of ResNet50 are means over 8 values pasted by hand from two runs (7 distinct ones of the whole network), "
+            "which loses the pairing by seed; in the published log one seed of five is better without pruning."
         )
     if any(one.sweep for one in named.values()):
         text += (
-            "\n\nHere features are frozen and heads trained on them; the published networks were fine-tuned. The "
-            "random start is one draw "
-            "of weights for all seeds, so its ± tells of splits alone."
+            "\n\nHere features are frozen and heads trained on them; the published networks were fine-tuned. From "
+            "scratch is one draw of random weights for all seeds, so its ± tells of splits alone."
         )
     tables = [
         page.Table(
-            f"Mean ± sd over {seeds} {'seed' if seeds == 1 else 'seeds'} (published: 10). The least MAE of each "
-            "network is marked.",
-            ("network", "model", "ends at", "trained", "MAE, px", "macro MAE, px", "κ", "quadratic κ"),
+            f"Mean ± sd over {seeds} {'seed' if seeds == 1 else 'seeds'} (published: 10). The least MAE of each network is "
+            "marked.",
+            ("network", "model", "ends at", "trained", "MAE, px", "macro MAE", "κ", "quadratic κ"),
             rows,
             strong,
         )
@@ -386,11 +375,11 @@ def _table_section(named: Mapping[str, NetworkResult]) -> page.Section:
     if compared:
         tables.append(
             page.Table(
-                "Pruned minus the other network, paired by seed. Less is better for MAE, more for κ. Marked: a "
-                "difference was shown.",
+                "Pruned minus the other network, paired by seed. Less is better for MAE, more for κ. Marked: a difference "
+                "was shown.",
                 (
                     *("network", "trained", "metric", "against", "difference", "95 % interval"),
-                    *("pruned better", "p", "Holm p", "smallest p"),
+                    *("better in", "p", "Holm p", "smallest p"),
                 ),
                 [
                     (
@@ -446,13 +435,13 @@ def _cut_section(named: Mapping[str, NetworkResult], folder: Path) -> page.Secti
                 stem,
                 f"Held-out error of heads on each layer of {name}: least at {best} ({page.number(means.min(), 1)} px), "
                 f"{page.number(means[-1], 1)} px at the whole network; cut after {_cuts(one)}.",
-                f"{name}. Mean ± 1 sd over seeds. Shaded: where the pruned network was cut, with the number of seeds. "
-                "Circle: least error.",
+                f"{name}. Mean ± 1 sd over seeds. Shaded: where the pruned network was cut, with the number of seeds. Circle: "
+                "least error.",
             )
         )
         rows = []
         for at, layer in enumerate(layers):
-            notes = [f"cut here in {chosen[layer]} of {len(one.layers)}"] * (layer in chosen)
+            notes = [f"cut in {chosen[layer]} of {len(one.layers)}"] * (layer in chosen)
             notes += ["least error"] * (layer == best)
             trained = [errors.get(("trained", head)) for head in ("ridge", "head")]
             cells = [
@@ -468,11 +457,11 @@ def _cut_section(named: Mapping[str, NetworkResult], folder: Path) -> page.Secti
             rows.append((layer, *cells, *gaps, "; ".join(notes)))
         tables.append(
             page.Table(
-                f"{name}: held-out MAE in px by a head on each layer, and the difference to the whole network paired "
-                "by seed; mean ± sd.",
+                f"{name}: held-out MAE in px by a head on each layer, and the difference to the whole network paired by seed; "
+                "mean ± sd.",
                 (
-                    *("layer", "ridge", "gradient descent", "ridge, random weights"),
-                    *("ridge − whole", "gradient descent − whole", ""),
+                    *("layer", "ridge", "head", "ridge, random weights"),
+                    *("ridge − whole", "head − whole", "notes"),
                 ),
                 rows,
                 [at for at, layer in enumerate(layers) if layer in chosen],
@@ -481,18 +470,15 @@ def _cut_section(named: Mapping[str, NetworkResult], folder: Path) -> page.Secti
         how[one.chosen_by] = {
             "given": "The layer to cut after was given.",
             "target": "The layer to cut after was chosen for each seed inside its training part, by how well ridge "
-            "reads nucleus area "
-            "there; the held-out errors below had no say.",
+            "reads nucleus area there; the held-out errors below had no say.",
             "scale": "The layer to cut after is the one at which an earlier run reads object scale best from "
-            "photographs; nuclei had "
-            "no say.",
+            "photographs; nuclei had no say.",
         }.get(one.chosen_by, f"The layer to cut after was chosen by: {one.chosen_by}.")
     if not images:
         return None
     text = (
-        f"{' '.join(how.values())} The layer of least error is found on the held-out patches themselves: it tells "
-        "what the best "
-        "possible choice would have given, and is not a result to expect on new images."
+        f"{' '.join(how.values())} The layer of least error is found on the held-out patches themselves: it tells what the "
+        "best possible choice would have given, and is not a result to expect on new images."
     )
     return page.Section("Where to cut", text, images, tables)
 
@@ -544,15 +530,15 @@ def _magnification_section(
                     _picture(
                         transfer_figures.magnification_curves(full, curves),
                         folder / f"{one.weights}-{trainable}-magnification",
-                        f"Error of the three models of {what} by magnification. Least error of {len(classes)} "
-                        f"magnifications: {wins}.",
+                        f"Error of the three models of {what} by magnification. Least error of {len(classes)} magnifications: "
+                        f"{wins}.",
                         f"{what}. Mean ± 1 sd over seeds.",
                     )
                 )
     text = (
-        "Nuclei cover more pixels at high magnification, so errors in pixels grow with it. Read the columns "
+        "Nuclei cover more pixels at high magnification, so errors in pixels grow with it. Read the columns against the mean "
+        "area."
     )
-    "against the mean area."
     return page.Section("By magnification", text, images, tables)
 
 
@@ -586,8 +572,7 @@ def _prediction_section(named: Mapping[str, NetworkResult], patches: Patches, fo
                     ),
                 )
             )
-        for model in ("pruned", "whole"):
-            counts, classes = confusion_counts(_groups(one)[model, trainable], patches)
+            counts, classes = confusion_counts(seeds, patches)
             totals = counts.sum(axis=1, keepdims=True)
             shares = 100 * np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
             right = 100 * float(np.trace(counts) / counts.sum())
@@ -595,17 +580,16 @@ def _prediction_section(named: Mapping[str, NetworkResult], patches: Patches, fo
                 _picture(
                     transfer_figures.confusion(shares, classes),
                     folder / f"{one.weights}-{trainable}-{model}-confusion",
-                    f"Magnifications told from the areas that {name}, {MODEL_NAMES[model]}, predicts: "
-                    f"{page.number(right, 0)} % are right.",
+                    f"Magnifications told from the areas that {name}, {MODEL_NAMES[model]}, predicts: {page.number(right, 0)} "
+                    "% are right.",
                     f"{name}, {MODEL_NAMES[model]}: per cent of the patches of a row, all seeds together; "
                     f"{page.number(right, 0)} % are right.",
                 )
             )
     both = any(len(_trainables(one)) > 1 for one in named.values())
     text = (
-        "Points: one a held-out patch of the first seed; the line is a perfect prediction. Squares: the magnification "
-        "whose mean area in "
-        "the training part is nearest to the prediction, against the true one."
+        "Points: one a held-out patch of the first seed; the line is a perfect prediction. Squares: the magnification whose "
+        "mean area in the training part is nearest to the prediction, against the true one."
         + (" Predictions by gradient descent; ridge is in the tables above." if both else "")
     )
     return page.Section("Predicted against true", text, images)
@@ -645,9 +629,9 @@ def _learning_section(named: Mapping[str, NetworkResult], folder: Path) -> page.
     if not images:
         return None
     text = (
-        "Root of the mean squared error of each epoch's batches, and the mean absolute error on held-out patches "
-        "after it, which chose "
-        "nothing: the last epoch is reported. Where the curves still fall, longer training could change the order."
+        "Root of the mean squared error of each epoch's batches, and the mean absolute error on held-out patches after it, "
+        "which chose nothing: the last epoch is reported. Where the curves still fall, longer training could change the "
+        "order."
     )
     return page.Section("Learning curves", text, images)
 
@@ -800,7 +784,8 @@ def _cuts(result: NetworkResult) -> str:
     counts = Counter(result.layers.values()).most_common()
     if len(counts) == 1:
         return counts[0][0]
-    return ", ".join(f"{layer} in {count} of {len(result.layers)} seeds" for layer, count in counts)
+    first, *others = (f"{layer} in {count}" for layer, count in counts)
+    return ", ".join([f"{first} of {len(result.layers)} seeds", *others])
 
 
 # Numbers as text.
@@ -811,7 +796,7 @@ def _rows(result: NetworkResult, name: str, only: str | None = None) -> list[tup
     for (model, trainable), seeds in _groups(result).items():
         if only in (None, trainable):
             layers = list(dict.fromkeys(one.prediction.layer for one in seeds))
-            layer = layers[0] if len(layers) == 1 else f"{len(layers)} different"
+            layer = " or ".join(layers) if len(layers) < 3 else f"{len(layers)} layers"
             maes = (_pm(_values(seeds, metric), 1) for metric in ("mae", "macro_mae"))
             kappas = (_pm(_values(seeds, metric), 3) for metric in ("kappa", "kappa_quadratic"))
             rows.append((name, MODEL_NAMES[model], layer, trainable, *maes, *kappas))
@@ -857,7 +842,7 @@ def _p(value: float | None) -> str:
     return "–" if value is None else f"{value:.2g}".replace("-", "−")
 
 
-def _share(part: float, whole: float) -> str:
+def _share(part: int | float, whole: int | float) -> str:
     return f"{100 * part / whole:.0f} %"
 
 
@@ -866,5 +851,5 @@ def _brief(name: str, longest: int = 60) -> str:
 
 
 def _picture(figure: Figure, stem: Path, alt: str, caption: str) -> page.Image:
-    style.save(figure, stem)
-    return page.embed(figure, alt, caption)
+    _, svg = style.save(figure, stem)
+    return page.Image(svg.read_bytes(), alt, caption)

@@ -20,17 +20,17 @@ class _Look(NamedTuple):
     dashes: str
 
 
-MODEL_NAMES = {"whole": "whole, pretrained", "pruned": "pruned, pretrained", "scratch": "whole, random start"}
+MODEL_NAMES = {"whole": "whole", "pruned": "pruned", "scratch": "from scratch"}
 _MODELS: dict[str, _Look] = {
     "whole": _Look(MODEL_NAMES["whole"], BLUE, "o", "-"),
     "pruned": _Look(MODEL_NAMES["pruned"], RED, "D", "--"),
     "scratch": _Look(MODEL_NAMES["scratch"], DARK, "^", ":"),
 }
 _HEADS: dict[tuple[str, str], _Look] = {
-    ("trained", "ridge"): _Look("trained weights, ridge", BLUE, "o", "-"),
-    ("trained", "head"): _Look("trained weights, gradient descent", RED, "D", "--"),
+    ("trained", "ridge"): _Look("trained, ridge", BLUE, "o", "-"),
+    ("trained", "head"): _Look("trained, head", RED, "D", "--"),
     ("random_weights", "ridge"): _Look("random weights, ridge", DARK, "^", ":"),
-    ("random_weights", "head"): _Look("random weights, gradient descent", ORANGE, "s", "-."),
+    ("random_weights", "head"): _Look("random weights, head", ORANGE, "s", "-."),
 }
 
 
@@ -63,11 +63,11 @@ def _error_axis(axes: Axes, means: Sequence[float]) -> None:
     """Errors from 0, or logarithmic where they span more than a factor of 5."""
     low, high = min(means), max(means)
     if low > 0 and high > 5 * low:
-        _log_axis(axes, "y", low / 1.6, high * 1.6)
-        axes.set_ylabel("mean absolute error, px (log scale)")
+        _log_axis(axes, "y", low / 2.2, high * 1.8)
+        axes.set_ylabel("MAE, px (log scale)")
     else:
         axes.set_ylim(0, 1.3 * high or 1)
-        axes.set_ylabel("mean absolute error, px")
+        axes.set_ylabel("MAE, px")
 
 
 def _legend(figure: Figure, axes: Axes, columns: int = 2) -> Figure:
@@ -92,7 +92,7 @@ def cut_curves(
     """
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     axes, x = figure.subplots(), np.arange(len(layers))
-    label = "cut here (number of seeds)"
+    label = "cut here (seeds)"
     shown = {key: errors[key] for key in _HEADS if key in errors}
     _error_axis(axes, [float(value) for values in shown.values() for value in values.mean(axis=1)])
     for layer, count in chosen.items():
@@ -119,7 +119,7 @@ def cut_curves(
     axes.set_xticks(x, [*layers[:-1], f"{layers[-1]} (whole)"], rotation=90)
     axes.set_xlim(-0.5, len(layers) - 0.5)
     axes.set_xlabel("layer, from input to output")
-    return _legend(figure, axes, 1)
+    return _legend(figure, axes)
 
 
 @styled
@@ -156,7 +156,7 @@ def predicted_against_true(
     figure = Figure(figsize=(WIDTH, 4.7), layout="constrained")
     axes = figure.subplots()
     classes = np.unique(magnification)
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(classes)))
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(classes)))
     markers = ("o", "^", "s", "D", "v", "P", "X")
     # Interleaved, so that no magnification hides the others; drawn as pixels, as an SVG of each point is large.
     inside = np.clip(predicted, *limits)

@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         architecture: Name of the family.
-        weights: Name of the weights, or random.
+        weights: Name of the weights, or of the random ones in their place.
         model: Which of the three.
         layer: Where the network ends; avg_pool for the whole one.
         trainable: all (fine-tuned), head (linear head by gradient descent) or ridge (in closed form).
@@ -59,6 +59,11 @@ def cut_layers(network: Network) -> tuple[str, ...]:
     layers = available_layers(network.architecture, network.module)
     whole = whole_layer(network)
     return (*(layer for layer in layers if layer not in ("pre_softmax", "softmax", whole)), whole)
+
+
+def random_name(weights: str) -> str:
+    """The name of random weights for the network of these weights, in tables."""
+    return f"random ({weights})"
 
 
 def starting_point(network: Network, model: Model, layer: str, seed: int) -> Network:
@@ -103,7 +108,7 @@ def fine_tuned(
         for model in MODELS:
             where = folder / f"{weights}-{model}-{seed}"
             start = starting_point(network, model, layer, seed)
-            name = "random" if model == "scratch" else weights
+            name = random_name(weights) if model == "scratch" else weights
             last = layer if model == "pruned" else whole_layer(network)
             finished = where / "predictions.npz"
             if not finished.exists():
@@ -203,46 +208,50 @@ def heads_compared(
                 ("pruned", "trained", layer),
                 ("scratch", "random_weights", whole),
             ):
-                name = weights if condition == "trained" else "random"
+                name = weights if condition == "trained" else random_name(weights)
                 area = swept[condition, head][last][row, test]
                 predictions.append(Prediction(architecture, name, model, last, head, seed, test, area))
     return HeadResult(tuple(predictions), swept, tuple(layers))
 
 
-def select_cut(
+def select_cuts(
     features: Mapping[str, Float[np.ndarray, "N _"]],
     patches: Patches,
-    train: Bool[np.ndarray, " N"],
+    train: Bool[np.ndarray, "R N"],
+    seeds: Sequence[int],
     *,
     splits: int,
-    seed: int,
-) -> str:
-    """The layer from which ridge reads nucleus area best, judged inside the training part: lowest mean MAE over inner splits.
+) -> tuple[str, ...]:
+    """For each seed the layer from which ridge reads nucleus area best in its training part: lowest mean MAE over inner splits.
+
+    The whole network is no candidate: what is chosen is where to cut, and whether cutting helps is tested.
 
     Args:
-        features: Of every layer at which the network can be cut.
-        patches: All patches; those outside `train` are not looked at.
-        train: The training part of one seed.
-        splits: Inner splits by source image.
-        seed: Of the inner splits.
+        features: Of every layer at which the network can be cut, the whole one last.
+        patches: All patches; those outside the training part of a seed have no influence on its choice.
+        train: The training part of each seed.
+        seeds: Of the inner splits.
+        splits: Inner splits by source image, for each seed.
 
     Raises:
-        ValueError: The training part has too few source images for an inner split, see `grouped_splits`.
+        ValueError: A training part has too few source images for an inner split, see `grouped_splits`.
     """
-    inside = np.flatnonzero(train)
-    inner = grouped_splits(patches.group[inside], patches.magnification[inside], splits, seed)
-    area = patches.area[inside]
-    predicted = heads.sweep(
-        {layer: values[inside] for layer, values in features.items()},
-        area,
-        inner,
-        range(splits),
-        head="ridge",
-    )
+    masks = []
+    for mask, seed in zip(train, seeds, strict=True):
+        for inner in grouped_splits(patches.group[mask], splits, seed):
+            masks.append(mask.copy())
+            masks[-1][mask] = inner
+    inner = np.stack(masks)
+    # One call for all seeds, so that each width of layer is compiled once.
+    candidates = {layer: features[layer] for layer in list(features)[:-1]}
+    predicted = heads.sweep(candidates, patches.area, inner, range(len(inner)), head="ridge", progress=True)
+    held_out = np.repeat(train, splits, axis=0) & ~inner
     error = {
-        layer: float(
-            np.mean([np.abs(row - area)[~mask].mean() for row, mask in zip(rows, inner, strict=True)])
+        layer: np.array(
+            [np.abs(row - patches.area)[out].mean() for row, out in zip(rows, held_out, strict=True)]
         )
+        .reshape(len(seeds), splits)
+        .mean(1)
         for layer, rows in predicted.items()
     }
-    return min(error, key=lambda layer: error[layer])
+    return tuple(min(error, key=lambda layer: error[layer][row]) for row in range(len(seeds)))

@@ -1,6 +1,7 @@
 """From predictions to what is reported: rows of transfer.csv, the sweep of the cut, paired tests of pruned against the others."""
 
 import csv
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +39,8 @@ class Comparison(NamedTuple):
         pruned_mean: Of the pruned network.
         pruned_sd: Of the pruned network.
         difference: Mean of pruned - base.
-        low: 95 % bootstrap interval of the difference, source images redrawn; None for kappa.
+        low: 95 % bootstrap interval of the difference pooled over seeds and patches, source images redrawn; None for kappa, and
+            where fewer than two source images are held out.
         high: Its upper end.
         wins: Seeds in which the pruned network is better.
         seeds: Number of seeds.
@@ -131,7 +133,10 @@ def compare_models(evaluated: Sequence[Evaluated], patches: Patches, weights: st
             for model in ("pruned", *BASES)
         }
         for base in BASES:
-            low, high = _interval(by_model["pruned"], by_model[base], patches)
+            _check_paired(by_model["pruned"], by_model[base])
+            if _repeated(by_model["pruned"]) and _repeated(by_model[base]):
+                continue  # One result many times, as of ridge on one split: a test would count it as evidence.
+            low, high = _interval(by_model["pruned"], by_model[base], patches) or (None, None)
             for metric in METRICS:
                 first, second = (_totals(by_model[model], metric) for model in ("pruned", base))
                 if first is None or second is None or len(first) < 2:
@@ -198,10 +203,10 @@ def sweep_scores(
     return scores
 
 
-def write_table(path: Path, rows: Sequence[NamedTuple]) -> None:
+def write_table(path: Path, kind: type[Comparison] | type[SweepScore], rows: Iterable[tuple]) -> None:
     """Write rows of one kind as CSV, their fields as columns."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([rows[0]._fields, *rows] if rows else [])
+        csv.writer(file, lineterminator="\n").writerows([kind._fields, *rows])
 
 
 def macro(one: Evaluated) -> float:
@@ -214,12 +219,32 @@ def _totals(evaluated: Sequence[Evaluated], metric: str) -> Float[np.ndarray, " 
     return None if any(value is None for value in values) else np.array(values, float)
 
 
+def _check_paired(pruned: Sequence[Evaluated], base: Sequence[Evaluated]) -> None:
+    for one, other in itertools.zip_longest(pruned, base):
+        if (
+            one is None
+            or other is None
+            or one.prediction.seed != other.prediction.seed
+            or not np.array_equal(one.prediction.test, other.prediction.test)
+        ):
+            raise ValueError("Models can be compared only on the same seeds and held-out patches.")
+
+
+def _repeated(evaluated: Sequence[Evaluated]) -> bool:
+    first, *others = (one.prediction for one in evaluated)
+    return bool(others) and all(
+        np.array_equal(first.test, one.test) and np.array_equal(first.area, one.area) for one in others
+    )
+
+
 def _interval(
     pruned: Sequence[Evaluated], base: Sequence[Evaluated], patches: Patches
-) -> significance.Interval:
+) -> significance.Interval | None:
     errors = [
         [np.abs(one.prediction.area - patches.area[one.prediction.test]) for one in side]
         for side in (pruned, base)
     ]
     clusters = [patches.group[one.prediction.test] for one in pruned]
+    if len(np.unique(np.concatenate(clusters))) < 2:
+        return None
     return significance.clustered_bootstrap(*errors, clusters)

@@ -1,0 +1,207 @@
+"""The transfer from names to files: a tiny run on rendered tissue, resumed, and every wrong setting."""
+
+import csv
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_network import random_network
+
+from scalecov_jax import checkpoints, transfer_pipeline
+from scalecov_jax.images import tissue
+from scalecov_jax.images.annotated import AnnotatedImage
+from scalecov_jax.transfer import fine_tuning
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def config(name):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config().to_dict()
+
+
+def dots(count, seed, *, size):
+    """Stands in for rendered tissue, which takes long to compile: dark discs, larger from image to image."""
+    images = []
+    for number in range(count):
+        rng = np.random.default_rng((seed, number))
+        y, x = np.mgrid[:size, :size]
+        near = (y % 16 - 8) ** 2 + (x % 16 - 8) ** 2 <= 12 + 4 * (number % 4)
+        labels = np.where(near, 1 + (y // 16) * 100 + x // 16, 0).astype(np.int32)
+        image = rng.integers(150, 256, (size, size, 3)) - 120 * near[..., None]
+        mask = (255 * near).astype(np.uint8)
+        name = f"patient_{number}"
+        images.append(AnnotatedImage(image.astype(np.uint8), labels, mask, 40.0, name, name))
+    return images
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    checkpoints.save(folder, random_network())
+    return str(folder)
+
+
+@pytest.fixture
+def settings(weights, monkeypatch):
+    monkeypatch.setattr(tissue, "regions", dots)
+    return config("nuclei") | {
+        "weights": weights,
+        "data": "tissue",
+        "regions": 8,
+        "region_size": 128,
+        "size": 32,
+        "magnifications": "10,20,40",
+        "limit": 3,
+        "labels": "instances",
+        "seeds": 2,
+        "inner_splits": 2,
+        "head_epochs": 3,
+        "epochs": 1,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "targets": "standardised",
+    }
+
+
+def run(settings, folder, **options):
+    return transfer_pipeline.run(settings, str(folder), command=["transfer.py"], **options)
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_heads_on_frozen_features(settings, tmp_path):
+    table = run(settings, tmp_path / "run")
+    assert "report.html" in table
+    found = rows(tmp_path / "run" / "transfer.csv")
+    assert list(found[0]) == [
+        *("architecture", "weights", "layer", "trainable", "seed"),
+        *("magnification", "n", "mae", "kappa", "kappa_quadratic"),
+    ]
+    assert len(found) == 2 * 2 * 3 * 4
+    assert {row["magnification"] for row in found} == {"all", "10", "20", "40"}
+    assert {row["trainable"] for row in found} == {"head", "ridge"}
+    sweep = rows(tmp_path / "run" / "sweep.csv")
+    assert {row["layer"] for row in sweep} == {"stem", "block_1", "block_2", "avg_pool"}
+    assert len(sweep) == 2 * 2 * 2 * 4
+    whole = next(row for row in found if (row["layer"], row["magnification"]) == ("avg_pool", "all"))
+    same = [
+        float(row["mae"])
+        for row in sweep
+        if [row[k] for k in ("condition", "head", "layer", "seed")]
+        == ["trained", whole["trainable"], "avg_pool", "0"]
+    ]
+    assert float(whole["mae"]) == pytest.approx(same[0])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert set(summary["networks"]["tiny"]["layers"].values()) <= {"stem", "block_1", "block_2"}
+    assert summary["networks"]["tiny"]["costs"]["whole"]["flops"] > 0
+    assert len(rows(tmp_path / "run" / "comparisons.csv")) == 2 * 2 * 3
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Where to cut" in page
+    assert not re.search(r"\bnan\b", page, re.IGNORECASE)
+
+
+def test_resume_computes_nothing_twice(settings, tmp_path, monkeypatch):
+    first = run(settings, tmp_path / "run")
+    before = (tmp_path / "run" / "transfer.csv").read_bytes()
+
+    def refuse(*_, **__):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(transfer_pipeline, "compute_features", refuse)
+    monkeypatch.setattr(transfer_pipeline, "prepare_patches", refuse)
+    assert run(settings, tmp_path / "run", resume=True) == first
+    assert (tmp_path / "run" / "transfer.csv").read_bytes() == before
+    with pytest.raises(ValueError, match="seeds: 2, now 3"):
+        run(settings | {"seeds": 3}, tmp_path / "run", resume=True)
+
+
+def test_fine_tuning_goes_on_where_it_stopped(settings, tmp_path, monkeypatch):
+    settings |= {"trainable": "all", "layer": "block_1"}
+    count, step = [], fine_tuning._train_step
+
+    def diverge(*args):
+        count.append(1)
+        state, loss = step(*args)
+        return state, loss * np.float32(np.nan if len(count) > 15 else 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fine_tuning, "_train_step", diverge)
+        with pytest.raises(FloatingPointError, match=r"not finite at step"):
+            run(settings, tmp_path / "run")
+    finished = [*(tmp_path / "run" / "training").glob("*/predictions.npz")]
+    assert finished
+    times = {path: path.stat().st_mtime_ns for path in finished}
+    table = run(settings, tmp_path / "run", resume=True)
+    assert times == {path: path.stat().st_mtime_ns for path in finished}
+    assert len([*(tmp_path / "run" / "training").glob("*/predictions.npz")]) == 6
+    found = rows(tmp_path / "run" / "transfer.csv")
+    assert {(row["weights"], row["layer"]) for row in found} == {
+        ("tiny", "avg_pool"),
+        ("tiny", "block_1"),
+        ("random (tiny)", "avg_pool"),
+    }
+    assert not (tmp_path / "run" / "sweep.csv").exists()
+    assert table == run(settings, tmp_path / "other").replace(str(tmp_path / "other"), str(tmp_path / "run"))
+
+
+def test_the_published_rule_takes_the_layer_of_an_earlier_run(settings, tmp_path):
+    summary = {
+        "networks": {"tiny": {"architecture": "tiny", "selected": {"ridge": {"layer": "block_1"}}}},
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    run(settings | {"auto": "scale", "scores": str(tmp_path), "seeds": 1}, tmp_path / "run")
+    layers = json.loads((tmp_path / "run" / "summary.json").read_text())["networks"]["tiny"]["layers"]
+    assert layers == {"0": "block_1"}
+    with pytest.raises(ValueError, match="holds no layer selected by ridge for tiny"):
+        run(settings | {"auto": "scale", "scores": str(tmp_path / "none")}, tmp_path / "x")
+
+
+def test_the_split_is_fixed_when_asked_for(settings, tmp_path):
+    run(settings | {"fixed_split": True, "layer": "block_1"}, tmp_path / "run")
+    found = rows(tmp_path / "run" / "transfer.csv")
+    ridge = [row["mae"] for row in found if (row["trainable"], row["magnification"]) == ("ridge", "all")]
+    assert ridge[:3] == ridge[3:]
+    assert not [row for row in rows(tmp_path / "run" / "comparisons.csv") if row["trainable"] == "ridge"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": ""}, r"config\.weights is empty"),
+        ({"data": ""}, r"config\.data is empty; expected a folder of annotated images, or tissue"),
+        ({"trainable": "some"}, r"config\.trainable is 'some'; expected one of head, all"),
+        ({"seeds": 0}, r"config\.seeds is 0; expected more than 0"),
+        ({"held_out": 1.0}, r"config\.held_out is 1\.0"),
+        ({"magnifications": "10,x"}, r"config\.magnifications holds '10,x'"),
+        ({"magnifications": "10,-5"}, r"config\.magnifications holds -5\.0"),
+        ({"auto": "scale"}, r"config\.scores is empty"),
+        ({"layer": "block_9"}, r"tiny has no layer 'block_9'; did you mean block_"),
+        ({"layer": "softmax"}, r"A regression head cannot follow softmax; choose one of stem"),
+        ({"architecture": "resnet50"}, r"holds tiny, but config\.architecture is resnet50"),
+        ({"data": "/nowhere"}, r"/nowhere is no folder"),
+        ({"seeds": 0, "labels": "none"}, r"config\.labels is 'none'.*config\.seeds is 0"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(settings, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(settings | changes, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_source_image_is_refused(settings, tmp_path):
+    with pytest.raises(ValueError, match=r"All \d+ images belong to patient_0; a split by source"):
+        run(settings | {"regions": 1}, tmp_path / "run")
+
+
+def test_rendered_tissue_and_both_configs_fit_the_pipeline():
+    assert set(config("nuclei")) == set(config("tissue"))
+    assert len(tissue.regions(3, 0)) == 3
