@@ -250,3 +250,42 @@ def test_patches_that_cannot_be_decoded_stop_the_training(tmp_path):
             seed=0,
             recipe=RECIPE,
         )
+
+
+ON_EIGHT_DEVICES = """
+import sys
+import jax, numpy as np
+import test_fine_tuning as t
+from scalecov_jax.transfer import fine_tuning
+
+assert jax.device_count() == 8
+step = fine_tuning._train_step
+def checked(regressor, learning_rate, frozen, state, units, images, areas):
+    assert len(images.sharding.device_set) == 8 and images.addressable_shards[0].data.shape[0] == 1
+    return step(regressor, learning_rate, frozen, state, units, images, areas)
+fine_tuning._train_step = checked
+fitted = t.tune(sys.argv[1], t.Recipe(1, 8, 1e-3, "standardised", "recomputed"))
+np.savez(sys.argv[2], predicted=fitted.predicted, loss=fitted.curve[0][1])
+"""
+
+
+def test_eight_devices_equal_one(tmp_path):
+    recipe = Recipe(1, 8, 1e-3, "standardised", "recomputed")
+    one = tune(tmp_path / "one", recipe)
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
+    path = tmp_path / "eight.npz"
+    command = [sys.executable, "-c", ON_EIGHT_DEVICES, tmp_path / "eight", path]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    with np.load(path) as eight:
+        assert float(eight["loss"]) == pytest.approx(one.curve[0][1], rel=1e-4)
+        np.testing.assert_allclose(eight["predicted"], one.predicted, rtol=0.01, atol=1.0)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    with pytest.raises(ValueError, match="batch_size is 8; expected a multiple of the 3 devices"):
+        tune(tmp_path)

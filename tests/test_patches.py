@@ -119,7 +119,7 @@ def test_an_unfinished_set_is_cut_anew(prepared, tmp_path):
 
 
 def test_nothing_to_cut_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"no patch.*no whole nucleus 16"):
+    with pytest.raises(ValueError, match=r"no patch to cut .*no whole nucleus 16"):
         prepare_patches([annotated(dots=False)], tmp_path / "p", size=64, magnifications=(40.0,))
     assert not (tmp_path / "p").exists()
 

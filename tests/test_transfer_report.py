@@ -5,87 +5,17 @@ import re
 import numpy as np
 import pytest
 from test_report import HOSTILE, Outline
+from tiny_transfer import ERRORS, LAYERS, NETWORKS, SKIPPED, tiny_patches, tiny_results, train_parts
 
 from scalecov_jax.concepts.nuclei import class_means, nearest_class
 from scalecov_jax.images.example import Skipped
-from scalecov_jax.images.patches import MAGNIFICATIONS, Patches
+from scalecov_jax.images.patches import MAGNIFICATIONS
 from scalecov_jax.report import page, transfer, transfer_figures
+from scalecov_jax.report.transfer_answer import answer_sentences, verdict, warnings
+from scalecov_jax.report.transfer_sections import confusion_counts, learning_section
+from scalecov_jax.report.transfer_table import table_section
 from scalecov_jax.transfer import results
-from scalecov_jax.transfer.comparison import Prediction
 from scalecov_jax.transfer.metrics import read_outcomes
-
-LAYERS = ("stem", "mixed0", "mixed1", "avg_pool")
-NETWORKS = (("inception_v3", "tiny-inception"), ("resnet50", "tiny-resnet"))
-ERRORS = {"whole": 0.5, "pruned": 0.3, "scratch": 0.8}  # as shares of the area
-SKIPPED = [
-    Skipped("s1 at 40X, x=0, y=0", "no whole nucleus", "64 pixels"),
-    Skipped("b", "no whole nucleus", ""),
-]
-
-
-def tiny_patches(groups=8, names=None):
-    rng = np.random.default_rng(0)
-    magnification = np.tile(np.repeat(MAGNIFICATIONS, 3), groups)
-    area = 0.55 * magnification**2 * rng.uniform(0.8, 1.2, len(magnification))
-    group = np.repeat(names or [f"patient {index}" for index in range(groups)], 3 * len(MAGNIFICATIONS))
-    return Patches([None] * len(area), area, magnification, group, group, tuple(SKIPPED))
-
-
-def train_parts(patches, seeds, fixed=False):
-    groups = np.unique(patches.group)
-    parts = {}
-    for seed in range(seeds):
-        held_out = np.random.default_rng(0 if fixed else seed).permutation(groups)[: len(groups) // 3 + 1]
-        parts[seed] = ~np.isin(patches.group, held_out)
-    return parts
-
-
-def tiny_results(
-    patches, seeds=4, errors=ERRORS, trainables=("head", "ridge"), layers=None, fixed=False, repeat=False
-):
-    """Networks whose predictions err by a share of the area, other at every patch and seed."""
-    train, compared = train_parts(patches, seeds, fixed), []
-    layers = layers or dict.fromkeys(range(seeds), "mixed1")
-    for architecture, weights in NETWORKS:
-        predictions = []
-        for trainable in trainables:
-            for seed, mask in train.items():
-                test = np.flatnonzero(~mask)
-                for number, (model, share) in enumerate(errors.items()):
-                    rng = np.random.default_rng((0 if repeat else seed, number, len(architecture)))
-                    sizes = share * rng.uniform(0.9, 1.1, len(test)) * rng.choice([-1, 1], len(test))
-                    area = patches.area[test] * (1 + sizes)
-                    curve = [(e, 2e4 / e, 90.0 / e + seed) for e in (1, 2, 3)] if trainable == "all" else ()
-                    predictions.append(
-                        Prediction(
-                            *(architecture, weights if model != "scratch" else "random", model),
-                            layers[seed] if model == "pruned" else "avg_pool",
-                            *(trainable, seed, test, area, tuple(curve)),
-                        )
-                    )
-        sweep = []
-        for condition in ("trained", "random_weights"):
-            for head in ("ridge", "head") if "all" not in trainables else ():
-                values = {
-                    layer: np.stack(
-                        [
-                            patches.area * (1 + 0.1 * depth + 0.01 * seed + (condition != "trained"))
-                            for seed in train
-                        ]
-                    )
-                    for depth, layer in enumerate(LAYERS, start=1)
-                }
-                sweep += results.sweep_scores(weights, condition, head, values, patches, train)
-        evaluated = results.evaluate_predictions(predictions, patches, train)
-        comparisons = results.compare_models(evaluated, patches, weights) if seeds > 1 else []
-        costs = {"whole": (23_000_000, 5.7e9), "pruned": (9_000_000, 4.0e9), "scratch": (23_000_000, 5.7e9)}
-        compared.append(
-            transfer.NetworkResult(
-                architecture, weights, evaluated, comparisons, sweep, layers, "target", costs
-            )
-        )
-    adjusted = iter(results.adjust([c for one in compared for c in one.comparisons]))
-    return [one._replace(comparisons=[next(adjusted) for _ in one.comparisons]) for one in compared]
 
 
 def write(folder, patches, compared, title="Does pruning help?", **settings):
@@ -211,14 +141,14 @@ def test_published_rows_stand_beside_ours(run, patches, compared):
         "InceptionV3, ours pruned mixed1 head",
     ):
         assert row in text
-    alone = transfer._table_section({"InceptionV3": compared[0]})
+    alone = table_section({"InceptionV3": compared[0]})
     assert not any("ResNet50" in cell for row in alone.tables[0].rows for cell in row)
     assert "ResNet50" not in alone.text
     assert [alone.tables[0].rows[at][1] for at in alone.tables[0].strong] == ["pruned"] * 2
 
 
 @pytest.mark.parametrize(
-    ("pruned", "expected", "verdict"),
+    ("pruned", "expected", "found"),
     [
         (
             0.3,
@@ -237,13 +167,13 @@ def test_published_rows_stand_beside_ours(run, patches, compared):
         ),
     ],
 )
-def test_answer_follows_the_data(patches, pruned, expected, verdict):
+def test_answer_follows_the_data(patches, pruned, expected, found):
     one = tiny_results(patches, 9, {**ERRORS, "pruned": pruned}, ("all",))[0]
-    answer = transfer.answer_sentences(one, "InceptionV3")
+    answer = answer_sentences(one, "InceptionV3")
     assert re.search(expected, answer), answer
     assert answer.startswith("Fine-tuned, the pruned InceptionV3 (cut after mixed1) errs by ")
-    assert transfer.verdict(one, "all") == verdict
-    assert ("no difference was shown" in answer) == (verdict is None)
+    assert verdict(one, "all") == found
+    assert ("no difference was shown" in answer) == (found is None)
     c = one.comparisons[0]
     spread = f"{page.number(c.pruned_mean, 1)} ± {page.number(c.pruned_sd, 1)} px against "
     assert spread + f"{page.number(c.base_mean, 1)} ± {page.number(c.base_sd, 1)} px" in answer
@@ -255,12 +185,12 @@ def test_an_interval_around_0_or_a_large_p_shows_nothing(patches):
     first, *rest = one.comparisons
     for change in ({"high": 0.1}, {"p_holm": 0.05}, {"p_holm": None}):
         changed = one._replace(comparisons=[first._replace(**change), *rest])
-        assert transfer.verdict(changed, "all") is None
-        assert "no difference was shown" in transfer.answer_sentences(changed, "InceptionV3")
+        assert verdict(changed, "all") is None
+        assert "no difference was shown" in answer_sentences(changed, "InceptionV3")
 
 
 def test_warnings_name_every_weakness(patches, compared):
-    noticed = " ".join(transfer.warnings(compared, patches, fixed_split=False))
+    noticed = " ".join(warnings(compared, patches, fixed_split=False))
     for words in (
         "With 4 seeds the exact p cannot fall below 0.12",
         "source images were ever held out",
@@ -269,55 +199,75 @@ def test_warnings_name_every_weakness(patches, compared):
         assert words in noticed
     assert "different layers" not in noticed
     many = tiny_patches(60)
-    layers = {seed: "mixed1" if seed else "avg_pool" for seed in range(9)}
+    layers = {seed: "mixed1" if seed else "mixed0" for seed in range(9)}
     nine = tiny_results(many, 9, layers=layers)
-    noticed = " ".join(transfer.warnings(nine, many, fixed_split=False))
+    noticed = " ".join(warnings(nine, many, fixed_split=False))
     assert (
-        "InceptionV3 was cut at different layers in different seeds: mixed1 in 8 of 9 seeds, avg_pool in 1."
+        "InceptionV3 was cut at different layers in different seeds: mixed1 in 8 of 9 seeds, mixed0 in 1."
         in noticed
     )
-    assert "in 1 of 9 seeds the layer to cut after is the last one" in noticed
     assert "cannot fall below" not in noticed
     assert "ever held out" not in noticed
-    seven = " ".join(transfer.warnings(tiny_results(many, 7), many, fixed_split=False))
+    seven = " ".join(warnings(tiny_results(many, 7), many, fixed_split=False))
     assert "With 7 seeds and 4 tests Holm's p cannot fall below 0.062" in seven
 
 
 def test_one_split_is_no_test_of_new_images(patches):
     fixed = tiny_results(patches, 9, fixed=True)
-    noticed = " ".join(transfer.warnings(fixed, patches, fixed_split=True))
+    noticed = " ".join(warnings(fixed, patches, fixed_split=True))
     assert "All seeds share one split" in noticed
     assert "optimistic" not in noticed
     assert "every seed gives the same predictions" not in noticed
-    same = tiny_results(patches, 9, fixed=True, repeat=True)
-    assert "every seed gives the same predictions" in " ".join(
-        transfer.warnings(same, patches, fixed_split=True)
+    same = tiny_results(patches, 9, fixed=True, repeat=True)[:1]
+    assert not same[0].comparisons
+    noticed = " ".join(warnings(same, patches, fixed_split=True))
+    assert "InceptionV3, ridge: every seed gives the same predictions" in noticed
+    assert verdict(same[0], "ridge") is None
+    answer = answer_sentences(same[0], "InceptionV3")
+    assert answer.count("; all seeds say the same, which is no test.") == 2
+    assert "one seed" not in answer
+    tables = table_section({"InceptionV3": same[0]}).tables
+    assert not any("p ≥" in table.columns for table in tables)
+
+
+def test_no_interval_from_one_source_image(patches):
+    one = tiny_results(patches, 9, trainables=("all",))[0]
+    first, *rest = (c._replace(low=None, high=None) for c in one.comparisons)
+    better = one._replace(comparisons=[first, *rest])
+    assert re.search(
+        r"network: [\d.]+ px less, better in 9 of 9 seeds", answer_sentences(better, "InceptionV3")
     )
-    assert transfer.verdict(same[0], "ridge") is None
-    assert "all seeds say the same, which is no test" in transfer.answer_sentences(same[0], "InceptionV3")
+    unclear = one._replace(comparisons=[first._replace(p_holm=0.5), *rest])
+    assert re.search(r"was shown \([\d.]+ px less\), better in 9", answer_sentences(unclear, "InceptionV3"))
 
 
 def test_nothing_to_cut_and_a_single_seed_are_said(patches, tmp_path):
     last = tiny_results(patches, 4, layers=dict.fromkeys(range(4), "avg_pool"))
-    assert "pruned and whole are the same network" in transfer.answer_sentences(last[0], "InceptionV3")
+    assert "pruned and whole are the same network" in answer_sentences(last[0], "InceptionV3")
     one = tiny_results(patches, 1, trainables=("head",))[1:]
     outline = write(tmp_path / "one", patches, one)
     assert "one seed allows no test" in outline.words
     assert "One seed: there is neither a spread" in outline.words
     sd = json.loads((tmp_path / "one" / "summary.json").read_text())["networks"]["tiny-resnet"]["models"]
     assert sd["whole"]["head"]["mae"]["sd"] is None
+    header = ",".join(results.Comparison._fields) + "\n"
+    assert (tmp_path / "one" / "comparisons.csv").read_text() == header
 
 
 def test_fine_tuning_shows_curves_and_no_sweep(patches, tmp_path):
-    outline = write(
-        tmp_path / "all", patches, tiny_results(patches, 2, trainables=("all",))[:1], fixed_split=False
-    )
+    tuned = tiny_results(patches, 2, trainables=("all",))[:1]
+    outline = write(tmp_path / "all", patches, tuned, batch_norm="recomputed")
     assert "Learning curves" in outline.words
+    assert "measured with the running statistics of the batch normalisation" in outline.words
+    assert "may be lower than the end of the curve" in outline.words
     assert "Where to cut" not in outline.words
     assert not (tmp_path / "all" / "sweep.csv").exists()
     alts = [image["alt"] for image in outline.attributes("img")]
     assert any("Training RMSE and held-out MAE of InceptionV3 after epoch 3" in alt for alt in alts)
     assert any("81.6 ± 0.0 px and 30.5 ± 0.7 px" in alt for alt in alts)  # sqrt(2e4 / 3), 90 / 3 + 0.5
+    plain = learning_section({"InceptionV3": tuned[0]}, tmp_path, recomputed=False)
+    assert plain
+    assert "batch normalisation" not in plain.text
 
 
 def test_everything_is_escaped(tmp_path):
@@ -356,14 +306,14 @@ def test_weights_of_one_architecture_are_told_apart(compared):
 
 def test_confusion_counts_every_patch_once(patches, compared):
     seeds = [one for one in compared[0].evaluated if one.prediction.model == "pruned"]
-    counts, classes = transfer.confusion_counts(seeds, patches)
+    counts, classes = confusion_counts(seeds, patches)
     assert classes == list(MAGNIFICATIONS)
     assert counts.sum() == sum(len(one.prediction.test) for one in seeds)
     perfect = [
         one._replace(prediction=one.prediction._replace(area=patches.area[one.prediction.test]))
         for one in seeds
     ]
-    diagonal, _ = transfer.confusion_counts(perfect, patches)
+    diagonal, _ = confusion_counts(perfect, patches)
     assert np.trace(diagonal) > 0.85 * diagonal.sum()  # areas of neighbouring magnifications overlap a little
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from scalecov_jax.images.example import Example, ImageError, Skipped, count_reas
 MAGNIFICATIONS = (5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 40.0)
 Labels = Literal["mask", "instances"]
 _TABLE, _SKIPPED = "patches.csv", "skipped.csv"
+_PART = 64 << 20
 
 
 @runtime_checkable
@@ -54,9 +56,6 @@ class Patch(NamedTuple):
     source: str
     x: int
     y: int
-
-
-_COLUMNS = Patch._fields[1:]
 
 
 def cut_patches(
@@ -148,12 +147,16 @@ def _downsample(values: np.ndarray, size: int, how: Image.Resampling) -> np.ndar
 
 
 class NucleiPatches(tfds.core.GeneratorBasedBuilder):
-    """tfds builder of patches: one split `patches` in array_record."""
+    """tfds builder of patches: one split `patches` in array_record, in the order given.
+
+    tfds holds all records of a split in memory before it writes them (and needs TensorFlow beyond 1 GB), so that a large set
+    is several datasets, see `prepare_patches`.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, source: AnnotatedSource, settings: dict[str, Any], data_dir: Path):
-        self._source, self._settings, self.skipped, self.written = source, settings, [], 0
+    def __init__(self, patches: Iterator[Patch], data_dir: Path):
+        self._patches = patches
         super().__init__(data_dir=str(data_dir), file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -163,7 +166,7 @@ class NucleiPatches(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-                    "area": np.float32,
+                    "area": np.float64,
                     "nuclei": np.int32,
                     "magnification": np.float32,
                     "group": tfds.features.Text(),
@@ -172,22 +175,15 @@ class NucleiPatches(tfds.core.GeneratorBasedBuilder):
                     "y": np.int32,
                 }
             ),
+            disable_shuffling=True,
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         return {"patches": self._generate_examples()}
 
-    def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for index in tqdm(range(len(self._source)), desc="cutting patches", unit="image"):
-            try:
-                annotated = self._source[index]
-            except ImageError as error:
-                self.skipped.append(Skipped(error.name, "unreadable image", error.problem))
-                continue
-            for patch in cut_patches(annotated, skipped=self.skipped, **self._settings):
-                key = f"{index}|{patch.magnification:g}|{patch.x}|{patch.y}"
-                self.written += 1
-                yield key, {**patch._asdict(), "image": encode_png(patch.image)}
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, patch in enumerate(self._patches):
+            yield number, {**patch._asdict(), "image": encode_png(patch.image)}
 
 
 @dataclass(frozen=True)
@@ -195,7 +191,7 @@ class Patches:
     """A prepared set of patches as a source; an example carries the image and its group, never a mask.
 
     Attributes:
-        records: Encoded patches.
+        records: Sequence of encoded patches.
         area: Mean nucleus area in pixels of the patch.
         magnification: Of each patch.
         group: Patient or source image of each patch.
@@ -203,7 +199,7 @@ class Patches:
         skipped: What was left out when the patches were cut.
     """
 
-    records: Sequence[Any]
+    records: Any
     area: Float[np.ndarray, " N"]
     magnification: Float[np.ndarray, " N"]
     group: np.ndarray
@@ -222,13 +218,17 @@ class Patches:
         return Example(image, None, None, None, str(self.group[index]), name)
 
 
-def prepare_patches(source: AnnotatedSource, folder: Path, **settings: Any) -> None:
+def prepare_patches(source: AnnotatedSource, folder: Path, *, size: int, **settings: Any) -> None:
     """Cut a source into patches and write them to a new `folder`, which appears only when it is complete.
 
+    Memory holds one annotated image and at most 64 MB of patches: as often as these are reached, they become a tfds dataset
+    `part_0000`, `part_0001` and so on. `patches.csv` lists all patches, `skipped.csv` what was left out.
+
     Args:
-        source: Annotated images; only one is in memory at a time.
+        source: Annotated images.
         folder: Where to; an unfinished one of an earlier run is replaced.
-        settings: See `cut_patches`; `size` is needed.
+        size: Height and width of the patches in pixels.
+        settings: See `cut_patches`.
 
     Raises:
         ValueError: Not one patch could be cut; says why.
@@ -236,36 +236,67 @@ def prepare_patches(source: AnnotatedSource, folder: Path, **settings: Any) -> N
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    builder = NucleiPatches(source, settings, unfinished)
-    tfds.disable_progress_bar()  # ours counts images
-    with contextlib.redirect_stdout(io.StringIO()):
-        try:
-            builder.download_and_prepare()
-        except Exception as error:
-            if not builder.written and builder.skipped:
-                reasons = ", ".join(f"{reason} {n}" for reason, n in count_reasons(builder.skipped).items())
-                raise ValueError(
-                    f"There is no patch to cut ({reasons}). Lower config.size, choose other config.magnifications, or add images."
-                ) from error
-            raise
-    # Beside the records, so that areas and groups are known without reading the images again.
+    skipped: list[Skipped] = []
+    parts, count = 0, 0
     with (unfinished / _TABLE).open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(_COLUMNS)
-        for record in _records(unfinished):
-            table.writerow(_text(record[column]) for column in _COLUMNS)
+        table.writerow(Patch._fields[1:])
+        cut = _cut_all(source, skipped, size=size, **settings)
+        while part := list(itertools.islice(cut, max(1, _PART // (3 * size**2)))):
+            _write_part(part, unfinished / f"part_{parts:04d}")
+            table.writerows(patch[1:] for patch in part)
+            parts, count = parts + 1, count + len(part)
+    if not count:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in count_reasons(skipped).items())
+        raise ValueError(
+            f"There is no patch to cut ({reasons}). Lower config.size, choose other config.magnifications, or add images."
+        )
     with (unfinished / _SKIPPED).open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([Skipped._fields, *builder.skipped])
+        csv.writer(file).writerows([Skipped._fields, *skipped])
     unfinished.rename(folder)
 
 
-def _records(folder: Path) -> Any:
-    builder = tfds.builder_from_directory(folder / NucleiPatches.name / str(NucleiPatches.VERSION))
-    return builder.as_data_source("patches", decoders={"image": tfds.decode.SkipDecoding()})  # pyright: ignore[reportCallIssue]
+def _cut_all(source: AnnotatedSource, skipped: list[Skipped], **settings: Any) -> Iterator[Patch]:
+    for index in tqdm(range(len(source)), desc="cutting patches", unit="image"):
+        try:
+            annotated = source[index]
+        except ImageError as error:
+            skipped.append(Skipped(error.name, "unreadable image", error.problem))
+        else:
+            yield from cut_patches(annotated, skipped=skipped, **settings)
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else f"{value:.9g}"
+def _write_part(part: Sequence[Patch], folder: Path) -> None:
+    tfds.disable_progress_bar()  # ours counts images
+    with contextlib.redirect_stdout(io.StringIO()):
+        # An iterator, since tfds keeps its builders for ever.
+        NucleiPatches(iter(part), folder).download_and_prepare()
+
+
+@dataclass(frozen=True)
+class _Records:
+    """The records of all parts, one after the other."""
+
+    parts: Sequence[Any]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, index: int) -> Any:
+        for part in self.parts:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
+
+
+def _records(folder: Path) -> _Records:
+    parts = []
+    for part in sorted(folder.glob("part_*")):
+        builder = tfds.builder_from_directory(part / NucleiPatches.name / str(NucleiPatches.VERSION))
+        decoders: Any = {"image": tfds.decode.SkipDecoding()}
+        parts.append(builder.as_data_source("patches", decoders=decoders))
+    return _Records(parts)
 
 
 def open_patches(folder: Path) -> Patches:
