@@ -7,13 +7,16 @@ READY := $(VENV)/.ready
 .PHONY: demo test check format clean help
 
 help:
-	@echo "make demo   find where object scale lives in the two embedded networks; writes runs/demo/report.html"
+	@echo "make demo   find where object scale lives in two embedded networks, cut them there, and test whether that helps to"
+	@echo "            read nucleus size on rendered tissue; writes runs/demo/report.html and runs/demo_tissue/report.html"
 	@echo "make test   run the tests"
 	@echo "make check  format check, lint, types and tests"
 	@echo "make format format the code"
 
 demo: $(READY)
 	$(BIN)/python scripts/reproduce.py --config=configs/demo.py --workdir=runs/demo --overwrite
+	$(BIN)/python scripts/transfer.py --config=configs/tissue.py --config.trainable=head --config.regions=48 \
+	  --workdir=runs/demo_tissue --overwrite
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -180,21 +180,19 @@ def _read_index(index: Path) -> list[_Files]:
         bad += [
             f"{row[kind]} lies outside" for kind, path in paths.items() if not _inside(path, index.parent)
         ]
-        if "image" not in paths:
+        image = paths.pop("image", None)
+        if image is None:
             bad.append("no image")
-        elif _ANNOTATION.fullmatch(paths["image"].name) or paths["image"] in (
-            paths.get("mask"),
-            paths.get("labels"),
-        ):
+        elif _ANNOTATION.fullmatch(image.name) or image in paths.values():
             bad.append(f"a mask as image: {row['image']}")
-        if bad:
-            problems += [f"line {line}: {one}" for one in bad]
+        problems += [f"line {line}: {one}" for one in bad]
+        if bad or image is None:
             continue
-        stem = re.sub(r"_(image|original)$", "", paths["image"].stem)
+        stem = re.sub(r"_(image|original)$", "", image.stem)
         name = (Path(row["image"]).parent / stem).as_posix()
         pairs.append(
             _Files(
-                paths["image"],
+                image,
                 paths.get("mask"),
                 paths.get("labels"),
                 _magnification(row.get("magnification")),

@@ -293,8 +293,8 @@ class _Records:
 def _records(folder: Path) -> _Records:
     parts = []
     for part in sorted(folder.glob("part_*")):
-        builder = tfds.builder_from_directory(part / NucleiPatches.name / str(NucleiPatches.VERSION))
-        decoders: Any = {"image": tfds.decode.SkipDecoding()}
+        builder: Any = tfds.builder_from_directory(part / NucleiPatches.name / str(NucleiPatches.VERSION))
+        decoders = {"image": tfds.decode.SkipDecoding()}  # pyright: ignore[reportCallIssue]
         parts.append(builder.as_data_source("patches", decoders=decoders))
     return _Records(parts)
 

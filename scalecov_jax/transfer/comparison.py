@@ -203,11 +203,12 @@ def heads_compared(
     for head in ("head", "ridge"):
         for row, (mask, layer, seed) in enumerate(zip(train, layers, seeds, strict=True)):
             test = np.flatnonzero(~mask)
-            for model, condition, last in (
+            compared: tuple[tuple[Model, str, str], ...] = (
                 ("whole", "trained", whole),
                 ("pruned", "trained", layer),
                 ("scratch", "random_weights", whole),
-            ):
+            )
+            for model, condition, last in compared:
                 name = weights if condition == "trained" else random_name(weights)
                 area = swept[condition, head][last][row, test]
                 predictions.append(Prediction(architecture, name, model, last, head, seed, test, area))

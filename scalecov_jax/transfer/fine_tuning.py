@@ -1,8 +1,5 @@
 """Fine-tuning a whole or a pruned network, with a linear regression head, for the mean nucleus area of a patch."""
 
-import csv
-import hashlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
@@ -26,6 +22,7 @@ from scalecov_jax.images.example import Example, Skipped, Source
 from scalecov_jax.models.layers import MOMENTUM, global_average_pool
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.pretraining import TrainState
+from scalecov_jax.transfer import resume
 
 LOG_EVERY = 10  # steps between looks at the loss
 
@@ -152,8 +149,8 @@ def fine_tune(
     steps = len(train) // recipe.batch_size
     folder.mkdir(parents=True, exist_ok=True)
     states = (folder / "states").absolute()
-    state, done = _restore(states, state)
-    curve = [row for row in _read_curve(folder / "curve.csv") if row[0] <= done] if done else []
+    state, done = resume.restore(states, state)
+    curve = [row for row in resume.read_curve(folder / "curve.csv") if row[0] <= done] if done else []
 
     def stream(order: np.ndarray) -> Any:
         unreadable: list[Skipped] = []
@@ -162,7 +159,7 @@ def fine_tune(
                 raise ValueError(f"{unreadable[0].name}: {unreadable[0].detail}")
             yield batch
 
-    latest = ocp.training.preservation_policies.LatestN(2)
+    latest: Any = ocp.training.preservation_policies.LatestN(2)
     with (
         ocp.training.Checkpointer(str(states), preservation_policy=latest) as checkpointer,
         tqdm(
@@ -197,8 +194,8 @@ def fine_tune(
             held_out = _predict(regressor, state.params, state.batch_stats, units, stream(test), split)
             mae = float(np.abs(held_out - areas[test]).mean())
             curve.append((epoch, float(np.mean(jax.device_get(losses))), mae))
-            _write_curve(folder / "curve.csv", curve)
-            checkpointer.save(epoch, state, custom_metadata={"sha256": _digest(state)})
+            resume.write_curve(folder / "curve.csv", curve)
+            checkpointer.save(epoch, state, custom_metadata={"sha256": resume.digest(state)})
     batch_stats = state.batch_stats
     if recipe.batch_norm == "recomputed":
         batch_stats = _recompute(regressor, state, units, stream(train[: steps * recipe.batch_size]), split)
@@ -328,46 +325,3 @@ def _check_losses(losses: Sequence[Any], before: int, epoch: int, folder: Path) 
             f"The loss is not finite at step {step} (epoch {epoch}) of {folder}; lower the learning rate. The checkpoints of "
             "the epochs before are kept."
         )
-
-
-def _restore(folder: Path, state: TrainState) -> tuple[TrainState, int]:
-    """The newest state that can be read and its epoch; damaged ones are removed, with a warning."""
-    found = sorted((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), reverse=True)
-    for epoch in found:
-        try:
-            with ocp.training.Checkpointer(str(folder)) as checkpointer:
-                loaded = checkpointer.load(epoch, abstract_state=state)
-                noted: Any = checkpointer.metadata(epoch).custom_metadata
-            if noted["sha256"] != _digest(loaded):
-                raise ValueError("its values are not those that were written")
-        except Exception as error:
-            problem = " ".join(str(error).split())[:200]
-            logging.warning(
-                "The checkpoint of epoch %d in %s is damaged and removed (%s).", epoch, folder, problem
-            )
-            shutil.rmtree(folder / str(epoch))
-        else:
-            logging.info("Going on after epoch %d of %s.", epoch, folder)
-            return loaded, epoch
-    if found:
-        logging.warning("No checkpoint in %s could be read; training begins anew.", folder)
-    return state, 0
-
-
-def _digest(state: TrainState) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(jax.device_get(state)):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
-def _read_curve(path: Path) -> list[tuple[int, float, float]]:
-    with path.open(newline="") as file:
-        return [(int(e), float(mse), float(mae)) for e, mse, mae in list(csv.reader(file))[1:]]
-
-
-def _write_curve(path: Path, curve: Sequence[tuple[int, float, float]]) -> None:
-    unfinished = path.with_suffix(".partial")
-    with unfinished.open("w", newline="") as file:
-        csv.writer(file).writerows([("epoch", "train_mse", "test_mae"), *curve])
-    unfinished.replace(path)

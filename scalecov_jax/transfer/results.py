@@ -247,4 +247,4 @@ def _interval(
     clusters = [patches.group[one.prediction.test] for one in pruned]
     if len(np.unique(np.concatenate(clusters))) < 2:
         return None
-    return significance.clustered_bootstrap(*errors, clusters)
+    return significance.clustered_bootstrap(errors[0], errors[1], clusters)
