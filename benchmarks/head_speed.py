@@ -18,7 +18,8 @@ import numpy as np
 from absl import app, flags
 
 from scalecov_jax.probes.splits import random_splits
-from scalecov_jax.transfer.heads import ridge_heads, train_heads
+from scalecov_jax.transfer.heads import train_heads
+from scalecov_jax.transfer.ridge_heads import ridge_heads
 
 ROWS = flags.DEFINE_integer("rows", 10_000, "Images N.")
 WIDTH = flags.DEFINE_integer("width", 2048, "Features D.")

@@ -51,7 +51,7 @@ def test_the_whole_network_ends_with_its_pooled_output_or_where_its_weights_end(
 
 
 def test_starting_points():
-    network = random_network()
+    network = random_network(width=2.0)
     whole, pruned, scratch, again, other = (
         comparison.starting_point(network, model, "stem", seed)
         for model, seed in (("whole", 0), ("pruned", 0), ("scratch", 1), ("scratch", 1), ("scratch", 2))
@@ -73,7 +73,7 @@ def test_fine_tuning_of_all_models_is_read_back_once_finished(tmp_path):
     def tuned():
         return list(
             comparison.fine_tuned(
-                random_network(),
+                random_network(width=2.0),
                 "tiny",
                 data,
                 train,

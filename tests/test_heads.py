@@ -1,30 +1,17 @@
+"""Heads by gradient descent: least squares in px, every seed as alone; and the sweep over layers by both heads."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.linear_model import LinearRegression, RidgeCV
+from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tiny_heads import LONG, SEEDS, D, N, make_problem, predict
 
-from scalecov_jax.probes import batch, linear
 from scalecov_jax.transfer import heads
-
-N, D, SEEDS = 600, 24, tuple(range(3, 13))
-LONG = {"epochs": 150, "batch_size": 128}
-
-
-def make_problem(count, width, seeds=3, seed=0):
-    """Features of unequal scales, one of them constant and one silent on the first part; targets of mean 500, sd 300 px."""
-    rng = np.random.default_rng(seed)
-    features = rng.normal(size=(count, width)) + 0.5 * rng.normal(size=(count, 1))
-    signal = features @ rng.normal(size=width) / np.sqrt(width)
-    targets = 500 + 300 * (signal + 0.3 * rng.normal(size=count)) / np.hypot(signal.std(), 0.3)
-    train = rng.random((seeds, count)) < np.linspace(0.6, 0.8, seeds)[:, None]
-    features = features * rng.lognormal(sigma=2, size=width) + rng.normal(size=width)
-    features[:, 1] = 0.7
-    features[train[0], 2] = 0.0
-    return features.astype(np.float32), targets.astype(np.float32), train
+from scalecov_jax.transfer.ridge_heads import ridge_heads
+from scalecov_jax.transfer.sweep import sweep
 
 
 @pytest.fixture(scope="module")
@@ -35,36 +22,6 @@ def problem():
 @pytest.fixture(scope="module")
 def trained(problem):
     return heads.train_heads(*problem, SEEDS, **LONG)
-
-
-def predict(fit, features):
-    return np.asarray(fit.kernel, np.float64) @ features.T + np.asarray(fit.bias, np.float64)[:, None]
-
-
-@pytest.mark.parametrize(("count", "width"), [(300, 24), (300, 205), (90, 200)])
-def test_ridge_equals_scikit_learn_and_the_probe(count, width):
-    """With 180, 210 and 240 training rows of 300: D below, among and above them."""
-    alphas = batch.ALPHAS
-    features, targets, train = make_problem(count, width)
-    fit = heads.ridge_heads(features, targets, train, alphas)
-    x, y = features.astype(np.float64), targets.astype(np.float64)
-    for row, part in enumerate(train):
-        peer = make_pipeline(StandardScaler(), RidgeCV(alphas)).fit(x[part], y[part])
-        np.testing.assert_allclose(predict(fit, x)[row], peer.predict(x), rtol=1e-8, atol=1e-6)
-        np.testing.assert_allclose(fit.alpha[row], peer[-1].alpha_)
-    part = train[0]
-    with jax.enable_x64(True):
-        probe = jax.jit(linear.fit_ridge)(x[part], y[part, None], alphas)
-    weights = np.asarray(probe.weights)[:, 0]
-    np.testing.assert_allclose(fit.kernel[0], weights, rtol=1e-8, atol=1e-8 * np.abs(weights).max())
-
-
-def test_small_penalties_equal_scikit_learn():
-    features, targets, train = make_problem(300, 24)
-    fit = heads.ridge_heads(features, targets, train, np.array([1e-6, 1e-3]))
-    x, part = StandardScaler().fit_transform(features[train[2]].astype(np.float64)), train[2]
-    peer = RidgeCV([1e-6, 1e-3]).fit(x, targets[part].astype(np.float64))
-    np.testing.assert_allclose(predict(fit, features)[2, part], peer.predict(x), rtol=1e-8)
 
 
 def test_training_reaches_least_squares_in_px(problem, trained):
@@ -109,17 +66,18 @@ def test_seeds_differ_in_their_initial_kernel_alone(problem):
     np.testing.assert_allclose(fit.kernel[1, 3:], expected, rtol=0.02)
 
 
-@pytest.mark.parametrize(
-    "fit", [heads.ridge_heads, lambda *problem: heads.train_heads(*problem, [7], **LONG)]
-)
-def test_rows_outside_the_mask_have_no_influence(problem, fit):
+def test_rows_outside_the_mask_have_no_influence(problem):
     features, targets, train = problem
     train = train[:1]
     others = ~train[0]
     changed, changed_targets = features.copy(), targets.copy()
     changed[others] = 1e4 * changed[others][::-1] + 3
     changed_targets[others] = -1e6
-    for a, b in zip(fit(features, targets, train), fit(changed, changed_targets, train), strict=True):
+    fits = [
+        heads.train_heads(*both, train, [7], **LONG)
+        for both in ((features, targets), (changed, changed_targets))
+    ]
+    for a, b in zip(*fits, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -144,8 +102,6 @@ def test_dead_features_are_never_nan(problem, trained):
     fit = heads.train_heads(dead, targets, train, SEEDS, **LONG)
     means = np.array([targets[part].mean() for part in train])
     np.testing.assert_allclose(predict(fit, dead)[:, 0], means, rtol=0.05)
-    ridge = heads.ridge_heads(dead, targets, train)
-    np.testing.assert_allclose(predict(ridge, dead)[:, 0], means, rtol=1e-6)
 
 
 def test_what_varies_by_rounding_alone_is_constant(problem):
@@ -169,15 +125,15 @@ def test_sweep(problem, capsys, head):
     features, targets, train = problem
     settings = LONG if head == "head" else {}
     layers = {"wide": features, "narrow": features[:, :7], "other": features[::-1].copy()}
-    predictions = heads.sweep(layers, targets, train, SEEDS, head=head, **settings, progress=True)
+    predictions = sweep(layers, targets, train, SEEDS, head=head, **settings, progress=True)
     assert "layer" in capsys.readouterr().err
-    backwards = heads.sweep(dict(reversed(layers.items())), targets, train, SEEDS, head=head, **settings)
+    backwards = sweep(dict(reversed(layers.items())), targets, train, SEEDS, head=head, **settings)
     assert capsys.readouterr().err == ""
     assert list(predictions) == list(layers)
     for name, values in predictions.items():
         assert values.shape == (len(SEEDS), N)
         np.testing.assert_array_equal(values, backwards[name])
-    train_one = heads.ridge_heads if head == "ridge" else lambda *p: heads.train_heads(*p, SEEDS, **LONG)
+    train_one = ridge_heads if head == "ridge" else lambda *p: heads.train_heads(*p, SEEDS, **LONG)
     expected = predict(train_one(features[:, :7], targets, train), features[:, :7])
     np.testing.assert_allclose(predictions["narrow"], expected, rtol=1e-12, atol=1e-9)
 
@@ -185,11 +141,9 @@ def test_sweep(problem, capsys, head):
 def test_one_compilation_a_shape(problem):
     features, targets, train = problem
     heads.train_heads(features, targets, train, SEEDS, **LONG)
-    heads.ridge_heads(features, targets, train)
-    before = heads._train._cache_size(), heads._ridge._cache_size()
+    before = heads._train._cache_size()
     heads.train_heads(features + 1, targets, train[::-1], SEEDS[::-1], learning_rate=1e-3, **LONG)
-    heads.ridge_heads(features + 1, targets, train[::-1])
-    assert (heads._train._cache_size(), heads._ridge._cache_size()) == before
+    assert heads._train._cache_size() == before
 
 
 @pytest.mark.parametrize(
@@ -211,21 +165,19 @@ def test_bad_input_is_named(problem, change, message):
     with pytest.raises(ValueError, match=message):
         heads.train_heads(*changed, SEEDS)
     with pytest.raises(ValueError, match=message.replace("features", "bad")):
-        heads.sweep({"good": problem[0], "bad": changed[0]}, *changed[1:], SEEDS, head="ridge")
+        sweep({"good": problem[0], "bad": changed[0]}, *changed[1:], SEEDS, head="ridge")
 
 
 def test_bad_settings(problem):
     features, targets, train = problem
     with pytest.raises(ValueError, match="epochs, batch_size and learning_rate must be positive, got 0"):
         heads.train_heads(features, targets, train, SEEDS, epochs=0)
-    with pytest.raises(ValueError, match="Penalties must be positive"):
-        heads.ridge_heads(features, targets, train, np.array([0.0, 1.0]))
     with pytest.raises(TypeError, match="epochs"):
-        heads.sweep({"a": features}, targets, train, SEEDS, head="ridge", epochs=3)
+        sweep({"a": features}, targets, train, SEEDS, head="ridge", epochs=3)
 
 
 def test_overflow_names_seed_epoch_and_layer(problem):
     features, targets, train = problem
     with pytest.raises(FloatingPointError, match="loss of seed 3 is not finite from epoch 0 of 150") as error:
-        heads.sweep({"mixed3": features}, targets, train, SEEDS, head="head", learning_rate=1e30, **LONG)
+        sweep({"mixed3": features}, targets, train, SEEDS, head="head", learning_rate=1e30, **LONG)
     assert error.value.__notes__ == ["In layer mixed3."]

@@ -7,7 +7,6 @@ area of nuclei is drawn independently of all else, and chromatin is as coarse in
 itself, only the share of the image that nuclei cover tells of it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -19,16 +18,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8, UInt32
 
 from scalecov_jax.images.annotated import AnnotatedImage
+from scalecov_jax.images.noise_fields import ROW, Field, along_fibres, cell_borders, cell_site, discs, noise
 
 MAGNIFICATIONS = (5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 40.0)
 SMALLEST, LARGEST = 25.0, 75.0  # mean nuclear areas of patients, um^2
 
-_Field = Float[Array, "*S"]  # over pixels or nuclei
-_Seed = UInt32[Array, ""]
-
 _CLOSEST = 11.5  # um between cells of the densest patient
 _REACH = 11.0  # um from the centre of the longest nucleus to its tip
-_ROW = 0.87  # rows of cells are closer than columns, as in a honeycomb
 # Optical densities of red, green and blue: Ruifrok & Johnston (2001), and Macenko et al. (2009, the usual reference slide).
 _HAEMATOXYLIN = np.array([[0.65, 0.70, 0.29], [0.56, 0.72, 0.41]], np.float32)
 _EOSIN = np.array([[0.07, 0.99, 0.11], [0.22, 0.80, 0.56]], np.float32)
@@ -100,87 +96,14 @@ class _Nuclei(NamedTuple):
     shown: Float[Array, "N 2"]
 
 
-def _hash(seed: _Seed, i: Int[Array, "*S"], j: Int[Array, "*S"]) -> tuple[_Field, _Field]:
-    """Two numbers in [0, 1) for every point of a lattice (the integer hash lowbias32 of C. Wellons)."""
-    h = seed + i.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + j.astype(jnp.uint32) * jnp.uint32(0x85EBCA77)
-    h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D)
-    h = (h ^ (h >> 15)) * jnp.uint32(0x846CA68B)
-    h ^= h >> 16
-    return (h & 0xFFFF).astype(jnp.float32) / 65536, (h >> 16).astype(jnp.float32) / 65536
-
-
-def _noise(seed: _Seed, x: _Field, y: _Field) -> _Field:
-    """Gradient noise (Perlin 2002) on a unit lattice turned by a random angle; variance about 1."""
-    turn = 6.2832 * seed.astype(jnp.float32) / 2.0**32
-    x, y = jnp.cos(turn) * x + jnp.sin(turn) * y, jnp.cos(turn) * y - jnp.sin(turn) * x
-    i, j = jnp.floor(x), jnp.floor(y)
-    x, y = x - i, y - j
-    i, j = i.astype(jnp.int32), j.astype(jnp.int32)
-    fade = [t * t * t * (t * (t * 6 - 15) + 10) for t in (x, y)]
-
-    def corner(di: int, dj: int) -> Array:
-        a, b = _hash(seed, i + di, j + dj)
-        return (2 * a - 1) * (x - di) + (2 * b - 1) * (y - dj)
-
-    upper = corner(0, 0) + fade[0] * (corner(1, 0) - corner(0, 0))
-    lower = corner(0, 1) + fade[0] * (corner(1, 1) - corner(0, 1))
-    return 4.2 * (upper + fade[1] * (lower - upper))
-
-
-def _discs(
-    seed: _Seed, x: _Field, y: _Field, pitch: float, smallest: float, present: Callable[[Array, Array], Array]
-) -> tuple[_Field, _Field]:
-    """Depth (um) inside the disc of the pixel's own lattice cell, far below 0 where there is none; and its radius.
-
-    A disc lies wholly within its cell; `present` is its probability, given the middle of the cell.
-    """
-    i, j = jnp.floor(x / pitch), jnp.floor(y / pitch)
-    a, b = _hash(seed, i.astype(jnp.int32), j.astype(jnp.int32))
-    c, d = _hash(seed + 1, i.astype(jnp.int32), j.astype(jnp.int32))
-    radius = smallest + (0.42 * pitch - smallest) * c
-    free = 1 - 2 * radius / pitch
-    there = d < present((i + 0.5) * pitch, (j + 0.5) * pitch)
-    depth = radius - jnp.hypot(
-        x - (i + 0.5 + (a - 0.5) * free) * pitch, y - (j + 0.5 + (b - 0.5) * free) * pitch
-    )
-    return jnp.where(there, depth, -1e3), radius
-
-
-def _site(seed: _Seed, i: Int[Array, "*S"], j: Int[Array, "*S"]) -> tuple[_Field, _Field]:
-    """Where the cell (i, j) of a shaken honeycomb lies, in pitches."""
-    a, b = _hash(seed, i, j)
-    return i + 0.5 * (j & 1) + 0.15 + 0.7 * a, _ROW * (j + 0.15 + 0.7 * b)
-
-
-def _between(seed: _Seed, x: _Field, y: _Field) -> _Field:
-    """How much further the second nearest cell is than the nearest (Worley 1996), in pitches; 0 on the border of two."""
-    row = jnp.floor(y / _ROW).astype(jnp.int32)
-    first = second = jnp.full(x.shape, 9.0)
-    for dj in (-1, 0, 1):
-        column = jnp.floor(x - 0.5 * ((row + dj) & 1)).astype(jnp.int32)
-        for di in (-1, 0, 1):
-            a, b = _site(seed, column + di, row + dj)
-            distance = jnp.hypot(x - a, y - b)
-            second = jnp.minimum(second, jnp.maximum(first, distance))
-            first = jnp.minimum(first, distance)
-    return second - first
-
-
-def _along(seed: UInt32[Array, "2"], x: _Field, y: _Field) -> tuple[_Field, _Field]:
-    """Coordinates along and across wavy fibres, um."""
-    wave = 20 * _noise(seed[0], x / 130, y / 130) + 3 * _noise(seed[1], x / 27, y / 27)
-    turn = 6.2832 * seed[0].astype(jnp.float32) / 2.0**32 + 1
-    return jnp.cos(turn) * x + jnp.sin(turn) * y, jnp.cos(turn) * y - jnp.sin(turn) * x + wave
-
-
-def _architecture(seeds: UInt32[Array, "6"], t: Traits, x: _Field, y: _Field) -> tuple[_Field, _Field]:
+def _architecture(seeds: UInt32[Array, "6"], t: Traits, x: Field, y: Field) -> tuple[Field, Field]:
     """Depth (um, about) inside the stroma and inside the white gaps: lumina, fat, and rifts along the stroma."""
-    field = 0.9 * _noise(seeds[0], x / 110, y / 110) + 0.4 * _noise(seeds[1], x / 37, y / 37)
-    rough = _noise(seeds[2], x / 9, y / 9)
+    field = 0.9 * noise(seeds[0], x / 110, y / 110) + 0.4 * noise(seeds[1], x / 37, y / 37)
+    rough = noise(seeds[2], x / 9, y / 9)
     stroma = (t.stroma - field + 0.05 * rough) * 30
-    lumen = (_noise(seeds[3], x / 60, y / 60) + 0.06 * rough + t.gaps) * 20
-    rift = 4 * (_noise(seeds[4], x / 90, y / 90) - 1.1) - jnp.abs(stroma - 6 - 3 * rough)
-    fat, _ = _discs(seeds[5], x, y, 55.0, 9.0, lambda i, j: 0.25 * (_noise(seeds[4], i / 300, j / 300) - 0.6))
+    lumen = (noise(seeds[3], x / 60, y / 60) + 0.06 * rough + t.gaps) * 20
+    rift = 4 * (noise(seeds[4], x / 90, y / 90) - 1.1) - jnp.abs(stroma - 6 - 3 * rough)
+    fat, _ = discs(seeds[5], x, y, 55.0, 9.0, lambda i, j: 0.25 * (noise(seeds[4], i / 300, j / 300) - 0.6))
     return stroma, jnp.maximum(jnp.maximum(lumen, rift), fat)
 
 
@@ -191,15 +114,15 @@ def _nuclei(
 
     An outline is a (1 + sum_k c_k cos(k phi + d_k)) stretched to the aspect, with a such that the area is exact.
     """
-    columns, rows = (ceil((extent / 2 + _REACH) / (_CLOSEST * step)) + 2 for step in (1, _ROW))
+    columns, rows = (ceil((extent / 2 + _REACH) / (_CLOSEST * step)) + 2 for step in (1, ROW))
     i, j = (m.ravel() for m in jnp.meshgrid(jnp.arange(-columns, columns + 1), jnp.arange(-rows, rows + 1)))
     keys = jax.vmap(lambda i, j: jax.random.fold_in(key, i * 65536 + j))(i, j)
     n = jax.vmap(lambda key: jax.random.truncated_normal(key, -2.0, 2.0, (24,)))(keys).T
     u = 0.5 + 0.5 * jax.lax.erf(n / np.sqrt(2)) / 0.9545
-    x, y = (t.pitch * place for place in _site(seeds[6], i, j))
+    x, y = (t.pitch * place for place in cell_site(seeds[6], i, j))
     stroma, gap = _architecture(seeds[:6], t, x, y)
     fibrous = stroma > 0
-    crowd = 0.85 + 0.25 * _noise(seeds[5], x / 40, y / 40)
+    crowd = 0.85 + 0.25 * noise(seeds[5], x / 40, y / 40)
     there = (u[0] < jnp.where(fibrous, 0.55 * crowd, crowd)) & (gap < -1.5)
     there &= (jnp.abs(x) < extent / 2 + _REACH) & (jnp.abs(y) < extent / 2 + _REACH)
 
@@ -209,7 +132,7 @@ def _nuclei(
     waves = jnp.stack([0.045, 0.05, 0.025, 0.02])[:, None] * n[4:8]
     radius = jnp.sqrt(area / jnp.pi / (1 + (waves**2).sum(0) / 2))
     aspect = jnp.clip(aspect, 1.0, (0.84 * _REACH / radius) ** 2)
-    ahead = [_along(seeds[7:], x + dx, y + dy)[1] for dx, dy in ((-2, 0), (2, 0), (0, -2), (0, 2))]
+    ahead = [along_fibres(seeds[7:], x + dx, y + dy)[1] for dx, dy in ((-2, 0), (2, 0), (0, -2), (0, 2))]
     turn = jnp.arctan2(ahead[0] - ahead[1], ahead[3] - ahead[2]) + 0.15 * n[8]
     table = _Nuclei(
         x=x,
@@ -327,23 +250,23 @@ def render(
 
     def texture(seed: Array, scale: float | Array, x: Array = x, y: Array = y) -> Array:
         """Noise with clumps of about `scale` um, averaged over a pixel."""
-        return jnp.exp(-0.8 * (pixel / scale) ** 2) * _noise(seed, x / scale, y / scale)
+        return jnp.exp(-0.8 * (pixel / scale) ** 2) * noise(seed, x / scale, y / scale)
 
     def inside(depth: Array, soft: float) -> Array:
         return jnp.clip(0.5 + depth / max(pixel, soft), 0.0, 1.0)
 
     stroma, gap = _architecture(seeds[:6], t, x, y)
     stroma, tissue = inside(stroma, 4.0), 1 - inside(gap, 1.2)
-    along, across = _along(seeds[7:9], x, y)
+    along, across = along_fibres(seeds[7:9], x, y)
     fibres = texture(seeds[9], 1.6, along / 7, across) + texture(seeds[10], 4.5, along / 5, across)
-    loose = _noise(seeds[11], x / 45, y / 45)
+    loose = noise(seeds[11], x / 45, y / 45)
     grain = texture(seeds[12], 1.3) + texture(seeds[13], 3.5)
-    between = _between(seeds[6], x / t.pitch, y / t.pitch) * t.pitch
+    between = cell_borders(seeds[6], x / t.pitch, y / t.pitch) * t.pitch
     border = jnp.exp(-((between / max(0.9, pixel)) ** 2)) / max(1.0, pixel / 0.9)
 
     table, count = _nuclei(cells, t, seeds[:9], size * pixel)
     number, cover, density, halo = _draw(t, table, count, size, pixel)
-    clumps = jnp.tanh(1.2 * _noise(seeds[14], x / t.clump, y / t.clump))
+    clumps = jnp.tanh(1.2 * noise(seeds[14], x / t.clump, y / t.clump))
     clumps = clumps * jnp.exp(-0.8 * (pixel / t.clump) ** 2) + 0.4 * texture(seeds[15], 0.5)
     nuclear = 1.25 * density * jnp.clip(1 + t.coarseness * clumps, 0.25, 2.2)
 
@@ -355,12 +278,12 @@ def render(
     haematoxylin = 0.01 + basophil + cover * (nuclear - basophil)
 
     bent = x + 2 * loose, y + 3 * texture(seeds[13], 25.0)
-    blood, radius = _discs(
-        seeds[16], *bent, 8.2, 2.6, lambda i, j: 0.7 * (_noise(seeds[17], i / 60, j / 60) - 0.9)
+    blood, radius = discs(
+        seeds[16], *bent, 8.2, 2.6, lambda i, j: 0.7 * (noise(seeds[17], i / 60, j / 60) - 0.9)
     )
     blood_cover = inside(blood, 0.3) * (1 - cover)
     eosin += blood_cover * (1.0 - 0.3 * jnp.clip(blood / radius, 0.0, 1.0) - 0.6 * eosin)
-    speck, _ = _discs(seeds[18], x, y, 34.0, 0.4, lambda i, j: 0.15 + 0 * i)
+    speck, _ = discs(seeds[18], x, y, 34.0, 0.4, lambda i, j: 0.15 + 0 * i)
     dirt = inside(speck - 11.5 + loose, 0.5) * (1 - cover)
 
     absorbed = (haematoxylin + dirt)[..., None] * t.stains[:1, None]

@@ -14,8 +14,8 @@ from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.preprocessing import Preprocessing
 from scalecov_jax.probes.splits import grouped_splits
-from scalecov_jax.transfer import heads
 from scalecov_jax.transfer.fine_tuning import Recipe, fine_tune
+from scalecov_jax.transfer.sweep import sweep
 
 Model = Literal["whole", "pruned", "scratch"]
 MODELS: tuple[Model, ...] = ("whole", "pruned", "scratch")
@@ -192,7 +192,7 @@ def heads_compared(
         "head": {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate},
     }
     swept = {
-        (condition, head): heads.sweep(
+        (condition, head): sweep(
             values, patches.area, train, seeds, head=head, progress=progress, **settings[head]
         )
         for condition, values in features.items()
@@ -245,7 +245,7 @@ def select_cuts(
     inner = np.stack(masks)
     # One call for all seeds, so that each width of layer is compiled once.
     candidates = {layer: features[layer] for layer in list(features)[:-1]}
-    predicted = heads.sweep(candidates, patches.area, inner, range(len(inner)), head="ridge", progress=True)
+    predicted = sweep(candidates, patches.area, inner, range(len(inner)), head="ridge", progress=True)
     held_out = np.repeat(train, splits, axis=0) & ~inner
     error = {
         layer: np.array(

@@ -9,16 +9,15 @@ Axis letters as elsewhere, and R seeds, E epochs, B rows of a batch.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
-from tqdm import tqdm
 
-from scalecov_jax.probes import batch, spectral
+from scalecov_jax.probes import spectral
 
 AnyArray: TypeAlias = np.ndarray | Array
 Mask: TypeAlias = Bool[AnyArray, "R N"] | Float[AnyArray, "R N"]
@@ -38,14 +37,6 @@ class Heads(NamedTuple):
     kernel: Float[Array, "R D"]
     bias: Float[Array, " R"]
     losses: Float[Array, "R E"]
-
-
-class RidgeHeads(NamedTuple):
-    """Ridge heads in float64; predictions in px are features @ kernel.T + bias; alpha is the penalty that each chose."""
-
-    kernel: Float[np.ndarray, "R D"]
-    bias: Float[np.ndarray, " R"]
-    alpha: Float[np.ndarray, " R"]
 
 
 def train_heads(
@@ -80,7 +71,7 @@ def train_heads(
 
     Source: Kingma and Ba 2015, Adam; Loshchilov and Hutter 2017, SGDR (the cosine); Glorot and Bengio 2010 (initial kernel).
     """
-    x, y, mask = _checked({"features": features}, targets, train, seeds)
+    x, y, mask = checked_arrays({"features": features}, targets, train, seeds)
     if min(epochs, batch_size, learning_rate) <= 0:
         raise ValueError(
             f"epochs, batch_size and learning_rate must be positive, got {epochs}, {batch_size}, {learning_rate}."
@@ -183,133 +174,20 @@ def _moments(
     return mean, jnp.where(constant, 0.0, jax.lax.rsqrt(jnp.where(constant, 1.0, variance)))
 
 
-def ridge_heads(
-    features: Float[AnyArray, "N D"],
-    targets: Float[AnyArray, " N"],
-    train: Mask,
-    alphas: Float[np.ndarray, " A"] = batch.ALPHAS,
-) -> RidgeHeads:
-    """Ridge regression in float64 on each seed's part, with the penalty of least exact leave-one-out error.
-
-    Features are standardised by the training part and the intercept is free, as in `probes.linear.fit_ridge`. Up to D
-    training rows that is the dual of `spectral.ridge`; with more, Z^T Z = V diag(w) V^T (D x D), Q = Z V, and the leave-one-out
-    residual is (y_i - y^_i) / (1 - h_i) with h_i = 1 / n + sum_j Q_ij^2 / (w_j + alpha). Seconds a seed at D = 2048.
-
-    Args:
-        features: Pooled features.
-        targets: In px.
-        train: One row a seed; 1 or True marks its training part. The parts may differ in size.
-        alphas: Penalties to choose from, all positive.
-
-    Raises:
-        ValueError: As `train_heads`, or penalties that are not positive.
-
-    Source: Golub, Heath and Wahba 1979, Generalized cross-validation (section 1, the ordinary form).
-    """
-    x, y, mask = _checked({"features": features}, targets, train)
-    if not (len(alphas) and np.all(alphas > 0)):
-        raise ValueError(f"Penalties must be positive, got {list(alphas)}.")
-    # The rows of each part first, up to the largest part: padding has weight 0.
-    rows = np.argsort(~mask, axis=1, kind="stable")[:, : mask.sum(1).max()]
-    parts = (rows, np.take_along_axis(mask, rows, axis=1).astype(np.float64))
-    device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
-    with jax.enable_x64(True), jax.default_device(device):
-        values = (x["features"].astype(np.float64), y.astype(np.float64))
-        return RidgeHeads(*map(np.asarray, _ridge(*values, parts, np.asarray(alphas, np.float64))))
-
-
-@jax.jit
-def _ridge(
-    features: Float[Array, "N D"],
-    targets: Float[Array, " N"],
-    parts: tuple[Array, Array],
-    alphas: Float[Array, " A"],
-) -> tuple[Float[Array, "R D"], Float[Array, " R"], Float[Array, " R"]]:
-    def one_seed(part: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        rows, weight = part
-        by = spectral.standardisation(features[rows], weight)
-        z = spectral.standardise(features[rows], by) * weight[:, None]
-        y = targets[rows]
-        if z.shape[0] > z.shape[1]:
-            slope, intercept, alpha = _primal_ridge(z, y, weight, alphas)
-        else:
-            dual = spectral.ridge(spectral.decompose(z @ z.T), y[:, None], weight, alphas)
-            slope, intercept, alpha = z.T @ dual.coefficients[:, 0], dual.intercept[0], dual.alpha[0]
-        kernel = slope / by.scale
-        return kernel, intercept - by.mean @ kernel, alpha
-
-    return jax.lax.map(one_seed, parts)
-
-
-def _primal_ridge(
-    z: Float[Array, "N D"],
-    targets: Float[Array, " N"],
-    weight: Float[Array, " N"],
-    alphas: Float[Array, " A"],
-) -> tuple[Float[Array, " D"], Float[Array, ""], Float[Array, ""]]:
-    intercept = weight @ targets / weight.sum()
-    y = (targets - intercept) * weight
-    values, vectors = spectral.decompose(z.T @ z)
-    q = z @ vectors
-    shrinkage = 1.0 / (values[:, None] + alphas[None])
-    coordinates = (y @ q)[:, None] * shrinkage
-    leverage = jnp.square(q) @ shrinkage + (weight / weight.sum())[:, None]
-    residuals = (y[:, None] - q @ coordinates) / (1.0 - leverage)
-    best = jnp.argmin(weight @ jnp.square(residuals))
-    return vectors @ coordinates[:, best], intercept, alphas[best]
-
-
-def sweep(
-    features: Mapping[str, Float[np.ndarray, "N _"]],
-    targets: Float[np.ndarray, " N"],
-    train: Mask,
-    seeds: Sequence[int],
-    *,
-    head: Literal["ridge", "head"],
-    progress: bool = False,
-    **settings: Any,
-) -> dict[str, Float[np.ndarray, "R N"]]:
-    """Predictions in px of every seed's head for every row, layer by layer.
-
-    Args:
-        features: Of each layer; layers of equal width share one compilation.
-        targets: In px.
-        train: As in `train_heads`.
-        seeds: As in `train_heads`; for ridge regression only their number matters.
-        head: "ridge" for `ridge_heads`, "head" for `train_heads`.
-        progress: Show a bar over the layers on stderr.
-        **settings: Of that function: `alphas`, or `epochs`, `batch_size` and `learning_rate`.
-
-    Returns:
-        In the order of `features`; a layer's predictions do not depend on the other layers.
-
-    Raises:
-        ValueError: As `train_heads` and `ridge_heads`, for all layers at once; another `head`.
-        FloatingPointError: As `train_heads`; its note names the layer.
-    """
-    if head not in ("ridge", "head"):
-        raise ValueError(f'head must be "ridge" or "head", got {head!r}.')
-    _checked(features, targets, train, seeds)
-    predictions = {}
-    for name, values in tqdm(features.items(), desc="heads", unit="layer", disable=not progress):
-        try:
-            if head == "ridge":
-                fit = ridge_heads(values, targets, train, **settings)
-            else:
-                fit = train_heads(values, targets, train, seeds, **settings)
-        except FloatingPointError as error:
-            error.add_note(f"In layer {name}.")
-            raise
-        # float64, because the bias cancels much of a feature whose mean is far above its sd.
-        kernel, bias = np.asarray(fit.kernel, np.float64), np.asarray(fit.bias, np.float64)
-        predictions[name] = kernel @ values.T.astype(np.float64) + bias[:, None]
-    return predictions
-
-
-def _checked(
+def checked_arrays(
     features: Mapping[str, AnyArray], targets: AnyArray, train: AnyArray, seeds: Sequence[int] | None = None
 ) -> tuple[dict[str, np.ndarray], np.ndarray, Bool[np.ndarray, "R N"]]:
-    """All arrays on the host and the masks as booleans, or one error that names every problem."""
+    """All arrays on the host and the masks as booleans.
+
+    Args:
+        features: By layer, [N D]; the names appear in the error.
+        targets: In px, [N].
+        train: One row a seed, [R N].
+        seeds: Only their number is checked.
+
+    Raises:
+        ValueError: Whatever `train_heads` does not accept, every problem at once.
+    """
     arrays = {name: np.asarray(values) for name, values in features.items()}
     y, mask = np.asarray(targets), np.asarray(train)
     problems = []
