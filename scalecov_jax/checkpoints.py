@@ -102,7 +102,7 @@ def load(folder: Path) -> Network:
             f"{folder} is no folder; expected a checkpoint made by scripts/port_weights.py, pretrain.py or prune.py."
         )
     try:
-        _check_files(folder)
+        check_files(folder)
         stored: Any = ocp.metadata(str(folder))
         metadata: dict[str, Any] = dict(stored.custom_metadata or {})
         if metadata.pop("format", None) != FORMAT:
@@ -126,8 +126,12 @@ def load(folder: Path) -> Network:
     return Network(module, jax.tree.map(np.asarray, variables), architecture, card)
 
 
-def _check_files(folder: Path) -> None:
-    """Read every stored value once: on damaged files orbax prints a trace for each value that it was about to read."""
+def check_files(folder: Path) -> None:
+    """Read every stored value once: on damaged files orbax prints a trace for each value that it was about to read.
+
+    Raises:
+        ValueError: A value is missing or damaged.
+    """
     if (folder / "state").is_dir():
         store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/state/"}).result()
         keys = store.list().result()

@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from scalecov_jax.checkpoints import check_files
 from scalecov_jax.pretraining import TrainState
 
 
@@ -20,6 +21,7 @@ def restore(folder: Path, state: TrainState) -> tuple[TrainState, int]:
     found = sorted((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), reverse=True)
     for epoch in found:
         try:
+            check_files(folder / str(epoch))
             with ocp.training.Checkpointer(str(folder)) as checkpointer:
                 loaded = checkpointer.load(epoch, abstract_state=state)
                 noted: Any = checkpointer.metadata(epoch).custom_metadata
