@@ -55,7 +55,7 @@ def _log_axis(axes: Axes, which: str, low: float, high: float) -> None:
     steps = (1, 2, 5) if high > 12 * low else (1, 1.5, 2, 3, 4, 5, 7)
     ticks = [step * 10.0**power for power in range(-3, 7) for step in steps]
     ticks = [tick for tick in ticks if low <= tick <= high]
-    axis.set_ticks(ticks, [f"{tick:,.10g}" for tick in ticks])
+    axis.set_ticks(ticks, [f"{tick:.10g}" for tick in ticks])
     axis.set_ticks([], minor=True)
 
 
