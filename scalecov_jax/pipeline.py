@@ -225,16 +225,31 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
         )
     if settings["dtype"] not in DTYPES:
         raise ValueError(f"config.dtype is {settings['dtype']!r}; expected one of {', '.join(DTYPES)}.")
-    networks = {}
-    for path in map(Path, names(settings["weights"])):
-        network = checkpoints.load(path)
-        if expected and network.architecture.name != expected:
-            raise ValueError(
-                f"{path} holds {network.architecture.name}, but config.architecture is {expected}."
-            )
+    networks = load_networks(settings["weights"], expected)
+    for network in networks.values():
         known = available_layers(network.architecture, network.module)
         for layer in names(settings["layers"]):
             check_layer(network.architecture, layer, known[-1])
+    return networks
+
+
+def load_networks(weights: str, architecture: str) -> dict[str, checkpoints.Network]:
+    """The networks of checkpoint folders separated by commas, by the names of the folders.
+
+    Args:
+        weights: The folders.
+        architecture: What all of them must hold; anything when empty.
+
+    Raises:
+        ValueError: No checkpoint, one of another architecture, or two folders of one name.
+    """
+    networks = {}
+    for path in map(Path, names(weights)):
+        network = checkpoints.load(path)
+        if architecture and network.architecture.name != architecture:
+            raise ValueError(
+                f"{path} holds {network.architecture.name}, but config.architecture is {architecture}."
+            )
         if path.name in networks:
             raise ValueError(f"Two weights are called {path.name}; rename one folder.")
         networks[path.name] = network

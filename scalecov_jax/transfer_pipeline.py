@@ -20,7 +20,7 @@ from scalecov_jax.images.example import Skipped, count_reasons, encode_jpeg
 from scalecov_jax.images.patches import AnnotatedSource, Patches, open_patches, prepare_patches
 from scalecov_jax.models.architecture import check_layer, get_architecture
 from scalecov_jax.models.cost import measure_cost
-from scalecov_jax.pipeline import DTYPES, names, selected_layer
+from scalecov_jax.pipeline import DTYPES, load_networks, names, selected_layer
 from scalecov_jax.probes.splits import grouped_splits
 from scalecov_jax.report import page
 from scalecov_jax.report import transfer as report
@@ -253,18 +253,9 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
         )
     if problems:
         raise ValueError(" ".join(problems))
-    networks = {}
-    for path in map(Path, names(settings["weights"])):
-        network = checkpoints.load(path)
-        expected = settings["architecture"]
-        if expected and get_architecture(expected).name != network.architecture.name:
-            raise ValueError(
-                f"{path} holds {network.architecture.name}, but config.architecture is {expected}."
-            )
-        if path.name in networks:
-            raise ValueError(f"Two weights are called {path.name}; rename one folder.")
-        networks[path.name] = network
-    return networks
+    if settings["architecture"]:
+        get_architecture(settings["architecture"])
+    return load_networks(settings["weights"], settings["architecture"])
 
 
 def _given_layer(network: checkpoints.Network, name: str, settings: Mapping[str, Any]) -> str | None:

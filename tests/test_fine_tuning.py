@@ -201,7 +201,9 @@ def test_a_damaged_checkpoint_costs_one_epoch(tmp_path, unbroken, damage, caplog
         largest.write_bytes(content[:50] if damage == "cut" else content)
     with caplog.at_level("WARNING"):
         same(tune(tmp_path), unbroken[0])
-    assert ("is damaged and removed" in caplog.text) == (damage != "half_written")
+    set_aside = damage != "half_written"
+    assert ("is damaged and set aside as damaged_4" in caplog.text) == set_aside
+    assert (tmp_path / "damaged_4").is_dir() == set_aside
     gc.collect()  # Coroutines that orbax never awaited would fail a later test.
 
 

@@ -115,7 +115,7 @@ def fine_tune(
     """Train all weights to the end, or go on from the last checkpoint in `folder`: the bits are those of an unbroken training.
 
     Data-parallel over all devices: the batch is split, the batch normalisation sees all of it. A checkpoint is written after
-    every epoch; a damaged one is removed with a warning and the one before it is taken.
+    every epoch; a damaged one is set aside with a warning and the one before it is taken.
 
     Args:
         network: Where to start, stopped after the layer of the cut (its head, if it has one, is not used).
@@ -131,7 +131,8 @@ def fine_tune(
         progress: Label of the progress bar on stderr; none when absent.
 
     Raises:
-        ValueError: Areas that are not finite, or too few patches for one batch.
+        ValueError: Areas that are not finite, too few patches for one batch, a batch that the devices cannot share, or a patch
+            that cannot be decoded.
         FloatingPointError: The loss is not finite; names the step.
 
     Source: Graziani et al. 2021, section 3.1 and the authors' notebook.

@@ -17,7 +17,14 @@ from scalecov_jax.pretraining import TrainState
 
 
 def restore(folder: Path, state: TrainState) -> tuple[TrainState, int]:
-    """The newest state that can be read and its epoch; damaged ones are removed, with a warning."""
+    """The newest state that can be read, and its epoch; `state` and 0 where there is none.
+
+    What cannot be read is moved to `damaged_N` beside `folder`, with a warning: nothing is deleted, whatever the cause.
+
+    Args:
+        folder: The checkpoints, one folder an epoch.
+        state: A state of the same training, for shapes and sharding.
+    """
     found = sorted((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), reverse=True)
     for epoch in found:
         try:
@@ -29,10 +36,16 @@ def restore(folder: Path, state: TrainState) -> tuple[TrainState, int]:
                 raise ValueError("its values are not those that were written")
         except Exception as error:
             problem = " ".join(str(error).split())[:200]
+            aside = folder.parent / f"damaged_{epoch}"
             logging.warning(
-                "The checkpoint of epoch %d in %s is damaged and removed (%s).", epoch, folder, problem
+                "The checkpoint of epoch %d in %s is damaged and set aside as %s (%s).",
+                epoch,
+                folder,
+                aside.name,
+                problem,
             )
-            shutil.rmtree(folder / str(epoch))
+            shutil.rmtree(aside, ignore_errors=True)
+            (folder / str(epoch)).rename(aside)
         else:
             logging.info("Going on after epoch %d of %s.", epoch, folder)
             return loaded, epoch
