@@ -13,7 +13,7 @@ from absl import flags
 from command import OVERWRITE, RESUME, WORKDIR, run
 from ml_collections import config_flags
 
-from scalecov_jax import pipeline
+from scalecov_jax.pipelines import pretrain
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to train, such as configs/pretrain.py.")
 flags.adopt_module_key_flags(command)
@@ -23,9 +23,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main() -> None:
     """Train."""
     settings, workdir = CONFIG.value.to_dict(), WORKDIR.value
-    print(
-        pipeline.pretrain(settings, workdir, command=sys.argv, resume=RESUME.value, overwrite=OVERWRITE.value)
-    )
+    print(pretrain.run(settings, workdir, command=sys.argv, resume=RESUME.value, overwrite=OVERWRITE.value))
 
 
 if __name__ == "__main__":

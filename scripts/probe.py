@@ -14,7 +14,7 @@ from absl import flags
 from command import OVERWRITE, RESUME, WORKDIR, run
 from ml_collections import config_flags
 
-from scalecov_jax import pipeline
+from scalecov_jax.pipelines import probe
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The settings, such as configs/boxes.py, which explains each of them."
@@ -26,7 +26,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main() -> None:
     """Run the main job."""
-    table = pipeline.run(
+    table = probe.run(
         CONFIG.value.to_dict(),
         WORKDIR.value,
         command=sys.argv,

@@ -17,7 +17,7 @@ from absl import flags
 from command import OVERWRITE, RESUME, WORKDIR, run
 from ml_collections import config_flags
 
-from scalecov_jax import transfer_pipeline
+from scalecov_jax.pipelines import transfer
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, such as configs/nuclei.py, which explains each setting."
@@ -29,11 +29,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main() -> None:
     """Run the comparison."""
     settings, workdir = CONFIG.value.to_dict(), WORKDIR.value
-    print(
-        transfer_pipeline.run(
-            settings, workdir, command=sys.argv, resume=RESUME.value, overwrite=OVERWRITE.value
-        )
-    )
+    print(transfer.run(settings, workdir, command=sys.argv, resume=RESUME.value, overwrite=OVERWRITE.value))
 
 
 if __name__ == "__main__":

@@ -35,12 +35,12 @@ SETTINGS = {
 PRETRAIN = """
 import json, sys
 import tiny_network
-from scalecov_jax import pipeline
+from scalecov_jax.pipelines import pretrain
 from scalecov_jax.images import scenes
 
 scenes.draw = tiny_network.draw_noise
 resume = sys.argv[3:] == ["--resume"]
-print(pipeline.pretrain(json.loads(sys.argv[1]), sys.argv[2], command=["pretrain.py", "--seed=3"], resume=resume))
+print(pretrain.run(json.loads(sys.argv[1]), sys.argv[2], command=["pretrain.py", "--seed=3"], resume=resume))
 """
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from tiny_network import random_network
 
-from scalecov_jax import checkpoints, transfer_pipeline
+from scalecov_jax import checkpoints
 from scalecov_jax.images import tissue
 from scalecov_jax.images.annotated import AnnotatedImage
+from scalecov_jax.pipelines import transfer
 from scalecov_jax.transfer import fine_tuning
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -70,7 +71,7 @@ def settings(weights, monkeypatch):
 
 
 def run(settings, folder, **options):
-    return transfer_pipeline.run(settings, str(folder), command=["transfer.py"], **options)
+    return transfer.run(settings, str(folder), command=["transfer.py"], **options)
 
 
 def rows(path):
@@ -116,8 +117,8 @@ def test_resume_computes_nothing_twice(settings, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(transfer_pipeline, "compute_features", refuse)
-    monkeypatch.setattr(transfer_pipeline, "prepare_patches", refuse)
+    monkeypatch.setattr(transfer, "compute_features", refuse)
+    monkeypatch.setattr(transfer, "prepare_patches", refuse)
     assert run(settings, tmp_path / "run", resume=True) == first
     assert (tmp_path / "run" / "transfer.csv").read_bytes() == before
     with pytest.raises(ValueError, match="seeds: 2, now 3"):

@@ -29,8 +29,9 @@ from scalecov_jax.report.transfer_sections import (
     prediction_section,
 )
 from scalecov_jax.report.transfer_table import METRIC_NAMES, difference, interval, score_rows, table_section
+from scalecov_jax.tables import write_table
 from scalecov_jax.transfer.metrics import write_outcomes
-from scalecov_jax.transfer.results import Comparison, SweepScore, outcomes, write_table
+from scalecov_jax.transfer.results import Comparison, SweepScore, outcomes
 
 _READING = {
     "MAE": "is the mean absolute error of the predicted mean nucleus area over held-out patches, in pixels of the "

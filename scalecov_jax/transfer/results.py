@@ -1,9 +1,7 @@
 """From predictions to what is reported: rows of transfer.csv, the sweep of the cut, paired tests of pruned against the others."""
 
-import csv
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -201,12 +199,6 @@ def sweep_scores(
                 SweepScore(weights, condition, head, layer, seed, float(error.mean()), float(macro))
             )
     return scores
-
-
-def write_table(path: Path, kind: type[Comparison] | type[SweepScore], rows: Iterable[tuple]) -> None:
-    """Write rows of one kind as CSV, their fields as columns."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([kind._fields, *rows])
 
 
 def macro(one: Evaluated) -> float:

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from tiny_network import LAYERS, random_network
 
-from scalecov_jax import checkpoints, pipeline
-from scalecov_jax.experiment import probe
+from scalecov_jax import checkpoints, experiment
 from scalecov_jax.features import compute_features
 from scalecov_jax.images.sources import open_source
+from scalecov_jax.pipelines import probe, prune
 from scalecov_jax.scores import read_scores
 from scalecov_jax.selection import select_layers
 
@@ -56,7 +56,7 @@ def settings(weights):
 
 
 def run(settings, workdir, **options):
-    return pipeline.run(settings, str(workdir), command=["probe.py", "--seed=5"], **options)
+    return probe.run(settings, str(workdir), command=["probe.py", "--seed=5"], **options)
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_several_networks_and_half_precision(settings, weights, tmp_path):
         layer = summary["networks"][name]["selected"]["ridge"]["layer"]
         assert layer in layers
         assert checkpoints.load(tmp_path / "both" / "pruned" / name).module.last == layer
-        text = pipeline.prune_checkpoint(
+        text = prune.run(
             str(weights if name == "some_weights" else tmp_path / "other"),
             str(tmp_path / f"cut_{name}"),
             None,
@@ -248,7 +248,7 @@ def test_probe_is_pure(settings):
     source, _ = open_source("scenes", CLASSES[0], count=80, seed=5, size=32)
 
     def scores(seed):
-        result = probe(
+        result = experiment.probe(
             random_network(),
             "w",
             {CLASSES[0]: source},
@@ -321,9 +321,9 @@ def test_truncated_images_are_counted_and_named_and_cost_only_themselves(photogr
 PROBE = """
 import json, sys
 import tiny_network
-from scalecov_jax import pipeline
+from scalecov_jax.pipelines import probe
 
-pipeline.run(json.loads(sys.argv[1]), sys.argv[2], command=["probe.py"])
+probe.run(json.loads(sys.argv[1]), sys.argv[2], command=["probe.py"])
 """
 
 
@@ -422,24 +422,24 @@ def test_pruned_weights_have_no_later_layer(settings, tmp_path):
 @pytest.mark.parametrize("estimator", ["ols", "ridge"])
 def test_prune_by_scores(finished, weights, tmp_path, estimator):
     layer = summary_of(finished[0])["selected"][estimator]["layer"]
-    text = pipeline.prune_checkpoint(str(weights), str(tmp_path / "cut"), None, str(finished[0]), estimator)
+    text = prune.run(str(weights), str(tmp_path / "cut"), None, str(finished[0]), estimator)
     assert f"tiny cut after {layer}" in text
     assert checkpoints.load(tmp_path / "cut").module.last == layer
 
 
 def test_prune_by_layer(weights, tmp_path):
-    text = pipeline.prune_checkpoint(str(weights), str(tmp_path / "cut"), "block_1", None)
+    text = prune.run(str(weights), str(tmp_path / "cut"), "block_1", None)
     assert text.startswith(
         "tiny cut after block_1: 6,144 -> 1,440 parameters (76.56 % less than without its head)"
     )
-    head = pipeline.prune_checkpoint(str(weights), str(tmp_path / "head"), "softmax", None)
+    head = prune.run(str(weights), str(tmp_path / "head"), "softmax", None)
     assert "6,309 -> 6,309 parameters (0.00 % less" in head
     with pytest.raises(ValueError, match="cut exists"):
-        pipeline.prune_checkpoint(str(weights), str(tmp_path / "cut"), "stem", None)
+        prune.run(str(weights), str(tmp_path / "cut"), "stem", None)
     with pytest.raises(ValueError, match="no layer 'block_11'; did you mean block_1"):
-        pipeline.prune_checkpoint(str(weights), str(tmp_path / "other"), "block_11", None)
+        prune.run(str(weights), str(tmp_path / "other"), "block_11", None)
     with pytest.raises(ValueError, match="stops at block_1, before 'block_2'"):
-        pipeline.prune_checkpoint(str(tmp_path / "cut"), str(tmp_path / "other"), "block_2", None)
+        prune.run(str(tmp_path / "cut"), str(tmp_path / "other"), "block_2", None)
     assert not (tmp_path / "other").exists()
 
 
@@ -460,5 +460,5 @@ def test_scores_that_choose_no_layer(weights, tmp_path, summary, message):
     if summary is not None:
         (tmp_path / "summary.json").write_text(summary)
     with pytest.raises(ValueError, match=message):
-        pipeline.prune_checkpoint(str(weights), str(tmp_path / "cut"), None, str(tmp_path))
+        prune.run(str(weights), str(tmp_path / "cut"), None, str(tmp_path))
     assert not (tmp_path / "cut").exists()

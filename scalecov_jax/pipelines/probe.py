@@ -1,30 +1,23 @@
 """The whole main job from names to files: images and weights in, scores, pruned networks and a report out."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from scalecov_jax import checkpoints, experiment, pretraining
+from scalecov_jax import checkpoints, experiment
 from scalecov_jax.features import dry_run
 from scalecov_jax.images import scenes
 from scalecov_jax.images.example import Skipped, Source, count_reasons, encode_jpeg
 from scalecov_jax.images.sources import SCENES, open_source
 from scalecov_jax.models.architecture import available_layers, check_layer, get_architecture
-from scalecov_jax.models.pruning import Pruning, count_parameters
+from scalecov_jax.models.pruning import Pruning
+from scalecov_jax.pipelines.settings import DTYPES, load_networks, names
 from scalecov_jax.report import page, scale
-from scalecov_jax.report.model_card import write_model_card
 from scalecov_jax.report.provenance import provenance
-from scalecov_jax.scores import Estimator
 from scalecov_jax.workdir import open_workdir
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def run(
@@ -98,110 +91,6 @@ def run(
     return _table(results) + f"\n\nReport: {folder / 'report.html'}"
 
 
-def prune_checkpoint(
-    weights: str, output: str, layer: str | None, scores: str | None, estimator: Estimator = "ridge"
-) -> str:
-    """Cut a checkpoint after `layer`, or after the layer selected in the summary.json of an earlier run.
-
-    Returns:
-        What was kept, for people.
-
-    Raises:
-        ValueError: No such layer, a summary of another network or without a selection, or an existing output.
-    """
-    network = checkpoints.load(Path(weights))
-    if layer is None:
-        layer = selected_layer(
-            Path(str(scores)) / "summary.json", network.architecture.name, Path(weights).name, estimator
-        )
-    pruned = experiment.pruned_network(network, layer)
-    checkpoints.save(Path(output), pruned)
-    before = experiment.parameters_to_cut(network, layer)
-    after = count_parameters(pruned.variables)
-    return (
-        f"{network.architecture.name} cut after {layer}: {before:,} -> {after:,} parameters "
-        f"({100 * (1 - after / before):.2f} % less than without its head), saved in {output}"
-    )
-
-
-def pretrain(
-    settings: Mapping[str, Any],
-    workdir: str,
-    *,
-    command: Sequence[str],
-    resume: bool = False,
-    overwrite: bool = False,
-) -> str:
-    """Train a network on scenes, test it on held-out ones and write its checkpoint and card.
-
-    Args:
-        settings: See configs/pretrain.py.
-        workdir: Folder of the training.
-        command: As typed, for the model card.
-        resume: Go on from the last checkpoint there.
-        overwrite: Delete the folder first.
-
-    Returns:
-        The held-out accuracy, for people.
-
-    Raises:
-        ValueError: An unknown architecture, or a folder that cannot be used.
-    """
-    started = time.monotonic()
-    architecture = get_architecture(settings["architecture"])
-    folder = open_workdir(workdir, settings, resume=resume, overwrite=overwrite)
-    options = {"width": settings["width"], "classes": len(scenes.CLASSES)}
-    module = architecture.module(**options, last="pre_softmax")
-    steps = settings["steps"]
-    optimizer = pretraining.make_optimizer(
-        settings["learning_rate"], steps, settings["warmup"], settings["weight_decay"]
-    )
-    same = {name: settings[name] for name in ("seed", "batch_size", "size", "log_every", "save_every")}
-    state = pretraining.train(module, optimizer, folder, steps=steps, **same)
-    variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
-    accuracy = pretraining.held_out_accuracy(
-        module, variables, seed=settings["seed"], count=settings["held_out"], size=settings["size"]
-    )
-    card = checkpoints.Card(
-        architecture.name,
-        options,
-        pretraining.PREPROCESSING,
-        settings["size"],
-        "trained on scenes by scripts/pretrain.py",
-        class_names=scenes.CLASSES,
-        notes={"held_out_top1": accuracy["all"][0], "images_seen": steps * settings["batch_size"]},
-    )
-    network = checkpoints.network(variables, card)
-    checkpoints.save(folder / "network", network, overwrite=True)
-    # How many sittings it took changes no bit of the result.
-    typed = [part for part in command if part.lstrip("-") not in ("resume", "overwrite")]
-    facts = provenance(typed, settings, {architecture.name: network}, started)
-    write_model_card(folder / architecture.name, network, accuracy, folder / "curve.csv", facts, settings)
-    lines = [f"{'box ratio':<14}{'top-1':>8}{'scenes':>8}"]
-    lines += [f"{name:<14}{100 * top1:>6.1f} %{count:>8}" for name, (top1, count) in accuracy.items()]
-    return "\n".join(lines) + f"\n\nNetwork: {folder / 'network'}"
-
-
-def selected_layer(path: Path, architecture: str, weights: str, estimator: Estimator) -> str:
-    """The layer that an earlier run selected for these weights, from its summary.json.
-
-    Raises:
-        ValueError: There is none, or the summary is about another architecture.
-    """
-    try:
-        summary = json.loads(path.read_text())
-        summary = summary.get("networks", {weights: summary})[weights]
-        layer = summary["selected"][estimator]["layer"]
-        probed = summary["architecture"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} holds no layer selected by {estimator} for {weights}; pass the --workdir of probe.py."
-        ) from error
-    if probed != architecture:
-        raise ValueError(f"{path} is about {probed}, but the weights are {architecture}.")
-    return layer
-
-
 def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
     expected = settings.get("architecture", "")
     if expected:
@@ -231,34 +120,6 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
         for layer in names(settings["layers"]):
             check_layer(network.architecture, layer, known[-1])
     return networks
-
-
-def load_networks(weights: str, architecture: str) -> dict[str, checkpoints.Network]:
-    """The networks of checkpoint folders separated by commas, by the names of the folders.
-
-    Args:
-        weights: The folders.
-        architecture: What all of them must hold; anything when empty.
-
-    Raises:
-        ValueError: No checkpoint, one of another architecture, or two folders of one name.
-    """
-    networks = {}
-    for path in map(Path, names(weights)):
-        network = checkpoints.load(path)
-        if architecture and network.architecture.name != architecture:
-            raise ValueError(
-                f"{path} holds {network.architecture.name}, but config.architecture is {architecture}."
-            )
-        if path.name in networks:
-            raise ValueError(f"Two weights are called {path.name}; rename one folder.")
-        networks[path.name] = network
-    return networks
-
-
-def names(text: str) -> tuple[str, ...]:
-    """The names in a list separated by commas."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _estimate(

@@ -20,7 +20,8 @@ from scalecov_jax.images.example import Skipped, count_reasons, encode_jpeg
 from scalecov_jax.images.patches import AnnotatedSource, Patches, open_patches, prepare_patches
 from scalecov_jax.models.architecture import check_layer, get_architecture
 from scalecov_jax.models.cost import measure_cost
-from scalecov_jax.pipeline import DTYPES, load_networks, names, selected_layer
+from scalecov_jax.pipelines.prune import selected_layer
+from scalecov_jax.pipelines.settings import DTYPES, load_networks, names
 from scalecov_jax.probes.splits import grouped_splits
 from scalecov_jax.report import page
 from scalecov_jax.report import transfer as report
