@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 _Draw = TypeVar("_Draw", bound=Callable[..., Figure])
 
 # Okabe-Ito colours; markers and dashes differ too, so that the curves can be told apart in grey.
-BLUE, ORANGE, RED, DARK = "#0072B2", "#E69F00", "#D55E00", "#3c3c3c"
+BLUE, ORANGE, RED, GREEN, DARK = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#3c3c3c"
 SHADE = "#f8e7d7"
 _STYLE: dict[Any, Any] = {
     **{name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"},

@@ -1,0 +1,132 @@
+"""Where least squares collapses: the same layers probed with more and more training images."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from scalecov_jax.probes.batch import ALPHAS, score_layers
+from scalecov_jax.scores import ESTIMATORS, Estimator
+
+MIN_HELD_OUT = 10  # images; R2 on fewer says nothing
+
+
+class SizeScore(NamedTuple):
+    """Held-out R2 of one layer with one size of the training part (a row of sample_size.csv)."""
+
+    weights: str
+    image_class: str
+    layer: str
+    width: int
+    n_train: int
+    split: int
+    estimator: Estimator
+    r2: float
+
+
+class Dip(NamedTuple):
+    """Where the median R2 of least squares over splits is lowest along n_train, at one layer.
+
+    Attributes:
+        layer: The layer.
+        width: Its features D.
+        n_train: Size of the training part at the lowest median.
+        ols: The median there.
+        ridge: The median of ridge at the same size.
+    """
+
+    layer: str
+    width: int
+    n_train: int
+    ols: float
+    ridge: float
+
+
+def sweep(
+    features: Mapping[str, Float[np.ndarray, "N _"]],
+    measures: Float[np.ndarray, " N"],
+    sizes: Sequence[int],
+    *,
+    weights: str,
+    image_class: str,
+    splits: int = 10,
+    seed: int = 0,
+    alphas: Float[np.ndarray, " A"] = ALPHAS,
+) -> list[SizeScore]:
+    """Probe every layer with training parts of several sizes; whatever is not trained on is held out.
+
+    Least squares fits n_train targets exactly once a layer has D >= n_train features, and its error is largest where D meets
+    n_train, on any layer and even on noise. If the dip is an artefact of the estimator, it moves with n_train; if it
+    belonged to the layer it would stay.
+
+    Args:
+        features: Pooled features of each layer.
+        measures: The concept measure of each image.
+        sizes: Numbers of training images; those that leave fewer than `MIN_HELD_OUT` images are passed over. The images of a
+            small part are among those of every larger one.
+        weights: Name of the weights, for the rows.
+        image_class: Name of the images, for the rows.
+        splits: Random orders of the images.
+        seed: Of the orders.
+        alphas: Penalties of ridge.
+
+    Raises:
+        ValueError: No size is left, or one is below 2.
+    """
+    count = len(measures)
+    kept = [size for size in sorted(set(sizes)) if size <= count - MIN_HELD_OUT]
+    if not kept or kept[0] < 2:
+        raise ValueError(
+            f"Training parts of {', '.join(map(str, sizes)) or 'no'} images cannot be cut from {count} images; expected 2 to "
+            f"{count - MIN_HELD_OUT}, so that {MIN_HELD_OUT} are held out."
+        )
+    masks = np.zeros((len(kept), splits, count), bool)
+    for split in range(splits):
+        order = np.random.default_rng((seed, split, 2)).permutation(count)
+        for row, size in enumerate(kept):
+            masks[row, split, order[:size]] = True
+    flat = masks.reshape(-1, count)
+    scores = score_layers(features, np.tile(measures[None, :, None], (len(flat), 1, 1)), flat, alphas)
+    return [
+        SizeScore(
+            weights,
+            image_class,
+            layer,
+            values.shape[1],
+            size,
+            split,
+            estimator,
+            float(getattr(scores, estimator)[index, row * splits + split, 0]),
+        )
+        for estimator in ESTIMATORS
+        for index, (layer, values) in enumerate(features.items())
+        for row, size in enumerate(kept)
+        for split in range(splits)
+    ]
+
+
+def medians(
+    rows: Sequence[SizeScore], layer: str, estimator: Estimator
+) -> tuple[np.ndarray, Float[np.ndarray, " K"]]:
+    """Sizes of the training part and the median R2 over splits at each."""
+    wanted = [row for row in rows if (row.layer, row.estimator) == (layer, estimator)]
+    sizes = np.unique([row.n_train for row in wanted])
+    return sizes, np.array([np.median([r.r2 for r in wanted if r.n_train == size]) for size in sizes])
+
+
+def dips(rows: Sequence[SizeScore]) -> list[Dip]:
+    """The dip of each layer whose D lies inside the range of sizes (elsewhere it cannot be seen).
+
+    Args:
+        rows: Of one class and one set of weights.
+    """
+    widths = {row.layer: row.width for row in rows}
+    found = []
+    for layer, width in widths.items():
+        sizes, ols = medians(rows, layer, "ols")
+        if sizes[0] < width < sizes[-1]:
+            lowest = int(np.argmin(ols))
+            ridge = medians(rows, layer, "ridge")[1][lowest]
+            found.append(Dip(layer, width, int(sizes[lowest]), float(ols[lowest]), float(ridge)))
+    return found

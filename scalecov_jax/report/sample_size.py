@@ -1,0 +1,125 @@
+"""The dip of least squares against the number of training images: a figure, a table and a sentence."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from scalecov_jax.paper.sample_size import SizeScore, dips, medians
+from scalecov_jax.report import page
+from scalecov_jax.report.style import BLUE, DARK, GREEN, ORANGE, RED, WIDTH, save, styled
+from scalecov_jax.tables import read_table
+
+FILE = "sample_size.csv"
+_LOOKS = ((BLUE, "o"), (ORANGE, "s"), (RED, "^"), (GREEN, "D"), (DARK, "v"))
+
+
+@styled
+def size_curves(rows: Sequence[SizeScore], title: str = "") -> Figure:
+    """Median of exp(R2 - 1) against n_train: least squares with markers, ridge thin; a dotted line stands at each layer's D.
+
+    The first layer of each width is drawn, up to five widths inside the range of n_train.
+
+    Args:
+        rows: Of one class and one set of weights.
+        title: Drawn above the axes.
+    """
+    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+    axes = figure.subplots()
+    for (layer, width), (color, marker) in zip(_drawn(rows).items(), _LOOKS, strict=False):
+        sizes, ols = medians(rows, layer, "ols")
+        _, ridge = medians(rows, layer, "ridge")
+        label = f"{layer} (D = {width})"
+        axes.plot(sizes, np.exp(ols - 1), color=color, marker=marker, markersize=5, label=label)
+        axes.plot(sizes, np.exp(ridge - 1), color=color, linewidth=1, linestyle="--")
+        axes.axvline(width, color=color, linewidth=1, linestyle=":")
+    axes.axhline(np.exp(-1), color="#707070", linewidth=1)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("training images (n_train)")
+    axes.set_ylabel("exp(R² − 1), median over splits")
+    axes.set_title(title)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=9.5)
+    return figure
+
+
+def sections(folder: Path) -> list[page.Section]:
+    """The part of a report, from sample_size.csv in the run's folder; none where nothing was swept.
+
+    Draws figures/WEIGHTS-CLASS-sample_size.png and .svg too.
+    """
+    if not (folder / FILE).exists():
+        return []
+    rows = read_table(folder / FILE, SizeScore)
+    images, tables, sentences = [], [], []
+    for weights, image_class in dict.fromkeys((row.weights, row.image_class) for row in rows):
+        some = [row for row in rows if (row.weights, row.image_class) == (weights, image_class)]
+        found = dips(some)
+        if not found:
+            continue
+        figure = size_curves(some, f"{weights}, {image_class}")
+        (folder / "figures").mkdir(exist_ok=True)
+        save(figure, folder / "figures" / f"{weights}-{image_class}-sample_size")
+        text = "; ".join(
+            f"{one.layer} ({one.width} features) is lowest at n_train {one.n_train}"
+            for one in found
+            if one.layer in _drawn(some)
+        )
+        images.append(
+            page.embed(
+                figure,
+                f"Least squares against the number of training images, {weights}, {image_class}: {text}.",
+                f"{weights}, {image_class}. Solid: least squares. Dashed: ridge. Dotted lines: n_train = D. Grey: R² = 0.",
+            )
+        )
+        sentences.append(f"{weights}, {image_class}: {text}.")
+        tables.append(
+            page.Table(
+                f"{weights}, {image_class}: the size of the training part at which least squares is worst (median over splits).",
+                ("layer", "D", "n_train at the dip", "n_train / D", "least squares there", "ridge there"),
+                [
+                    (
+                        one.layer,
+                        f"{one.width:,}",
+                        str(one.n_train),
+                        page.number(one.n_train / one.width),
+                        page.number(one.ols),
+                        page.number(one.ridge),
+                    )
+                    for one in found
+                ],
+            )
+        )
+    if not images:
+        return []
+    text = (
+        "The same features are probed with more and more training images. If the collapse of the early layers belonged to the "
+        "layers, it would stay where it is; it moves with the number of training images and sits where that number meets the "
+        "number of features.\n\n" + " ".join(sentences)
+        if _follows(rows)
+        else "The same features are probed with more and more training images. Here the lowest score of least squares does not "
+        "follow the number of features at every layer: see the table.\n\n" + " ".join(sentences)
+    )
+    return [
+        page.Section("The dip of least squares against the number of training images", text, images, tables)
+    ]
+
+
+def _drawn(rows: Sequence[SizeScore]) -> dict[str, int]:
+    drawn: dict[str, int] = {}
+    for one in dips(rows):
+        if one.width not in drawn.values() and len(drawn) < len(_LOOKS):
+            drawn[one.layer] = one.width
+    return drawn
+
+
+def _follows(rows: Sequence[SizeScore]) -> bool:
+    """Whether every dip lies at the size of the training part that is nearest to D, or next to it."""
+    for weights, image_class in {(row.weights, row.image_class) for row in rows}:
+        some = [row for row in rows if (row.weights, row.image_class) == (weights, image_class)]
+        sizes = np.unique([row.n_train for row in some])
+        for one in dips(some):
+            nearest = np.abs(sizes - one.width).argmin()
+            if abs(int(np.searchsorted(sizes, one.n_train)) - int(nearest)) > 1:
+                return False
+    return True
