@@ -13,7 +13,7 @@ from scalecov_jax.paper.quantification import (
     mean_over_classes,
     mean_over_runs,
 )
-from scalecov_jax.report.quantification import compare, sections
+from scalecov_jax.report.quantification import compare, headlines, sections
 from scalecov_jax.scores import CONDITIONS, ESTIMATORS, Score, write_scores
 
 CLASSES = {"car": 334, "cat": 133}
@@ -61,7 +61,7 @@ def test_averages():
     assert (mean, sd) == (pytest.approx(car.mean()), pytest.approx(car.std(ddof=1)))
     mean, sd = mean_over_classes(scores, "trained", "ols")["add_2"]
     assert mean == pytest.approx(np.log(np.exp(both - 1).mean()) + 1)
-    assert sd == pytest.approx(both.std(ddof=1))
+    assert sd == pytest.approx(np.exp(both - 1).std(ddof=1))
 
 
 def test_far_negative_runs_stay_finite():
@@ -113,8 +113,9 @@ def test_rows_and_sections_from_a_finished_run(folder):
     peak = next(r for r in rows if r.quantity == "ResNet50: R² at add_15, least squares")
     assert (peak.published, float(peak.ours)) == ("0.76", pytest.approx(np.log(0.788) + 1, abs=0.02))
     assert float(peak.difference) == pytest.approx(float(peak.ours) - 0.76, abs=0.011)
-    assert rows[0].quantity == "InceptionV3: layer where scale is best readable"
-    assert (rows[0].published, rows[0].ours) == ("mixed8", "mixed8")
+    assert rows[0].quantity == "InceptionV3: layer where scale is best readable, least squares"
+    assert rows[0][2:5] == ("mixed8", "mixed8", "same")
+    assert rows[:4] == headlines(folder)
     a1 = next(r for r in rows if r.quantity.endswith("Table A1, trained weights: R² at mixed10"))
     assert a1.published == "0.54 ± 0.05"
     pages = sections(folder)

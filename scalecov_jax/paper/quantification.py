@@ -19,7 +19,7 @@ class LayerComparison(NamedTuple):
         published: Published R2; None where the curve cannot be told from exp(R2 - 1) = 0.
         published_sd: Over the published runs; None where it is not printed.
         ours: Our R2 by least squares, summarised as the published one; None where the network lacks the layer.
-        ours_sd: Over our runs.
+        ours_sd: Over our runs; None where the published one is.
         ridge: Our R2 by ridge, summarised in the same way.
         explanation: Why they differ or agree.
     """
@@ -64,7 +64,7 @@ def mean_over_classes(
     estimator: Estimator,
     repetitions: int = published.REPETITIONS,
 ) -> dict[str, tuple[float, float]]:
-    """ln(mean of exp(R2 - 1)) + 1 over all classes and the first `repetitions` splits, with the sd of R2; as in Figure A2.
+    """ln(mean of exp(R2 - 1)) + 1 over classes and the first `repetitions` splits, and the sd of exp(R2 - 1): Figure A2.
 
     This is not the mean R2: it lies above it, the more the further single runs fall below zero (the published figures say R2).
 
@@ -84,7 +84,7 @@ def mean_over_classes(
     return {
         layer: (
             float(np.log(max(np.exp(np.array(r2) - 1).mean(), tiny)) + 1),
-            float(np.std(r2, ddof=1)) if len(r2) > 1 else 0.0,
+            float(np.std(np.exp(np.array(r2) - 1), ddof=1)) if len(r2) > 1 else 0.0,
         )
         for layer, r2 in values.items()
     }
@@ -162,9 +162,10 @@ def _row(
     if value is None:
         agrees = "below what the figure can show" if ours < -3 else "above what was published"
     else:
-        spread = 2 * float(np.hypot(sd or 0.0, ours_sd))
-        close = abs(ours - value) <= max(spread, 0.05)
-        agrees = "within the spread of the runs" if close else "higher" if ours > value else "lower"
+        # Figure A2 averages exp(R2 - 1), so that its spread is told on that scale.
+        apart = ours - value if sd is not None else float(np.exp(ours - 1) - np.exp(value - 1))
+        close = abs(apart) <= max(2 * float(np.hypot(sd or 0.0, ours_sd)), 0.02)
+        agrees = "within the spread of the runs" if close else "higher" if apart > 0 else "lower"
     if near:
         why = f"least squares near D = n_train ({', '.join(near)}): sample size, not layer; read ridge"
     elif layer == "softmax" and condition != "random_weights":
@@ -176,7 +177,14 @@ def _row(
     else:
         why = ""
     return LayerComparison(
-        layer, condition, value, sd, ours, ours_sd, ridge[layer][0], f"{agrees}; {why}" if why else agrees
+        layer,
+        condition,
+        value,
+        sd,
+        ours,
+        None if sd is None else ours_sd,
+        ridge[layer][0],
+        f"{agrees}; {why}" if why else agrees,
     )
 
 

@@ -95,8 +95,8 @@ def class_curves(scores: Sequence[Score], layers: Sequence[str]) -> Figure:
     return figure
 
 
-def compare(folder: Path) -> list[Compared]:
-    """The rows of section 4.3 from a finished run of probe.py in `folder`."""
+def headlines(folder: Path) -> list[Compared]:
+    """Where scale is best readable and how well, from a finished run of probe.py in `folder`."""
     rows = []
     for _, network, scores in _networks(folder):
         plain, architecture = _NAMES[network["architecture"]], network["architecture"]
@@ -109,29 +109,44 @@ def compare(folder: Path) -> list[Compared]:
         rows.append(
             Compared(
                 "4.3",
-                f"{plain}: layer where scale is best readable",
+                f"{plain}: layer where scale is best readable, least squares",
                 layer,
                 ours,
-                "–",
+                "same" if ours == layer else "another",
                 f"ridge: {best}{seen}",
             )
         )
-        rows.append(
-            Compared(
-                "4.3", f"{plain}: R² at {layer}, least squares", page.number(r2), page.number(ols[layer][0]),
-                page.number(ols[layer][0] - r2), f"ridge {page.number(ridge[layer][0])}",
+        if layer in ols:
+            rows.append(
+                Compared(
+                    "4.3",
+                    f"{plain}: R² at {layer}, least squares",
+                    page.number(r2),
+                    page.number(ols[layer][0]),
+                    page.number(ols[layer][0] - r2),
+                    f"ridge {page.number(ridge[layer][0])}; {_images(network)}",
+                )
             )
-            if layer in ols
-            else Compared("4.3", f"{plain}: R² at {layer}", page.number(r2), "–", "–", "not probed")
-        )  # fmt: skip
+    return rows
+
+
+def compare(folder: Path) -> list[Compared]:
+    """All rows of section 4.3 from a finished run of probe.py in `folder`: the headlines and every layer."""
+    rows = headlines(folder)
+    for _, network, scores in _networks(folder):
+        plain = _NAMES[network["architecture"]]
         for source, some in _comparisons(network, scores).items():
             rows += [
                 Compared(
-                    "4.3", f"{plain}, {source}, {_CONDITIONS[one.condition]}: R² at {one.layer}",
-                    _published(one), _ours(one), _difference(one), one.explanation,
+                    "4.3",
+                    f"{plain}, {source}, {_CONDITIONS[one.condition]}: R² at {one.layer}",
+                    _published(one),
+                    _ours(one),
+                    _difference(one),
+                    one.explanation,
                 )
                 for one in some
-            ]  # fmt: skip
+            ]
     return rows
 
 
@@ -224,8 +239,8 @@ def _how(source: str, network: Mapping[str, Any], scores: Sequence[Score], refer
         ours = f"{runs} runs on {reference} ({network['images'][reference]} images)"
         return f"mean ± sd over {ours}; published: 25 runs on albatross (441)."
     return (
-        f"ln(mean of exp(R² − 1)) + 1 over {len(network['images'])} classes x {published.REPETITIONS} repetitions; ± is the "
-        "sd of R² over our runs. A dash: below what the published figure can show."
+        f"ln(mean of exp(R² − 1)) + 1 over {len(network['images'])} classes x {published.REPETITIONS} "
+        "repetitions. A dash: below what the published figure can show."
     )
 
 
@@ -261,7 +276,9 @@ def _published(one: LayerComparison) -> str:
 
 
 def _ours(one: LayerComparison) -> str:
-    return "–" if one.ours is None else f"{page.number(one.ours)} ± {page.number(one.ours_sd)}"
+    if one.ours is None:
+        return "–"
+    return page.number(one.ours) + ("" if one.ours_sd is None else f" ± {page.number(one.ours_sd)}")
 
 
 def _difference(one: LayerComparison) -> str:
