@@ -103,12 +103,12 @@ TABLE_2: dict[str, dict[str, Cut]] = {
     "inception_v3": {
         "whole": Cut("mixed10", (81.85, 11.08), (0.435, 0.02)),
         "pruned": Cut("mixed8", (54.93, 4.32), (0.571, 0.05)),
-        "from_scratch": Cut("mixed10", (82.30, 17.92), None),
+        "scratch": Cut("mixed10", (82.30, 17.92), None),
     },
     "resnet50": {
         "whole": Cut("add_16", (70.08, 12.49), (0.610, 0.03)),
         "pruned": Cut("add_15", (54.76, 3.10), (0.623, 0.04)),
-        "from_scratch": Cut("add_16", (95.66, 21.39), None),
+        "scratch": Cut("add_16", (95.66, 21.39), None),
     },
 }
 """Table 2: whole, pruned and from scratch, all weights fine-tuned, on patches of the Janowczyk set."""

@@ -96,6 +96,16 @@ def run(
     return f"{report.table(compared)}\n\nReport: {folder / 'report.html'}"
 
 
+def check(settings: Mapping[str, Any]) -> None:
+    """Refuse what `run` would refuse before it computes anything, the folder of the run and the layer to cut at aside.
+
+    Raises:
+        ValueError: See `run`.
+    """
+    _load(settings)
+    _open(settings)
+
+
 def _compare(
     network: checkpoints.Network,
     name: str,

@@ -14,7 +14,7 @@ from scalecov_jax.tables import read_table
 from scalecov_jax.transfer.results import Comparison, SweepScore
 
 _NAMES = {"inception_v3": "InceptionV3", "resnet50": "ResNet50"}
-_MODELS = {"whole": "whole", "pruned": "pruned", "from_scratch": "from scratch"}
+_MODELS = {"whole": "whole", "pruned": "pruned", "scratch": "from scratch"}
 _TRAINED = {
     "all": "all weights fine-tuned",
     "ridge": "ridge on frozen features",
@@ -36,11 +36,19 @@ def compare(folder: Path) -> list[Compared]:
 
 def sections(folder: Path) -> list[page.Section]:
     """The figures that a finished run of transfer.py drew, and where its own report lies."""
-    images = [
-        page.Image(path.read_bytes(), f"Figure {path.stem} of the transfer.", path.stem.replace("_", " ").replace("-", ": "))
+    drawn = {
+        path: path.stem.rsplit("-", 1)
         for path in sorted((folder / "figures").glob("*.svg"))
-        if "sweep" in path.stem or "table" in path.stem or "mae" in path.stem
-    ]  # fmt: skip
+        if path.stem.endswith(("-sweep", "-ridge-magnification", "-all-magnification"))
+    }
+    captions = {
+        "sweep": "MAE by the layer of the cut, random weights beside trained ones.",
+        "magnification": "MAE by magnification.",
+    }
+    images = [
+        page.Image(path.read_bytes(), f"{captions[kind]} {name}.", f"{name}: {captions[kind]}")
+        for path, (name, kind) in drawn.items()
+    ]
     text = "Every table, test and warning of this part stands in transfer/report.html."
     return [page.Section("4.4 Transfer to histopathology", text, images)]
 
