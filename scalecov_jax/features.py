@@ -1,8 +1,8 @@
 """Pooled features of every wanted layer, in one forward pass."""
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,10 @@ from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.layers import global_average_pool
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
+from scalecov_jax.models.receptive_field import check_size, clean_regions, undefined_layers
+
+Pooling = Literal["gap", "max", "corrected_gap"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
 class Features(NamedTuple):
@@ -58,8 +62,12 @@ def pooled_features(
     layers: tuple[str, ...],
     preprocessing: Preprocessing,
     dtype: Any = jnp.float32,
+    pooling: Pooling = "gap",
 ) -> dict[str, Float[Array, "N D"]]:
-    """Global average of each layer's maps over their pixels; vectors as they are.
+    """One number for each of a layer's maps; vectors as they are.
+
+    gap: the mean over all pixels of the map. max: the largest. corrected_gap: the mean over the rectangle of pixels that no
+    padding reaches (see `receptive_field.clean_region`), for which vectors have no equivalent.
 
     Pure; meant to be jitted, when the compiler drops whatever comes after the last wanted layer.
 
@@ -70,12 +78,16 @@ def pooled_features(
         layers: Names of modules at any depth, such as mixed8 or conv2d_20.
         preprocessing: What the variables expect.
         dtype: Of the forward pass (float32 or bfloat16); pooling is in float32.
+        pooling: One of `POOLINGS`.
 
     Raises:
         KeyError: A layer that the network has not.
+        ValueError: See `check_pooling`.
 
-    Source: Graziani et al. 2021, section 3.4 (global average pooling of the layer's activations).
+    Source: Graziani et al. 2021, sections 3.4 (global average pooling of the layer's activations) and 4.2 (its correction).
     """
+    height, width = images.shape[1:3]
+    check_pooling(module, (height, width), layers, pooling)
     applied: Any = module.apply(
         jax.tree.map(lambda leaf: leaf.astype(dtype), variables),
         preprocess(images, preprocessing).astype(dtype),
@@ -86,7 +98,42 @@ def pooled_features(
     captured = {path[-2]: values[0] for path, values in intermediates.items()}
     if missing := [layer for layer in layers if layer not in captured]:
         raise KeyError(f"In this network no module is called {' or '.join(missing)}.")
-    return {layer: global_average_pool(captured[layer].astype(jnp.float32)) for layer in layers}
+    maps = {layer: captured[layer].astype(jnp.float32) for layer in layers}
+    if pooling == "max":
+        return {layer: one.max((1, 2)) if one.ndim == 4 else one for layer, one in maps.items()}
+    if pooling == "corrected_gap":
+        for layer, region in clean_regions(module, height, width, layers).items():
+            if region is not None:  # none is: they are checked above
+                (top, bottom), (left, right) = region
+                maps[layer] = maps[layer][:, top : bottom + 1, left : right + 1]
+    return {layer: global_average_pool(one) for layer, one in maps.items()}
+
+
+def check_pooling(
+    module: nn.Module, size: int | tuple[int, int], layers: Sequence[str], pooling: Pooling
+) -> None:
+    """Make sure that a pooling is defined for layers, on images of `size` pixels (height and width if not square).
+
+    Raises:
+        ValueError: There is no such pooling, or layers have no pixel that padding does not reach; names each with the smallest
+            size of the image at which it has one.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"There is no pooling {pooling!r}; expected one of {', '.join(POOLINGS)}.")
+    if pooling == "corrected_gap" and (undefined := undefined_layers(module, size, layers)):
+        shown = " x ".join(map(str, size)) if isinstance(size, tuple) else f"{size} x {size}"
+        raise ValueError(
+            f"corrected_gap is undefined on images of {shown} pixels at {describe_undefined(undefined)}: padding reaches "
+            "every pixel there. Leave these layers out, take larger images, or choose gap or max."
+        )
+
+
+def describe_undefined(undefined: Mapping[str, int | None]) -> str:
+    """Layers and the smallest size at which each has a pixel that padding does not reach, in words."""
+    return ", ".join(
+        f"{layer} ({'no map' if size is None else f'from {size} pixels'})"
+        for layer, size in undefined.items()
+    )
 
 
 def compute_features(
@@ -97,6 +144,7 @@ def compute_features(
     size: int | None = None,
     batch_size: int = 32,
     dtype: Any = jnp.float32,
+    pooling: Pooling = "gap",
     progress: str | None = None,
 ) -> Features:
     """Pooled features of a whole source, data-parallel over all devices.
@@ -108,14 +156,22 @@ def compute_features(
         size: Height and width to which images are resized, in pixels; the network's own when absent.
         batch_size: Images a step, rounded up to a multiple of the number of devices.
         dtype: See `pooled_features`.
+        pooling: See `pooled_features`.
         progress: Label of a progress bar on stderr; none when absent.
+
+    Raises:
+        ValueError: A layer that the network has not, images so small that a map has no pixel (says which size has), or a
+            pooling that is not defined there (see `check_pooling`).
     """
-    forward, batch_size = _sharded_forward(network, tuple(layers), batch_size, dtype)
+    size = size or network.card.input_size
+    check_size(network.module, size, layers, network.architecture.name)
+    check_pooling(network.module, size, layers, pooling)
+    forward, batch_size = _sharded_forward(network, tuple(layers), batch_size, dtype, pooling)
     skipped: list[Skipped] = []
     rows: list[dict[str, np.ndarray]] = []
     kept: list[np.ndarray] = []
     with tqdm(total=len(source), desc=progress, unit="img", disable=progress is None) as bar:
-        for batch in batches(source, size or network.card.input_size, batch_size, skipped):
+        for batch in batches(source, size, batch_size, skipped):
             pooled = jax.device_get(forward(batch.images))
             rows.append({layer: values[batch.valid] for layer, values in pooled.items()})
             kept.append(batch.indices[batch.valid])
@@ -132,10 +188,17 @@ def dry_run(
     size: int | None = None,
     batch_size: int = 32,
     dtype: Any = jnp.float32,
+    pooling: Pooling = "gap",
 ) -> Estimate:
-    """Measure one batch of noise and extrapolate to `count` images (forward pass only, compilation left out)."""
-    forward, batch_size = _sharded_forward(network, tuple(layers), batch_size, dtype)
+    """Measure one batch of noise and extrapolate to `count` images (forward pass only, compilation left out).
+
+    Raises:
+        ValueError: See `compute_features`.
+    """
     size = size or network.card.input_size
+    check_size(network.module, size, layers, network.architecture.name)
+    check_pooling(network.module, size, layers, pooling)
+    forward, batch_size = _sharded_forward(network, tuple(layers), batch_size, dtype, pooling)
     images = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3)).astype(np.uint8)
     pooled = jax.block_until_ready(forward(images))
     start = time.perf_counter()
@@ -143,7 +206,7 @@ def dry_run(
     rate = batch_size / (time.perf_counter() - start)
     module, variables = network.module, network.variables
     memory: Any = (
-        _compiled.lower(module, variables, images, tuple(layers), network.card.preprocessing, dtype)
+        _compiled.lower(module, variables, images, tuple(layers), network.card.preprocessing, dtype, pooling)
         .compile()
         .memory_analysis()
     )
@@ -152,11 +215,13 @@ def dry_run(
     return Estimate(4 * count * width, batch_bytes, count / rate, rate)
 
 
-_compiled = jax.jit(pooled_features, static_argnames=("module", "layers", "preprocessing", "dtype"))
+_compiled = jax.jit(
+    pooled_features, static_argnames=("module", "layers", "preprocessing", "dtype", "pooling")
+)
 
 
 def _sharded_forward(
-    network: Network, layers: tuple[str, ...], batch_size: int, dtype: Any
+    network: Network, layers: tuple[str, ...], batch_size: int, dtype: Any, pooling: Pooling = "gap"
 ) -> tuple[Callable[[np.ndarray], dict[str, Array]], int]:
     """The forward pass with images split over all devices, and the batch size that fits them.
 
@@ -170,6 +235,6 @@ def _sharded_forward(
 
     def forward(images: np.ndarray) -> dict[str, Array]:
         sharded = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
-        return _compiled(module, variables, sharded, layers, network.card.preprocessing, dtype)
+        return _compiled(module, variables, sharded, layers, network.card.preprocessing, dtype, pooling)
 
     return forward, -(-batch_size // jax.device_count()) * jax.device_count()

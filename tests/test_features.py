@@ -162,8 +162,12 @@ def test_trained_and_random_weights_share_one_compilation(network):
 
 def test_unknown_layer(network):
     for layers in (("block_9",), ("stem", "block_9")):
-        with pytest.raises(KeyError, match="no module is called block_9"):
+        with pytest.raises(ValueError, match="Tiny has no layer 'block_9'; did you mean block_"):
             features.compute_features(network, source(), layers, batch_size=4)
+        with pytest.raises(KeyError, match="no module is called block_9"):
+            jax.jit(lambda v, x, layers=layers: features.pooled_features(network.module, v, x, layers, "tf"))(
+                network.variables, IMAGES
+            )
 
 
 def test_dry_run(network):

@@ -1,0 +1,333 @@
+"""The receptive field of any layer, and which of its positions no padding reaches, derived from the module itself."""
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import errors
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from scalecov_jax.models.architecture import Architecture, get_architecture
+from scalecov_jax.models.windows import Seen, Window, image, interpret
+
+Axis = Literal["height", "width"]
+Region = tuple[tuple[int, int], tuple[int, int]]
+
+_AXES: dict[Axis, int] = {"height": 1, "width": 2}
+_LARGEST = 1 << 13  # pixels: where every search for a size ends
+
+
+class ReceptiveField(NamedTuple):
+    """Position i of a layer sees the pixels stride * i + offset to stride * i + offset + size - 1 of the image.
+
+    Attributes:
+        size: Pixels along one axis of the image.
+        stride: Pixels from one position to the next.
+        offset: First pixel that position 0 sees; negative where it lies in the padding.
+    """
+
+    size: int
+    stride: int
+    offset: int
+
+
+def receptive_field(
+    architecture: Architecture | str,
+    layer: str,
+    *,
+    axis: Axis = "height",
+    input_size: Any = None,
+    **options: Any,
+) -> ReceptiveField:
+    """What one position of a layer can see of the image, the padding around it included.
+
+    Where branches meet, the window spans all of them. It depends on the size of the image only where a stride goes with SAME
+    padding, which then differs between the two sides.
+
+    Args:
+        architecture: A family of networks, or its name.
+        layer: Name of a module at any depth, such as mixed8 or conv2d_31; or its path, such as mixed2/conv2d_20.
+        axis: Of the image.
+        input_size: Height and width of the image in pixels; the architecture's own when absent.
+        options: Fields of the module, such as max_pool_padding=0.
+
+    Raises:
+        ValueError: No such architecture, option or layer, a layer without a map, an image that is too small or not square, or
+            an operation whose window cannot be derived; says which.
+
+    Source: the recursion is that of Araujo, Norris, Sim: Computing Receptive Fields of Convolutional Neural Networks, 2019.
+    """
+    family, module, size = _resolve(architecture, options, input_size)
+    window = _window_at(family, module, size, layer, axis)
+    if window is None:
+        raise ValueError(f"{layer} of {family.name} has no map: every output sees the whole image.")
+    return ReceptiveField(window.size, window.stride, window.offset)
+
+
+def clean_region(
+    architecture: Architecture | str, layer: str, input_size: Any, *, axis: Axis = "height", **options: Any
+) -> tuple[int, int] | None:
+    """First and last position of a layer that no padding reaches, along one axis.
+
+    With receptive field RF, stride j and offset l these are ceil(-l / j) and floor((n - RF - l) / j) on an image of n pixels.
+    Average pooling counts as padding like any other, although it divides by the pixels inside the map alone.
+
+    Args:
+        architecture: See `receptive_field`.
+        layer: See `receptive_field`.
+        input_size: Height and width of the image in pixels.
+        axis: Of the image.
+        options: See `receptive_field`.
+
+    Returns:
+        None ("undefined") where padding reaches every position or the layer has no map.
+
+    Raises:
+        ValueError: See `receptive_field`.
+
+    Source: Graziani et al. 2021, section 4.2 (the corrected global average pooling leaves out what padding reaches).
+    """
+    family, module, size = _resolve(architecture, options, input_size)
+    window = _window_at(family, module, size, layer, axis)
+    return (window.first, window.last) if window and window.first <= window.last else None
+
+
+def smallest_clean_size(architecture: Architecture | str, layer: str, **options: Any) -> int | None:
+    """Height and width in pixels of the smallest square image at which a layer has a clean position; None without a map.
+
+    It is j * ceil(-l / j) + RF + l, in the terms of `clean_region`.
+
+    Raises:
+        ValueError: See `receptive_field`.
+    """
+    _, module, size = _resolve(architecture, options, None)
+    return _smallest_clean(module, layer, size)
+
+
+def minimum_size(network: Architecture | nn.Module | str, layer: str, **options: Any) -> int:
+    """Height and width in pixels of the smallest square image at which every map up to a layer has a pixel.
+
+    Args:
+        network: An architecture, its name, or a module.
+        layer: See `receptive_field`.
+        options: Fields of the architecture's module.
+
+    Raises:
+        ValueError: No such layer, or no image is large enough.
+    """
+    module = network if isinstance(network, nn.Module) else _resolve(network, options, None)[1]
+    return _smallest(lambda size: _fits(module, size, layer), layer)
+
+
+def check_size(module: nn.Module, size: int, layers: Sequence[str], name: str) -> None:
+    """Make sure that every map up to the given layers has a pixel on an image of `size` x `size` pixels.
+
+    Raises:
+        ValueError: One has none (says from which size on the network called `name` can be used), or there is no such layer.
+    """
+    if small := [layer for layer in layers if not _fits(module, size, layer)]:
+        least = {layer: minimum_size(module, layer) for layer in small}
+        layer = max(small, key=lambda one: least[one])
+        raise ValueError(
+            f"{name} needs images of at least {least[layer]} x {least[layer]} pixels up to {layer}; got {size} x {size}."
+        )
+
+
+def clean_regions(
+    module: nn.Module, height: int, width: int, layers: Sequence[str]
+) -> dict[str, Region | None]:
+    """First and last clean row, first and last clean column of each layer; None where there is none or no map.
+
+    Args:
+        module: A network.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+        layers: See `receptive_field`.
+
+    Raises:
+        ValueError: A layer that the module has not, or an operation whose window cannot be derived.
+    """
+    regions: dict[str, Region | None] = {}
+    for layer in layers:
+        rows, columns = (_window(module, height, width, layer, axis) for axis in _AXES)
+        regions[layer] = None
+        if rows and columns and rows.first <= rows.last and columns.first <= columns.last:
+            regions[layer] = (rows.first, rows.last), (columns.first, columns.last)
+    return regions
+
+
+def undefined_layers(
+    module: nn.Module, size: int | tuple[int, int], layers: Sequence[str]
+) -> dict[str, int | None]:
+    """The layers without a clean position.
+
+    Args:
+        module: A network.
+        size: Of the image, in pixels; height and width where it is not square.
+        layers: See `receptive_field`.
+
+    Returns:
+        For each the height and width of the smallest square image on which it has one, in pixels; None if it has no map.
+
+    Raises:
+        ValueError: See `clean_regions`.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    regions = clean_regions(module, height, width, layers)
+    return {
+        layer: _smallest_clean(module, layer, max(height, width))
+        for layer, region in regions.items()
+        if region is None
+    }
+
+
+class _Tap(NamedTuple):
+    """One captured output: its shape and what it sees."""
+
+    shape: tuple[int, ...]
+    seen: Seen
+
+
+@lru_cache(maxsize=512)
+def _trace(module: nn.Module, height: int, width: int) -> dict[tuple[str, ...], _Tap]:
+    """Every captured output by its path; traced, not computed."""
+    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    paths: list[tuple[str, ...]] = []
+
+    def forward(variables: Any, x: Any) -> list[Any]:
+        applied: Any = module.apply(variables, x, capture_intermediates=True, mutable=["intermediates"])
+        captured: dict[Any, Any] = flatten_dict(applied[1]["intermediates"])
+        outputs = {
+            path[:-1]: values[0]
+            for path, values in captured.items()
+            if len(path) > 1 and path[-1] == "__call__" and isinstance(values[0], jax.Array)
+        }
+        paths[:] = outputs
+        return list(outputs.values())
+
+    jaxpr, shapes = jax.make_jaxpr(forward, return_shape=True)(variables, images)
+    constants = [Seen((None,) * leaf.ndim) for leaf in jax.tree.leaves(variables)]
+    seen = interpret(jaxpr, [*constants, image(images.shape)])
+    return {path: _Tap(shape.shape, one) for path, shape, one in zip(paths, shapes, seen, strict=True)}
+
+
+def _tap(module: nn.Module, height: int, width: int, layer: str) -> _Tap:
+    taps = _trace(module, height, width)
+    found = [path for path in taps if layer in (path[-1], "/".join(path))]
+    if len(found) == 1:
+        return taps[found[0]]
+    network = type(module).__name__
+    if found:
+        paths = ["/".join(path) for path in found]
+        raise ValueError(
+            f"{network} has {len(found)} modules called {layer!r}; choose one by its path: {', '.join(paths[:3])}, ..."
+        )
+    names = list(dict.fromkeys(path[-1] for path in taps))
+    close = get_close_matches(layer, names, n=3, cutoff=0.5)
+    raise ValueError(
+        f"{network} has no layer {layer!r}; "
+        + (f"did you mean {' or '.join(close)}? " if close else "")
+        + f"There are {', '.join(path[0] for path in taps if len(path) == 1)}, and those inside them."
+    )
+
+
+def _window(module: nn.Module, height: int, width: int, layer: str, axis: Axis) -> Window | None:
+    """What a layer's rows or columns see; None where the layer has no map."""
+    shape, seen = _tap(module, height, width, layer)
+    if len(shape) != 4:
+        return None
+    if seen.unknown:
+        raise ValueError(
+            f"What {layer} of {type(module).__name__} sees of the image cannot be derived: {seen.unknown}."
+        )
+    window = seen.axes[_AXES[axis]]
+    return None if window is None or seen.whole or window.source != _AXES[axis] else window
+
+
+def _window_at(family: Architecture, module: nn.Module, size: int, layer: str, axis: Axis) -> Window | None:
+    if axis not in _AXES:
+        raise ValueError(f"There is no axis {axis!r}; expected {' or '.join(_AXES)}.")
+    check_size(module, size, [layer], family.name)
+    return _window(module, size, size, layer, axis)
+
+
+def _resolve(
+    architecture: Architecture | str, options: dict[str, Any], input_size: Any
+) -> tuple[Architecture, nn.Module, int]:
+    """The family, its module with the given fields, and the size of the image."""
+    family = get_architecture(architecture) if isinstance(architecture, str) else architecture
+    known = [name for name in family.module.__dataclass_fields__ if name not in ("parent", "name")]
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(f"{family.name} has no option {', '.join(unknown)}; there are {', '.join(known)}.")
+    size = family.input_size if input_size is None else input_size
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+        raise ValueError(
+            f"input_size is {input_size!r}; expected one whole number of pixels, the height and width of a square image."
+        )
+    return family, family.module(**options), int(size)
+
+
+def _fits(module: nn.Module, size: int, layer: str) -> bool:
+    """Whether every map up to a layer has a pixel."""
+    try:
+        _trace(module, size, size)
+    except (TypeError, ValueError, ZeroDivisionError, errors.FlaxError):
+        if size >= _LARGEST:  # it is not for want of pixels
+            raise
+        return False
+    return not _tap(module, size, size, layer).seen.empty
+
+
+def _smallest(enough: Callable[[int], bool], layer: str) -> int:
+    """The smallest size that is enough, if every larger one is too."""
+    low, high = 0, 64
+    while not enough(high):
+        low, high = high, 2 * high
+        if low >= _LARGEST:
+            raise ValueError(f"No image of up to {_LARGEST} x {_LARGEST} pixels is large enough for {layer}.")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _smallest_clean(module: nn.Module, layer: str, size: int) -> int | None:
+    """See `smallest_clean_size`; `size` is one that the network can take."""
+
+    def windows(size: int) -> list[Window | None]:
+        return [_window(module, size, size, layer, axis) for axis in _AXES]
+
+    def clean(size: int) -> bool:
+        return _fits(module, size, layer) and clean_regions(module, size, size, [layer])[layer] is not None
+
+    here = [window for window in windows(size) if window]
+    if len(here) < 2:
+        return None
+    stride = max(window.stride for window in here)
+    # A pixel more in a map of stride 2^k changes its parity, and with it the padding of SAME under stride 2.
+    sizes = [size, *(size + (1 << k) for k in range(stride.bit_length()))]
+    if all(
+        window and _by_formula(window, one) and window[:4] == first[:4]
+        for one in sizes
+        for window, first in zip(windows(one), here, strict=True)
+    ):
+        return max(
+            -(window.offset // window.stride) * window.stride + window.size + window.offset for window in here
+        )
+    found = _smallest(clean, layer)
+    return min(one for one in range(max(1, found - stride), found + 1) if clean(one))
+
+
+def _by_formula(window: Window, pixels: int) -> bool:
+    """Whether the clean positions are those whose window lies inside the image, as where maps are padded but not cropped."""
+    first = max(0, -(window.offset // window.stride))
+    last = (pixels - window.size - window.offset) // window.stride
+    return (window.first, window.last) == (first, last) or max(window.first - window.last, 0) * (
+        first - last
+    ) > 0
