@@ -81,29 +81,30 @@ def sweep(
             f"Training parts of {', '.join(map(str, sizes)) or 'no'} images cannot be cut from {count} images; expected 2 to "
             f"{count - MIN_HELD_OUT}, so that {MIN_HELD_OUT} are held out."
         )
-    masks = np.zeros((len(kept), splits, count), bool)
-    for split in range(splits):
-        order = np.random.default_rng((seed, split, 2)).permutation(count)
-        for row, size in enumerate(kept):
-            masks[row, split, order[:size]] = True
-    flat = masks.reshape(-1, count)
-    scores = score_layers(features, np.tile(measures[None, :, None], (len(flat), 1, 1)), flat, alphas)
-    return [
-        SizeScore(
-            weights,
-            image_class,
-            layer,
-            values.shape[1],
-            size,
-            split,
-            estimator,
-            float(getattr(scores, estimator)[index, row * splits + split, 0]),
-        )
-        for estimator in ESTIMATORS
-        for index, (layer, values) in enumerate(features.items())
-        for row, size in enumerate(kept)
-        for split in range(splits)
-    ]
+    orders = [np.random.default_rng((seed, split, 2)).permutation(count) for split in range(splits)]
+    targets = np.tile(measures[None, :, None], (splits, 1, 1))
+    rows = []
+    for size in kept:  # one call a size: padded to the largest, the small ones would cost as much
+        masks = np.zeros((splits, count), bool)
+        for mask, order in zip(masks, orders, strict=True):
+            mask[order[:size]] = True
+        scores = score_layers(features, targets, masks, alphas)
+        rows += [
+            SizeScore(
+                weights,
+                image_class,
+                layer,
+                values.shape[1],
+                size,
+                split,
+                estimator,
+                float(getattr(scores, estimator)[index, split, 0]),
+            )
+            for estimator in ESTIMATORS
+            for index, (layer, values) in enumerate(features.items())
+            for split in range(splits)
+        ]
+    return rows
 
 
 def medians(

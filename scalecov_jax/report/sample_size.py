@@ -35,6 +35,8 @@ def size_curves(rows: Sequence[SizeScore], title: str = "") -> Figure:
         axes.plot(sizes, np.exp(ridge - 1), color=color, linewidth=1, linestyle="--")
         axes.axvline(width, color=color, linewidth=1, linestyle=":")
     axes.axhline(np.exp(-1), color="#707070", linewidth=1)
+    for style, label in (("-", "least squares"), ("--", "ridge"), (":", "n_train = D")):
+        axes.plot([], [], style, color=DARK, label=label)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("training images (n_train)")
     axes.set_ylabel("exp(R² − 1), median over splits")
