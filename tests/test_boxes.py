@@ -12,6 +12,7 @@ from PIL import Image
 from scalecov_jax.concepts.scale import scale_ratio
 from scalecov_jax.images.boxes import read_boxes, tfds_boxes
 from scalecov_jax.images.example import (
+    FILTERS,
     Box,
     ImageError,
     Skipped,
@@ -139,12 +140,15 @@ def test_decompression_bombs_are_refused_by_their_header(side):
             function(bomb, "bomb")
 
 
-def test_resize_is_pillow_lanczos():
-    resized = resize_image(GRADIENT, 17)
+@pytest.mark.parametrize("filter", FILTERS)
+def test_resize_is_pillows(filter):
+    resized = resize_image(GRADIENT, 17, filter)
     assert resized.shape == (17, 17, 3)
     assert resized.dtype == np.uint8
-    expected = Image.fromarray(GRADIENT).resize((17, 17), Image.Resampling.LANCZOS)
+    expected = Image.fromarray(GRADIENT).resize((17, 17), getattr(Image.Resampling, filter.upper()))
     np.testing.assert_array_equal(resized, np.asarray(expected))
+    if filter == "lanczos":
+        np.testing.assert_array_equal(resized, resize_image(GRADIENT, 17))
 
 
 # Folders

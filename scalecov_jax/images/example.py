@@ -4,7 +4,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
@@ -14,6 +14,8 @@ from PIL import Image, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
 MAX_PIXELS = 80_000_000
 MIN_IMAGES = 10
+Filter = Literal["lanczos", "bilinear", "bicubic", "nearest"]
+FILTERS: tuple[Filter, ...] = get_args(Filter)
 
 
 class Box(NamedTuple):
@@ -124,9 +126,36 @@ def decode_labels(source: str | Path | bytes, name: str | None = None) -> Intege
     return _read(source, name, _to_integers)
 
 
-def resize_image(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Resize to a square of `size` pixels with Pillow's LANCZOS filter; the aspect ratio is not kept."""
-    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
+def resize_image(
+    image: UInt8[np.ndarray, "H W 3"], size: int, filter: Filter = "lanczos"
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Resize to a square of `size` pixels with a filter of Pillow; the aspect ratio is not kept.
+
+    Where the image shrinks, all filters but nearest widen with the step and so average over every pixel (antialiasing); nearest
+    takes single pixels.
+    """
+    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling[filter.upper()]))
+
+
+def central_square(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "side side 3"]:
+    """The largest square around the centre; one row or column more is cut off at the end where that is odd."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
+
+
+def clip_to_square(box: Box, height: int, width: int) -> Box | None:
+    """What `central_square` leaves of a box, in pixels of the square; None where nothing is left."""
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    clipped = Box(
+        max(box.x_min - left, 1.0),
+        max(box.y_min - top, 1.0),
+        min(box.x_max - left, float(side)),
+        min(box.y_max - top, float(side)),
+    )
+    return clipped if clipped.x_min <= clipped.x_max and clipped.y_min <= clipped.y_max else None
 
 
 def _read(source, name, function):
