@@ -1,0 +1,435 @@
+"""Resizing: ranks, groups, intervals and plateaus against oracles, and what is said of them."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from flax import linen as nn
+from PIL import Image
+from tiny_network import random_network
+
+from scalecov_jax import features
+from scalecov_jax.images.example import FILTERS, Box, Example, ImageError
+from scalecov_jax.images.labelled import Label, LabelledImages
+from scalecov_jax.models.layers import Softmax
+from scalecov_jax.models.preprocessing import preprocess
+from scalecov_jax.paper import resizing
+from scalecov_jax.paper.resizing import (
+    Classified,
+    check_sizes,
+    classes_of,
+    classify,
+    group_images,
+    true_class,
+)
+from scalecov_jax.paper.resizing_curves import (
+    bootstrap_interval,
+    filter_differences,
+    kind_of,
+    plateaus,
+    points,
+    resampled_means,
+    wilson_interval,
+)
+from scalecov_jax.report import resizing_answer, style
+from scalecov_jax.report.resizing_answer import Evidence
+from scalecov_jax.report.resizing_figures import size_curves
+
+RNG = np.random.default_rng(0)
+SIZES = (100, 175, 200, 250, 300, 400)
+
+
+# One image
+
+
+def test_rank_counts_every_class_that_is_at_least_as_probable():
+    outputs = RNG.integers(0, 6, (200, 9)) / 5
+    truth = RNG.integers(0, 9, 200)
+    probability, rank = true_class(outputs, truth)
+    np.testing.assert_array_equal(
+        probability, [row[index] for row, index in zip(outputs, truth, strict=True)]
+    )
+    expected = [
+        scipy.stats.rankdata(-row, method="max")[index] for row, index in zip(outputs, truth, strict=True)
+    ]
+    np.testing.assert_array_equal(rank, expected)
+    assert true_class(np.full((1, 9), 1 / 9), np.array([4]))[1] == [9]  # no success by chance
+
+
+def test_outputs_that_are_not_finite_are_refused():
+    outputs = np.full((3, 4), 0.25)
+    outputs[1, 2] = np.nan
+    with pytest.raises(FloatingPointError, match="1 of 3 images have outputs that are not finite"):
+        true_class(outputs, np.zeros(3, int))
+
+
+# Networks
+
+
+@pytest.fixture(scope="module")
+def network():
+    return random_network()
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Images of random shapes whose box covers a known part."""
+    pixels = [RNG.integers(0, 256, (*RNG.integers(20, 60, 2), 3), dtype=np.uint8) for _ in range(7)]
+    rows = [
+        Label(f"{index}.png", str(index % 5), Box(1, 1, one.shape[1], 10), one.shape[1], one.shape[0])
+        for index, one in enumerate(pixels)
+    ]
+    return LabelledImages(
+        tuple(rows), lambda index: Example(pixels[index], None, rows[index].box, None, "", rows[index].name)
+    )
+
+
+def run(network, images, **options):
+    settings = {"sizes": (20, 33), "filters": ("bicubic", "nearest"), "batch_size": 4, **options}
+    truth = np.arange(len(images)) % 5
+    return classify(network, "tiny", images, truth, group_images(images.labels, 0.8), **settings)
+
+
+def test_rows_are_those_of_a_plain_forward_pass(network, images):
+    rows, skipped = run(network, images)
+    assert skipped == ()
+    assert len(rows) == 7 * 2 * 2
+    found = {(row.image, row.filter, row.size): row for row in rows}
+    variables = jax.tree.map(jnp.asarray, network.variables)
+    for index, example in enumerate(images):
+        for name, size in (("bicubic", 20), ("nearest", 33)):
+            resized = Image.fromarray(example.image).resize((size, size), Image.Resampling[name.upper()])
+            inputs = preprocess(jnp.asarray(resized)[None], "tf")
+            output = np.asarray(network.module.apply(variables, inputs))[0]
+            row = found[example.name, name, size]
+            np.testing.assert_allclose(row.probability, output[index % 5], rtol=1e-4)
+            assert row.rank == 1 + (output > output[index % 5]).sum()
+            assert row.object_ratio == pytest.approx(10 / example.image.shape[0])
+            assert row.group == group_images(images.labels, 0.8)[index]
+    assert len({round(row.probability, 6) for row in rows}) > 20  # sizes and filters do differ
+
+
+def test_filters_share_a_compilation_and_sizes_do_not(network, images):
+    before = features._compiled._cache_size()
+    run(network, images, sizes=(21, 22, 23), filters=FILTERS)
+    assert features._compiled._cache_size() == before + 3
+
+
+def test_what_is_cached_is_not_computed_again(network, images, tmp_path, monkeypatch):
+    first = run(network, images, cache=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"tiny-{size}-{name}.npz" for size in (20, 33) for name in ("bicubic", "nearest")
+    }
+    assert max(path.stat().st_size for path in tmp_path.iterdir()) < 3000  # two numbers an image
+    monkeypatch.setattr(resizing, "compute_features", None)
+    assert run(network, images, cache=tmp_path) == first
+
+
+def test_undecodable_images_are_left_out_of_every_size(network, images, tmp_path):
+    def read(index):
+        if index == 2:
+            raise ImageError("2.png", "broken")
+        return images.read(index)
+
+    rows, skipped = run(network, dataclasses.replace(images, read=read), cache=tmp_path)
+    assert [one.name for one in skipped] == ["2.png"]
+    assert {row.image for row in rows} == {f"{index}.png" for index in (0, 1, 3, 4, 5, 6)}
+    expected, _ = run(network, images)
+    for row, other in zip(rows, [row for row in expected if row.image != "2.png"], strict=True):
+        assert row.rank == other.rank
+        np.testing.assert_allclose(row.probability, other.probability, rtol=1e-5)
+
+
+def test_networks_without_classes_are_refused(network):
+    assert classes_of(network) == 5
+    with pytest.raises(ValueError, match="This tiny stops at block_2, before softmax, so it names no class"):
+        classes_of(random_network(last="block_2"))
+
+
+class Valid(nn.Module):
+    """A network that needs 9 pixels."""
+
+    @nn.compact
+    def __call__(self, x):
+        return Softmax(name="softmax")(nn.Conv(3, (9, 9), padding="VALID", name="stem")(x).mean((1, 2)))
+
+
+def test_sizes_below_the_minimum_are_named(network):
+    networks = {"good": network, "some": network._replace(module=Valid())}
+    check_sizes(networks, (12, 9))
+    with pytest.raises(
+        ValueError, match=r"some needs .* at least 9 x 9 pixels up to softmax; got 7 x 7\. Leave out"
+    ) as error:
+        check_sizes({**networks, "other": network._replace(module=Valid())}, (20, 7, 8))
+    assert "good" not in str(error.value)
+    assert "other needs" in str(error.value)
+
+
+# Groups
+
+
+def boxed(*ratios):
+    return [
+        Label(str(index), "0", Box(1, 1, 100, 100 * ratio), 100, 100) for index, ratio in enumerate(ratios)
+    ]
+
+
+def test_groups_by_object():
+    ratios = [0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 0.79]
+    groups = group_images(boxed(*ratios), 0.8)
+    assert [kind_of(group) for group in groups] == [
+        "filled", "small objects", "small objects", "medium objects", "medium objects", "medium objects", "large objects",
+        "filled", "large objects",
+    ]  # fmt: skip
+    assert groups[0] == "filled (at least 80 % of the image)"
+    assert groups[1] == "small objects (10.0 to 20.0 % of the image)"
+    assert groups[6] == "large objects (60.0 to 79.0 % of the image)"
+
+
+def test_groups_by_image():
+    sizes = [(500, 375), (375, 500), (500, 375), (375, 375), (300, 200), (1000, 800), (500, 333)]
+    groups = group_images([Label(str(i), "0", None, *size) for i, size in enumerate(sizes)], 0.8)
+    small, large = "smaller images (shorter side 200 to 333 px)", "larger images (shorter side 375 to 800 px)"
+    assert groups == (large, large, large, large, small, large, small)
+    same = group_images([Label(str(i), "0", None, 32, 32) for i in range(4)], 0.8)
+    assert same == ("images (shorter side 32 to 32 px)",) * 4
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_equal_values_never_part_and_parts_are_nearly_even(seed):
+    rng = np.random.default_rng(seed)
+    ratios = rng.integers(1, rng.integers(2, 80), 60) / 100
+    groups = group_images(boxed(*ratios), 1.0)
+    owner = {}
+    for ratio, group in zip(ratios, groups, strict=True):
+        assert owner.setdefault(ratio, group) == group
+    assert len(set(groups)) <= 3
+    largest_tie = max(np.unique(ratios, return_counts=True)[1])
+    if largest_tie <= 10:
+        counts = np.unique(groups, return_counts=True)[1]
+        assert len(counts) == 3
+        assert np.ptp(counts) <= 2 * largest_tie
+
+
+# Curves
+
+
+def rows_of(probabilities, ranks=None, name="lanczos", groups=None, sizes=SIZES):
+    """One row for each image and size of N x K probabilities."""
+    ranks = np.where(probabilities > 0.5, 1, 9) if ranks is None else ranks
+    groups = groups or ["images (x)"] * len(ranks)
+    return [
+        Classified("w", f"{n}.png", groups[n], None, name, size, float(probabilities[n, k]), int(ranks[n, k]))
+        for n in range(len(probabilities))
+        for k, size in enumerate(sizes)
+    ]  # fmt: skip
+
+
+def test_intervals_are_scipys():
+    values = RNG.beta(2, 1, 60)
+    interval = bootstrap_interval(resampled_means(values[:, None], 3)[:, 0])
+    expected = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))
+    np.testing.assert_allclose(interval, expected.confidence_interval, atol=0.004)
+    for hits, count in ((0, 7), (7, 7), (45, 60)):
+        z, share = scipy.stats.norm.ppf(0.975), hits / count
+        middle = (share + z**2 / 2 / count) / (1 + z**2 / count)
+        half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / 4 / count**2)
+        np.testing.assert_allclose(wilson_interval(hits, count), (middle - half, middle + half), atol=1e-9)
+
+
+def test_columns_are_resampled_together():
+    values = RNG.normal(size=(30, 3))
+    both = resampled_means(np.concatenate([values, values[:, :1] - values[:, 1:2]], axis=1), 1, 500)
+    np.testing.assert_allclose(both[:, 3], both[:, 0] - both[:, 1], atol=1e-12)
+    np.testing.assert_array_equal(
+        both, resampled_means(np.concatenate([values, values[:, :1] - values[:, 1:2]], axis=1), 1, 500)
+    )
+    assert (both[:, 0] != resampled_means(values, 2, 500)[:, 0]).any()
+
+
+def test_points_are_means_by_group_and_size():
+    probabilities = RNG.random((12, len(SIZES)))
+    ranks = RNG.integers(1, 9, (12, len(SIZES)))
+    groups = ["small objects (a)"] * 5 + ["filled (b)"] * 6 + ["large objects (c)"]
+    found = points(rows_of(probabilities, ranks, groups=groups)[::-1])
+    order = ["all", "small objects (a)", "large objects (c)", "filled (b)"]
+    assert [(one.group, one.size) for one in found] == [(group, size) for group in order for size in SIZES]
+    for one in found:
+        members = [n for n in range(12) if one.group in ("all", groups[n])]
+        column = SIZES.index(one.size)
+        assert one.images == len(members)
+        assert one.probability == pytest.approx(probabilities[members, column].mean())
+        assert one.top1 == pytest.approx((ranks[members, column] == 1).mean())
+        assert one.top5 == pytest.approx((ranks[members, column] <= 5).mean())
+        assert one.probability_low <= one.probability <= one.probability_high
+        assert one.top5_low <= one.top5 <= one.top5_high
+        if one.images == 1:
+            assert (one.probability_low, one.probability_high) == (0, 1)
+
+
+def test_a_group_of_all_images_is_not_repeated():
+    assert {one.group for one in points(rows_of(RNG.random((5, 6))))} == {"all"}
+
+
+def test_every_image_needs_every_size():
+    rows = rows_of(RNG.random((5, 6)))
+    with pytest.raises(
+        ValueError, match=r"w, lanczos: expected every image once at every size; others have 4\.png"
+    ):
+        points(rows[:-1])
+    with pytest.raises(ValueError, match="once at every size"):
+        plateaus(rows + rows)
+
+
+def test_plateau_is_where_no_loss_is_shown():
+    """Means 0.3, 0.80, 0.81, 0.80, 0.8, 0.6 with noise shared by all sizes and a little of each size's own."""
+    shared, own = RNG.normal(0, 0.1, (100, 1)), RNG.normal(0, 0.02, (100, 6))
+    probabilities = np.clip(
+        np.array([0.3, 0.8, 0.81, 0.8, 0.8, 0.6])[None] + shared + own - own.mean(0), 0, 1
+    )
+    flat, top1, top5 = plateaus(rows_of(probabilities, np.full((100, 6), 3)))
+    assert (flat.measure, flat.best, flat.value) == (
+        "probability",
+        200,
+        pytest.approx(probabilities[:, 2].mean()),
+    )
+    # A paired loss of 0.01 +- 0.003 is shown, which the intervals of single sizes (+- 0.02) hide.
+    assert (flat.first, flat.last, flat.smallest, flat.largest) == (200, 200, 100, 400)
+    assert (top1.value, top1.first, top1.last) == (0, 100, 400)
+    assert (top5.value, top5.first, top5.last) == (1, 100, 400)
+    probabilities[:, 1:5] = probabilities[:, 2:3] + 0.02 * RNG.normal(size=(100, 4))
+    flat = plateaus(rows_of(probabilities))[0]
+    assert (flat.first, flat.last) == (175, 300)
+
+
+def test_plateau_ends_at_the_first_size_that_is_worse():
+    mean = np.array([0.9, 0.5, 0.9, 0.91, 0.9, 0.9])
+    values = mean[None] + 0.05 * RNG.normal(size=(40, 6))
+    flat = plateaus(rows_of(np.clip(values, 0, 1)))[0]
+    assert (flat.first, flat.last) == (200, 400)
+
+
+def test_filters_are_paired_with_lanczos():
+    lanczos = RNG.random((50, 6))
+    nearest = lanczos - 0.1
+    nearest[:, 3:] = lanczos[:, 3:]
+    found = filter_differences(rows_of(lanczos) + rows_of(nearest, name="nearest"))
+    assert [(one.filter, one.size) for one in found] == [("nearest", size) for size in SIZES]
+    for one, expected in zip(found, (-0.1, -0.1, -0.1, 0, 0, 0), strict=True):
+        np.testing.assert_allclose((one.difference, one.low, one.high), expected, atol=1e-12)
+    assert filter_differences(rows_of(nearest, name="nearest")) == []
+
+
+# What is said of them
+
+
+def evidence_of(probabilities, input_size=224, **options):
+    rows = rows_of(np.asarray(probabilities), **options)
+    return Evidence(points(rows), plateaus(rows), filter_differences(rows), {"w": ("resnet50", input_size)})
+
+
+def curve(*means, count=40):
+    """Means of each size; images differ among each other and not in the loss between sizes, but for a little noise."""
+    noise = RNG.normal(0, 0.01, (count, len(means)))
+    return np.clip(np.array(means)[None] + RNG.normal(0, 0.05, (count, 1)) + noise - noise.mean(0), 0, 1)
+
+
+def test_agreement_is_said():
+    evidence = evidence_of(curve(0.4, 0.8, 0.8, 0.8, 0.8, 0.6))
+    flat, loss, _, top1 = resizing_answer.compare(evidence)
+    assert flat[:5] == (
+        "4.1",
+        "ResNet50, all images: mean probability flat",
+        "175 to 300 px",
+        "175 to 300 px",
+        "+0, +0 px",
+    )
+    assert "begins as published, to one step of the sizes and ends as published" in flat.explanation
+    assert "40 other images" in flat.explanation
+    assert loss.ours.startswith("0.00 at")
+    assert re.search(r"loss is 0\.40 at 100 px, 0\.20 at 400 px", loss.explanation)
+    assert top1.quantity == "ResNet50, all images: top-1 at 200 px"  # the nearest to 224
+    assert top1.ours.startswith("100.0 % (91.2 % to 100.0 %)")
+    assert "0.80" in top1.explanation
+    answer = resizing_answer.answer(evidence)
+    assert answer.startswith(
+        "ResNet50 is indifferent to the size of 40 images from 175 to 300 px (published: 175 to 300);"
+    )
+
+
+def test_disagreement_is_said():
+    flat = resizing_answer.compare(evidence_of(curve(0.9, 0.9, 0.7, 0.5, 0.3, 0.1)))[0]
+    assert flat.ours == "100 or less to 175 px"
+    assert flat.difference == "−75, −125 px"
+    assert "ends lower" in flat.explanation
+    flat = resizing_answer.compare(evidence_of(curve(0.1, 0.2, 0.3, 0.5, 0.7, 0.9)))[0]
+    assert flat.ours == "400 px or more alone"
+    assert "begins higher" in flat.explanation
+
+
+def test_other_training_sizes_are_compared_in_proportion():
+    sizes = (64, 100, 128, 150, 171, 256)
+    evidence = evidence_of(curve(0.4, 0.8, 0.8, 0.8, 0.8, 0.6), input_size=128, sizes=sizes)
+    flat, _, top5, _ = resizing_answer.compare(evidence)
+    assert flat.published == "175 to 300 px (100 to 171 in proportion to 128 px)"
+    assert flat.difference == "+0, +0 px"
+    assert top5.published == "above 200 px (114 in proportion)"
+    assert "100 to 171 in proportion to the 128 px of its training" in resizing_answer.answer(evidence)
+
+
+def test_top5_that_falls_again_is_said():
+    ranks = np.tile([9, 1, 1, 1, 1, 9], (40, 1))
+    row = resizing_answer.compare(evidence_of(curve(*[0.5] * 6), ranks=ranks))[2]
+    assert (row.published, row.ours, row.difference) == ("above 200 px", "175 to 300 px", "−25 px")
+    assert row.explanation == "It falls again above 300 px, to 0.0 % at 400 px; best 100.0 % at 175 px."
+
+
+def test_filled_images_have_rows_of_their_own_and_groups_a_remark():
+    groups = ["filled (at least 80 % of the image)"] * 20 + ["small objects (1 to 2 %)"] * 20
+    evidence = evidence_of(curve(0.4, 0.8, 0.8, 0.8, 0.8, 0.6), groups=groups)
+    rows = resizing_answer.compare(evidence)
+    assert [row.quantity.split(":")[0] for row in rows] == ["ResNet50, all images"] * 4 + [
+        "ResNet50, filled images"
+    ] * 4
+    remark = resizing_answer.remarks(evidence, "w")[-1]
+    assert "small objects (1 to 2 %): 175 to 300 px" in remark
+    warnings = resizing_answer.warnings(evidence, [300] * 30 + [500] * 10, "stretch")
+    assert "small objects (1 to 2 %): 20" in warnings[0]
+    assert warnings[1].startswith(
+        "30 of 40 images are smaller than 400 px (shorter sides 300 to 500, median 300)"
+    )
+    assert "distorts" in warnings[2]
+    assert resizing_answer.warnings(evidence_of(curve(*[0.5] * 6)), [400] * 40, "crop") == []
+
+
+def test_the_worst_filter_is_named():
+    lanczos = curve(0.4, 0.8, 0.8, 0.8, 0.8, 0.6)
+    rows = rows_of(lanczos) + rows_of(lanczos - np.array([0.2, 0.1, 0, 0, 0, 0])[None], name="nearest")
+    evidence = Evidence(points(rows), plateaus(rows), filter_differences(rows), {"w": ("resnet50", 224)})
+    remark = resizing_answer.remarks(evidence, "w")[0]
+    assert "at 100 px: nearest −0.200 (−0.200 to −0.200)" in remark
+    assert "2 of 6 differences are shown to be other than 0" in remark
+
+
+def test_figure_shows_every_curve_twice_and_the_same_bytes():
+    evidence = evidence_of(curve(0.4, 0.8, 0.8, 0.8, 0.8, 0.6))
+    shown = {"lanczos": evidence.curve("w"), "nearest": evidence.curve("w")}
+    figure = size_curves(shown, 224, (175, 300))
+    for axes, measure in zip(figure.axes, ("probability", "top5"), strict=True):
+        curves = [line for line in axes.lines if line.get_label() in shown]
+        assert len(curves) == 2
+        np.testing.assert_array_equal(curves[0].get_xdata(), SIZES)
+        np.testing.assert_allclose(curves[0].get_ydata(), [getattr(one, measure) for one in shown["lanczos"]])
+    again = size_curves(shown, 224, (175, 300))
+    assert style.render(figure, "png") == style.render(again, "png")
+    assert style.render(size_curves(shown, 224), "png") != style.render(again, "png")
+
+
+def test_one_network_of_two_is_named_by_its_weights():
+    evidence = evidence_of(curve(*[0.5] * 6))
+    both = evidence._replace(networks={"w": ("resnet50", 224), "other": ("resnet50", 224)})
+    assert both.title("w") == "ResNet50 (w)"
