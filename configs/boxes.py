@@ -11,7 +11,8 @@ def get_config() -> ConfigDict:
     config.images = ""  # folder in VOC layout, tfds:<data_dir>, or scenes
     config.image_class = "car"  # several are separated by commas
     config.scenes = 447  # images a class when images=scenes
-    config.layers = ""  # separated by commas; all when empty
+    config.layers = ""  # separated by commas; all when empty (with corrected_gap all at which it is defined)
+    config.pooling = "gap"  # or max, or corrected_gap (the mean over the pixels that no padding reaches)
     config.input_size = 299  # pixels; the published run used 299 for both networks
     config.splits = 25
     config.seed = 0

@@ -11,6 +11,7 @@ def get_config() -> ConfigDict:
     config.image_class = "striped_disc,ringed_star,checkered_triangle"
     config.scenes = 447  # 312 of them to train: least squares meets D ~ n_train at mixed8 (D = 320)
     config.layers = ""
+    config.pooling = "gap"  # or max, or corrected_gap (the mean over the pixels that no padding reaches)
     config.input_size = 128
     config.splits = 25
     config.seed = 2026

@@ -12,10 +12,11 @@ from absl import logging
 
 from scalecov_jax.checkpoints import Network, random_network
 from scalecov_jax.concepts import scale
-from scalecov_jax.features import Features, compute_features
+from scalecov_jax.features import Features, Pooling, check_request, compute_features
 from scalecov_jax.images.example import Example, ImageError, Skipped, Source
 from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.pruning import Pruning, count_parameters, cumulative_parameters, prune
+from scalecov_jax.models.receptive_field import undefined_layers
 from scalecov_jax.probes import batch
 from scalecov_jax.probes.splits import random_splits, shuffled
 from scalecov_jax.scores import Condition, Estimator, Score
@@ -34,6 +35,9 @@ class ProbeResult(NamedTuple):
         n_train: Images in one training part, of each class.
         skipped: Images left out because they could not be decoded.
         selected: The peak of each estimator over all classes.
+        pooling: How maps became features.
+        undefined: Layers left out because the pooling is not defined there, with the smallest size of the image in pixels at
+            which it is; None where it is at none.
     """
 
     architecture: str
@@ -44,6 +48,8 @@ class ProbeResult(NamedTuple):
     n_train: dict[str, int]
     skipped: tuple[Skipped, ...]
     selected: tuple[Selected, ...]
+    pooling: Pooling = "gap"
+    undefined: Mapping[str, int | None] = {}
 
 
 def probe(
@@ -58,6 +64,7 @@ def probe(
     size: int | None = None,
     batch_size: int = 32,
     dtype: Any = jnp.float32,
+    pooling: Pooling = "gap",
     cache: Path | None = None,
     progress: bool = False,
 ) -> ProbeResult:
@@ -67,23 +74,24 @@ def probe(
         network: Whose layers are probed.
         weights: Its name in the table of scores.
         sources: Images of each class.
-        layers: Layers to probe; all when empty.
+        layers: Layers to probe; all at which the pooling is defined when empty.
         splits: Random splits into 70 % training and 30 % held-out images, the same for all layers and conditions.
         seed: Of the splits, the shuffling and the random weights.
         alphas: Penalties of ridge to choose from.
         size: Height and width to which images are resized, in pixels; the network's own when absent.
         batch_size: Images a forward pass.
         dtype: Of the forward pass.
+        pooling: One of `features.POOLINGS`.
         cache: Folder for the features; what lies there already is not computed again.
         progress: Whether to show progress bars on stderr.
 
     Raises:
-        ValueError: A layer that the network has not, or images on which nothing can be regressed.
+        ValueError: Layers that cannot be probed (see `layers_to_probe`), or images on which nothing can be regressed.
 
     Source: Graziani et al. 2021, sections 3.4 and 4.3.
     """
-    known = available_layers(network.architecture, network.module)
-    layers = tuple(check_layer(network.architecture, layer, known[-1]) for layer in layers) or known
+    layers, undefined = layers_to_probe(network, layers, size, pooling)
+    pooled = "" if pooling == "gap" else f"-{pooling}"
     networks: dict[Condition, Network] = {
         "trained": network,
         "random_weights": random_network(network, seed),
@@ -99,7 +107,7 @@ def probe(
         features: dict[str, Features] = {}
         for condition, one in networks.items():
             features[condition] = cached_features(
-                cache and cache / f"{weights}-{image_class}-{condition}.npz",
+                cache and cache / f"{weights}-{image_class}-{condition}{pooled}.npz",
                 lambda one=one, condition=condition, source=source, image_class=image_class: compute_features(
                     one,
                     source,
@@ -107,6 +115,7 @@ def probe(
                     size=size,
                     batch_size=batch_size,
                     dtype=dtype,
+                    pooling=pooling,
                     progress=f"{weights} {image_class} {condition}" if progress else None,
                 ),
             )
@@ -146,7 +155,37 @@ def probe(
         n_train,
         tuple(skipped),
         select_layers(scores, layers),
+        pooling,
+        undefined,
     )
+
+
+def layers_to_probe(
+    network: Network, layers: Sequence[str], size: int | None, pooling: Pooling
+) -> tuple[tuple[str, ...], dict[str, int | None]]:
+    """The layers to probe, and those that the pooling is not defined at, as in `ProbeResult`.
+
+    Args:
+        network: See `probe`.
+        layers: Asked for; all at which the pooling is defined when empty.
+        size: See `probe`.
+        pooling: See `probe`.
+
+    Raises:
+        ValueError: A layer that the network has not, images too small for the network, or a pooling that is not defined at a
+            layer asked for, or at none.
+    """
+    known = available_layers(network.architecture, network.module)
+    if layers or pooling != "corrected_gap":
+        layers = tuple(check_layer(network.architecture, layer, known[-1]) for layer in layers) or known
+        check_request(network, layers, size, pooling)
+        return layers, {}
+    size = check_request(network, known, size, "gap")
+    folded = network.module.clone(folded=True)  # pyright: ignore[reportCallIssue]  # as the forward pass has it
+    undefined = undefined_layers(folded, size, known)
+    defined = tuple(layer for layer in known if layer not in undefined)
+    check_request(network, defined or known, size, pooling)
+    return defined, undefined
 
 
 def pruned_network(network: Network, layer: str) -> Network:
@@ -165,7 +204,9 @@ def pruned_network(network: Network, layer: str) -> Network:
     return Network(module, variables, network.architecture, card)
 
 
-def check_pruning(whole: Network, pruned: Network, source: Source, size: int | None = None) -> Pruning:
+def check_pruning(
+    whole: Network, pruned: Network, source: Source, size: int | None = None, pooling: Pooling = "gap"
+) -> Pruning:
     """Count what a cut keeps, and compare features of the whole and the pruned network on four images."""
     layer = pruned.card.options["last"]
     some: list[Example] = []
@@ -175,7 +216,7 @@ def check_pruning(whole: Network, pruned: Network, source: Source, size: int | N
         if len(some) == 4:
             break
     first, second = (
-        compute_features(one, some, (layer,), size=size, batch_size=4).values[layer]
+        compute_features(one, some, (layer,), size=size, batch_size=4, pooling=pooling).values[layer]
         for one in (whole, pruned)
     )
     return Pruning(

@@ -123,17 +123,31 @@ def check_pooling(
     if pooling == "corrected_gap" and (undefined := undefined_layers(module, size, layers)):
         shown = " x ".join(map(str, size)) if isinstance(size, tuple) else f"{size} x {size}"
         raise ValueError(
-            f"corrected_gap is undefined on images of {shown} pixels at {describe_undefined(undefined)}: padding reaches "
-            "every pixel there. Leave these layers out, take larger images, or choose gap or max."
+            f"corrected_gap is undefined on images of {shown} pixels at {describe_undefined(undefined)}. Leave these layers "
+            "out, take larger images, or choose gap or max."
         )
 
 
 def describe_undefined(undefined: Mapping[str, int | None]) -> str:
-    """Layers and the smallest size at which each has a pixel that padding does not reach, in words."""
+    """Layers and the smallest image on which each has a pixel that padding does not reach, in words."""
     return ", ".join(
-        f"{layer} ({'no map' if size is None else f'from {size} pixels'})"
+        f"{layer} ({'no map' if size is None else f'defined from {size} pixels'})"
         for layer, size in undefined.items()
     )
+
+
+def check_request(network: Network, layers: Sequence[str], size: int | None, pooling: Pooling) -> int:
+    """The size of the images in pixels, after making sure that `layers` can be pooled on them; nothing is computed.
+
+    Raises:
+        ValueError: A layer that the network has not, images so small that a map has no pixel (says which size has), or a
+            pooling that is not defined there (see `check_pooling`).
+    """
+    size = size or network.card.input_size
+    module = network.module.clone(folded=True)  # pyright: ignore[reportCallIssue]  # as the forward pass has it
+    check_size(module, size, layers, network.architecture.name)
+    check_pooling(module, size, layers, pooling)
+    return size
 
 
 def compute_features(
@@ -160,12 +174,9 @@ def compute_features(
         progress: Label of a progress bar on stderr; none when absent.
 
     Raises:
-        ValueError: A layer that the network has not, images so small that a map has no pixel (says which size has), or a
-            pooling that is not defined there (see `check_pooling`).
+        ValueError: See `check_request`.
     """
-    size = size or network.card.input_size
-    check_size(network.module, size, layers, network.architecture.name)
-    check_pooling(network.module, size, layers, pooling)
+    size = check_request(network, layers, size, pooling)
     forward, batch_size = _sharded_forward(network, tuple(layers), batch_size, dtype, pooling)
     skipped: list[Skipped] = []
     rows: list[dict[str, np.ndarray]] = []
@@ -193,11 +204,9 @@ def dry_run(
     """Measure one batch of noise and extrapolate to `count` images (forward pass only, compilation left out).
 
     Raises:
-        ValueError: See `compute_features`.
+        ValueError: See `check_request`.
     """
-    size = size or network.card.input_size
-    check_size(network.module, size, layers, network.architecture.name)
-    check_pooling(network.module, size, layers, pooling)
+    size = check_request(network, layers, size, pooling)
     forward, batch_size = _sharded_forward(network, tuple(layers), batch_size, dtype, pooling)
     images = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3)).astype(np.uint8)
     pooled = jax.block_until_ready(forward(images))

@@ -195,14 +195,13 @@ class _Tap(NamedTuple):
 
 @lru_cache(maxsize=512)
 def _trace(module: nn.Module, height: int, width: int) -> dict[tuple[str, ...], _Tap]:
-    """Every captured output by its path; traced, not computed."""
-    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    """Every captured output by its path; traced (as the module is initialised, in one pass), not computed."""
     paths: list[tuple[str, ...]] = []
 
-    def forward(variables: Any, x: Any) -> list[Any]:
-        applied: Any = module.apply(variables, x, capture_intermediates=True, mutable=["intermediates"])
-        captured: dict[Any, Any] = flatten_dict(applied[1]["intermediates"])
+    def forward(x: Any) -> list[Any]:
+        key = jax.random.key(0)
+        created: Any = module.init_with_output(key, x, capture_intermediates=True, mutable=True)[1]
+        captured: dict[Any, Any] = flatten_dict(created["intermediates"])
         outputs = {
             path[:-1]: values[0]
             for path, values in captured.items()
@@ -211,9 +210,9 @@ def _trace(module: nn.Module, height: int, width: int) -> dict[tuple[str, ...], 
         paths[:] = outputs
         return list(outputs.values())
 
-    jaxpr, shapes = jax.make_jaxpr(forward, return_shape=True)(variables, images)
-    constants = [Seen((None,) * leaf.ndim) for leaf in jax.tree.leaves(variables)]
-    seen = interpret(jaxpr, [*constants, image(images.shape)])
+    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+    jaxpr, shapes = jax.make_jaxpr(forward, return_shape=True)(images)
+    seen = interpret(jaxpr, [image(images.shape)])
     return {path: _Tap(shape.shape, one) for path, shape, one in zip(paths, shapes, seen, strict=True)}
 
 
@@ -246,13 +245,13 @@ def _window(module: nn.Module, height: int, width: int, layer: str, axis: Axis) 
         raise ValueError(
             f"What {layer} of {type(module).__name__} sees of the image cannot be derived: {seen.unknown}."
         )
+    if not (seen.whole or any(seen.axes)):
+        raise ValueError(f"{layer} of {type(module).__name__} does not depend on the image.")
     window = seen.axes[_AXES[axis]]
     return None if window is None or seen.whole or window.source != _AXES[axis] else window
 
 
 def _window_at(family: Architecture, module: nn.Module, size: int, layer: str, axis: Axis) -> Window | None:
-    if axis not in _AXES:
-        raise ValueError(f"There is no axis {axis!r}; expected {' or '.join(_AXES)}.")
     check_size(module, size, [layer], family.name)
     return _window(module, size, size, layer, axis)
 

@@ -8,11 +8,11 @@ import numpy as np
 from absl import logging
 
 from scalecov_jax import checkpoints, experiment
-from scalecov_jax.features import dry_run
+from scalecov_jax.features import POOLINGS, describe_undefined, dry_run
 from scalecov_jax.images import scenes
 from scalecov_jax.images.example import Skipped, Source, count_reasons, encode_jpeg
 from scalecov_jax.images.sources import SCENES, open_source
-from scalecov_jax.models.architecture import available_layers, check_layer, get_architecture
+from scalecov_jax.models.architecture import get_architecture
 from scalecov_jax.models.pruning import Pruning
 from scalecov_jax.pipelines.settings import DTYPES, load_networks, names
 from scalecov_jax.report import page, scale
@@ -77,13 +77,14 @@ def run(
             size=settings["input_size"],
             batch_size=settings["batch_size"],
             dtype=DTYPES[settings["dtype"]],
+            pooling=_pooling(settings),
             cache=folder / "features",
             progress=True,
         )
         layer = next(one.layer for one in result.selected if one.estimator == "ridge")
         first = next(iter(sources.values()))
         pruned = experiment.pruned_network(network, layer)
-        pruning = experiment.check_pruning(network, pruned, first, settings["input_size"])
+        pruning = experiment.check_pruning(network, pruned, first, settings["input_size"], _pooling(settings))
         checkpoints.save(folder / "pruned" / name, pruned, overwrite=True)
         results[name] = (network, result, pruning)
     facts = provenance(command, settings, networks, started)
@@ -114,12 +115,21 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
         )
     if settings["dtype"] not in DTYPES:
         raise ValueError(f"config.dtype is {settings['dtype']!r}; expected one of {', '.join(DTYPES)}.")
+    if _pooling(settings) not in POOLINGS:
+        raise ValueError(f"config.pooling is {_pooling(settings)!r}; expected one of {', '.join(POOLINGS)}.")
     networks = load_networks(settings["weights"], expected)
     for network in networks.values():
-        known = available_layers(network.architecture, network.module)
-        for layer in names(settings["layers"]):
-            check_layer(network.architecture, layer, known[-1])
+        _layers(network, settings)
     return networks
+
+
+def _pooling(settings: Mapping[str, Any]) -> Any:
+    return settings.get("pooling", "gap")  # which settings of earlier versions have not
+
+
+def _layers(network: checkpoints.Network, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    size, pooling = settings["input_size"], _pooling(settings)
+    return experiment.layers_to_probe(network, names(settings["layers"]), size, pooling)[0]
 
 
 def _estimate(
@@ -128,10 +138,15 @@ def _estimate(
     count = sum(map(len, sources.values()))
     lines = [f"{count} images of {', '.join(sources)}; trained and random weights are one pass each."]
     for name, network in networks.items():
-        layers = names(settings["layers"]) or available_layers(network.architecture, network.module)
-        size, batch = settings["input_size"], settings["batch_size"]
-        dtype = DTYPES[settings["dtype"]]
-        one = dry_run(network, count, layers, size=size, batch_size=batch, dtype=dtype)
+        one = dry_run(
+            network,
+            count,
+            _layers(network, settings),
+            size=settings["input_size"],
+            batch_size=settings["batch_size"],
+            dtype=DTYPES[settings["dtype"]],
+            pooling=_pooling(settings),
+        )
         lines.append(
             f"{name}: about {2 * one.seconds:.0f} s at {one.images_per_second:.0f} images/s; features "
             f"{2 * one.feature_bytes / 1e6:.1f} MB; one batch takes {one.batch_bytes / 1e6:.0f} MB."
@@ -149,6 +164,8 @@ def _table(results: Mapping[str, tuple[checkpoints.Network, experiment.ProbeResu
             f"{name:<16}cut after {pruning.layer}: {pruning.parameters_before:,} -> {pruning.parameters_after:,} parameters "
             f"({removed:.2f} % less); features differ by at most {pruning.max_difference:.1e}"
         )
+        if result.undefined:
+            lines.append(f"{name:<16}{result.pooling} is undefined at {describe_undefined(result.undefined)}")
     return "\n".join(lines)
 
 

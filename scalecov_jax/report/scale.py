@@ -9,12 +9,19 @@ import numpy as np
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiment import ProbeResult
+from scalecov_jax.features import Pooling, describe_undefined
 from scalecov_jax.images.boxes import OTHER_CLASS
 from scalecov_jax.images.example import Skipped, count_reasons
 from scalecov_jax.models.pruning import Pruning, cumulative_parameters
 from scalecov_jax.report import figures, page, sketches, style
 from scalecov_jax.scores import write_scores
 from scalecov_jax.selection import Selected, interpolates, select_layers
+
+_POOLED: dict[Pooling, str] = {
+    "gap": "the mean over all pixels of a map (gap)",
+    "max": "the largest pixel of a map (max)",
+    "corrected_gap": "the mean over the pixels of a map that no padding reaches (corrected_gap)",
+}
 
 
 def _plain(architecture: str) -> str:
@@ -33,6 +40,8 @@ def summarise(result: ProbeResult, pruning: Pruning, skipped: Sequence[Skipped])
         "images": result.images,
         "n_train": result.n_train,
         "widths": result.widths,
+        "pooling": result.pooling,
+        "undefined": dict(result.undefined),
         "pruning": pruning._asdict(),
         "skipped": count_reasons([*skipped, *result.skipped]),
         "warnings": warnings(result),
@@ -40,8 +49,13 @@ def summarise(result: ProbeResult, pruning: Pruning, skipped: Sequence[Skipped])
 
 
 def warnings(result: ProbeResult) -> list[str]:
-    """Sentences on the layers where least squares interpolates, and where ridge met values it had never seen."""
+    """Sentences on layers left out, where least squares interpolates, and where ridge met values it had never seen."""
     messages, name = [], _plain(result.architecture)
+    if result.undefined:
+        messages.append(
+            f"{name}: {result.pooling} is undefined at {describe_undefined(result.undefined)}. These layers are left out, and "
+            "the best layer is the best of the others."
+        )
     for n_train in sorted({*result.n_train.values()}):
         classes = ", ".join(one for one, count in result.n_train.items() if count == n_train)
         layers = [layer for layer, width in result.widths.items() if interpolates(width / n_train)]
@@ -164,7 +178,7 @@ def _architecture_parts(
                 _plain(result.architecture) + (f", {image_class}" if image_class else ""),
                 f"{count} images of {shown}; {n_train} to train"
                 + (" for each class" if image_class is None and len(result.images) > 1 else "")
-                + f"; weights: {network.card.origin}",
+                + f"; features: {_POOLED[result.pooling]}; weights: {network.card.origin}",
                 selected,
                 page.layer_rows(scores, result.architecture, result.widths, n_train),
                 pruning if image_class == classes[0] else None,
