@@ -167,7 +167,7 @@ def test_resume_computes_nothing_twice_and_gives_the_same_bytes(finished, settin
 def test_photographs(photographs, tmp_path):
     resize.check(photographs)
     text = run({**photographs, "filters": "bilinear"}, tmp_path / "run")
-    assert "tiny is indifferent to the size of 11 images" in text
+    assert "tiny, 11 images: the mean probability of the true class is flat at " in text
     rows = read_table(tmp_path / "run" / "resize.csv", Classified)
     assert {row.object_ratio for row in rows} == {None}
     assert {row.group.partition(" (")[0] for row in rows} == {"smaller images", "larger images"}

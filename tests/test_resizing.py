@@ -352,13 +352,16 @@ def test_agreement_is_said():
     assert "40 other images" in flat.explanation
     assert loss.ours.startswith("0.00 at")
     assert re.search(r"loss is 0\.40 at 100 px, 0\.20 at 400 px", loss.explanation)
-    assert top1.quantity == "ResNet50, all images: top-1 at 200 px"  # the nearest to 224
-    assert top1.ours.startswith("100.0 % (91.2 % to 100.0 %)")
+    assert "overlap with the best one's, it would be 175 to 300 px" in flat.explanation
+    assert (
+        top1.ours == "100.0 % (91.2 % to 100.0 %) at 200 px, flat at 175 to 400 px or more"
+    )  # the nearest to 224 px
     assert "0.80" in top1.explanation
     answer = resizing_answer.answer(evidence)
     assert answer.startswith(
-        "ResNet50 is indifferent to the size of 40 images from 175 to 300 px (published: 175 to 300);"
+        "ResNet50, 40 images: the mean probability of the true class is flat at 175 to 300 px (published: 175 to 300), top-1 at "
     )
+    assert "At 400 px the mean probability is 0.2" in top1.explanation
 
 
 def test_disagreement_is_said():
@@ -367,7 +370,7 @@ def test_disagreement_is_said():
     assert flat.difference == "−75, −125 px"
     assert "ends lower" in flat.explanation
     flat = resizing_answer.compare(evidence_of(curve(0.1, 0.2, 0.3, 0.5, 0.7, 0.9)))[0]
-    assert flat.ours == "400 px or more alone"
+    assert flat.ours == "400 px or more only"
     assert "begins higher" in flat.explanation
 
 
@@ -396,7 +399,7 @@ def test_filled_images_have_rows_of_their_own_and_groups_a_remark():
         "ResNet50, filled images"
     ] * 4
     remark = resizing_answer.remarks(evidence, "w")[-1]
-    assert "small objects (1 to 2 %): 175 to 300 px" in remark
+    assert "Small objects (1 to 2 %): 175 to 300 px" in remark
     warnings = resizing_answer.warnings(evidence, [300] * 30 + [500] * 10, "stretch")
     assert "small objects (1 to 2 %): 20" in warnings[0]
     assert warnings[1].startswith(

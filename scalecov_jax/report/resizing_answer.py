@@ -105,7 +105,8 @@ def _rows(evidence: Evidence, weights: str, group: str) -> Iterator[Compared]:
         f"{FLAT[0]} to {FLAT[1]} px{scaled}",
         _span(flat),
         f"{_signed(flat.first - first)}, {_signed(flat.last - last)} px",
-        f"{_ends(flat, first, last, sizes)}; {count} other images than published.",
+        f"{_ends(flat, first, last, sizes)}; read off a figure, by intervals that overlap with the best one's, it would be "
+        f"{_overlap(points)}. {count} other images than published.",
     )
     inside = [point for point in points if first <= point.size <= last]
     if inside:
@@ -134,14 +135,15 @@ def _rows(evidence: Evidence, weights: str, group: str) -> Iterator[Compared]:
         _beyond(top5, points),
     )
     at = evidence.at_training_size(weights, group)
+    top1 = evidence.plateau(weights, group, "top1")
     yield Compared(
         SECTION,
-        f"{name}: top-1 at {at.size} px",
+        f"{name}: top-1 (true class first)",
         "–",
-        f"{_percent(at.top1)} ({_percent(at.top1_low)} to {_percent(at.top1_high)})",
+        f"{_percent(at.top1)} ({_percent(at.top1_low)} to {_percent(at.top1_high)}) at {at.size} px, flat at {_span(top1)}",
         "–",
-        f"The paper gives the mean probability as top-1 accuracy; here that is {number(at.probability)} "
-        f"({number(at.probability_low)} to {number(at.probability_high)}).",
+        f"The paper calls the mean probability top-1 accuracy; here that is {number(at.probability)} "
+        f"({number(at.probability_low)} to {number(at.probability_high)}).{_less_sure(points, flat, top1)}",
     )
 
 
@@ -155,9 +157,10 @@ def answer(evidence: Evidence) -> str:
         scaled = (
             "" if size in INPUTS else f", {first} to {last} in proportion to the {size} px of its training"
         )
+        top1 = evidence.plateau(weights, ALL, "top1")
         lines.append(
-            f"{evidence.title(weights)} is indifferent to the size of {at.images} images from {_span(flat)} (published: "
-            f"{FLAT[0]} to {FLAT[1]}{scaled}); at {at.size} px the mean probability of the true class is "
+            f"{evidence.title(weights)}, {at.images} images: the mean probability of the true class is flat at {_span(flat)} "
+            f"(published: {FLAT[0]} to {FLAT[1]}{scaled}), top-1 at {_span(top1)}; at {at.size} px the mean probability is "
             f"{number(at.probability)}, top-1 {_percent(at.top1)} and top-5 {_percent(at.top5)}."
         )
     return "\n".join(lines)
@@ -186,7 +189,7 @@ def remarks(evidence: Evidence, weights: str) -> list[str]:
         texts = []
         for group in groups:
             flat = evidence.plateau(weights, group, "probability")
-            texts.append(f"{group}: {_span(flat)}, best {number(flat.value)} at {flat.best} px")
+            texts.append(f"{group.capitalize()}: {_span(flat)}, best {number(flat.value)} at {flat.best} px")
         paragraphs.append(f"Sizes at which the mean probability is flat, by group. {'. '.join(texts)}.")
     return paragraphs
 
@@ -221,7 +224,16 @@ def warnings(evidence: Evidence, sides: Sequence[int], square: str) -> list[str]
 def _span(one: Plateau) -> str:
     low = f"{one.first}{' or less' if one.first == one.smallest else ''}"
     high = f"{one.last} px{' or more' if one.last == one.largest else ''}"
-    return f"{low} to {high}" if one.first < one.last else f"{high} alone"
+    return f"{low} to {high}" if one.first < one.last else f"{high} only"
+
+
+def _overlap(points: Sequence[Point]) -> str:
+    """The run of sizes around the best whose intervals of the mean probability overlap with the best one's."""
+    best = max(range(len(points)), key=lambda index: points[index].probability)
+    apart = [i for i, point in enumerate(points) if point.probability_high < points[best].probability_low]
+    first = max((index for index in apart if index < best), default=-1) + 1
+    last = min((index for index in apart if index > best), default=len(points)) - 1
+    return f"{points[first].size} to {points[last].size} px"
 
 
 def _ends(one: Plateau, first: int, last: int, sizes: Sequence[int]) -> str:
@@ -240,6 +252,18 @@ def _ends(one: Plateau, first: int, last: int, sizes: Sequence[int]) -> str:
         else:
             texts.append(f"{what} {'lower' if steps < 0 else 'higher'}" + " or beyond" * (ours == limit))
     return f"It {' and '.join(texts)}"
+
+
+def _less_sure(points: Sequence[Point], flat: Plateau, top1: Plateau) -> str:
+    """Where top-1 holds though the mean probability does not."""
+    held = [p for p in points if top1.first <= p.size <= top1.last and not flat.first <= p.size <= flat.last]
+    if not held:
+        return ""
+    worst = min(held, key=lambda point: point.probability)
+    return (
+        f" At {worst.size} px the mean probability is {number(flat.value - worst.probability)} below its best, and top-1 is not "
+        "shown to be worse: the network is less sure there, not less right."
+    )
 
 
 def _beyond(one: Plateau, points: Sequence[Point]) -> str:
