@@ -110,7 +110,7 @@ def pooled_features(
 
 
 def check_pooling(
-    module: nn.Module, size: int | tuple[int, int], layers: Sequence[str], pooling: Pooling
+    module: nn.Module, size: int | tuple[int, int], layers: Sequence[str], pooling: str
 ) -> None:
     """Make sure that a pooling is defined for layers, on images of `size` pixels (height and width if not square).
 

@@ -99,6 +99,115 @@ def test_inner_convolutions_go_by_their_name():
     assert_close(pooled["mixed0"], everywhere[("mixed0",)])
 
 
+def captured_maps(network, images, layers):
+    """The outputs of modules by name."""
+    x = preprocess(jnp.asarray(images), network.card.preprocessing)
+    found = jax.jit(
+        lambda v, x: network.module.apply(v, x, capture_intermediates=True, mutable=["intermediates"])[1]
+    )(network.variables, x)["intermediates"]
+    return {
+        path[-2]: np.asarray(one[0])
+        for path, one in flatten_dict(found).items()
+        if path[-2:-1] in {(layer,) for layer in layers}
+    }
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "layers", "size"),
+    [
+        # Layer: first and last clean row, first and last clean column.
+        ("tiny", {}, {"stem": (1, 18, 1, 24), "block_1": (1, 3, 1, 5)}, (39, 50)),
+        (
+            "inception_v3",
+            {"width": 1 / 16, "last": "mixed1"},
+            {
+                "conv2d_5": (1, 22, 1, 20),
+                "mixed0": (3, 8, 3, 7),
+                "conv2d_6": (1, 10, 1, 9),
+                "mixed1": (5, 6, 5, 5),
+            },
+            (112, 103),
+        ),
+        (
+            "resnet50",
+            {"width": 1 / 16, "last": "add_4", "max_pool_padding": 0},
+            {"add_4": (3, 4, 3, 3)},
+            (64, 53),
+        ),
+    ],
+)
+def test_poolings_against_the_captured_maps(architecture, options, layers, size):
+    network = random_network(architecture, **options)
+    images = RNG.integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    maps = captured_maps(network, images, layers)
+    for pooling in features.POOLINGS:
+        pooled = jax.jit(
+            lambda v, x, pooling=pooling: features.pooled_features(
+                network.module, v, x, tuple(layers), network.card.preprocessing, pooling=pooling
+            )
+        )(network.variables, images)
+        for layer, (top, bottom, left, right) in layers.items():
+            expected = {
+                "gap": maps[layer].mean((1, 2)),
+                "max": maps[layer].max((1, 2)),
+                "corrected_gap": maps[layer][:, top : bottom + 1, left : right + 1].mean((1, 2)),
+            }
+            assert_close(np.asarray(pooled[layer]), expected[pooling])
+
+
+def test_vectors_pass_under_gap_and_max(network, computed):
+    largest = features.compute_features(network, source(), LAYERS, batch_size=4, pooling="max")
+    for layer in ("pre_softmax", "softmax"):
+        assert_close(largest.values[layer], computed.values[layer], 1e-6)
+    assert (largest.values["block_1"] > computed.values["block_1"]).any()
+    with pytest.raises(
+        ValueError, match=r"32 x 32 pixels at pre_softmax \(no map\), softmax \(no map\)\. Leave"
+    ):
+        features.compute_features(network, source(), ("stem", *LAYERS[3:]), pooling="corrected_gap")
+
+
+def test_a_layer_that_padding_reaches_everywhere_is_undefined(network):
+    """Position i of block_1 sees the pixels 8 i - 7 to 8 i + 7, of block_2 16 i - 15 to 16 i + 15."""
+    layers = LAYERS[:3]
+    images = jax.ShapeDtypeStruct((1, 15, 15, 3), np.uint8)
+    message = r"undefined on images of 15 x 15 pixels at block_1 \(defined from 16 pixels\), block_2 \(defined from 32 pixels\)"
+    for call in (
+        lambda: features.compute_features(network, source(), layers, size=15, pooling="corrected_gap"),
+        lambda: features.dry_run(network, 10, layers, size=15, pooling="corrected_gap"),
+        lambda: jax.eval_shape(
+            lambda x: features.pooled_features(
+                network.module, network.variables, x, layers, "tf", pooling="corrected_gap"
+            ),
+            images,
+        ),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+    for height, width in ((32, 31), (31, 32)):
+        with pytest.raises(ValueError, match=f"{height} x {width} pixels at block_2"):
+            features.check_pooling(network.module, (height, width), layers, "corrected_gap")
+    found = features.compute_features(network, source(), layers, batch_size=3, pooling="corrected_gap")
+    assert all(np.isfinite(values).all() for values in found.values.values())
+
+
+def test_images_below_the_minimum_are_refused_by_name():
+    network = random_network("inception_v3", input_size=75, width=1 / 16)
+    for call in (
+        features.compute_features,
+        lambda *rest, **options: features.dry_run(network, 3, rest[2], **options),
+    ):
+        with pytest.raises(
+            ValueError, match="inception_v3 needs images of at least 75 x 75 pixels up to mixed10; got 74"
+        ):
+            call(network, source(), ("mixed0", "mixed10"), size=74)
+
+
+def test_unknown_pooling(network):
+    with pytest.raises(ValueError, match="no pooling 'mean'; expected one of gap, max, corrected_gap"):
+        features.check_pooling(network.module, 32, LAYERS, "mean")
+
+
 def test_images_are_resized_to_the_size_asked_for(network):
     large = RNG.integers(0, 256, (2, 50, 70, 3), dtype=np.uint8)
     small = [features.batches([one], 24, 1, []) for one in source(large)]

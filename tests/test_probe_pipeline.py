@@ -19,8 +19,10 @@ from scalecov_jax import checkpoints, experiment
 from scalecov_jax.features import compute_features
 from scalecov_jax.images.sources import open_source
 from scalecov_jax.pipelines import probe, prune
+from scalecov_jax.probes.sample_size import SizeScore
 from scalecov_jax.scores import read_scores
 from scalecov_jax.selection import select_layers
+from scalecov_jax.tables import read_table
 
 CLASSES = ("striped_disc", "ringed_star")
 TRUNK = LAYERS[:3]
@@ -44,6 +46,7 @@ def settings(weights):
         "image_class": ", ".join(CLASSES),
         "scenes": 80,
         "layers": ",".join(TRUNK),
+        "pooling": "gap",
         "input_size": 32,
         "splits": SPLITS,
         "seed": 5,
@@ -243,6 +246,53 @@ def test_several_networks_and_half_precision(settings, weights, tmp_path):
         assert f"cut after {layer}" in text
 
 
+def test_layers_that_the_pooling_is_not_defined_at_are_left_out_and_named(settings, weights, tmp_path):
+    changed = {
+        **settings,
+        "pooling": "corrected_gap",
+        "layers": "",
+        "input_size": 31,
+        "image_class": CLASSES[0],
+    }
+    workdir = tmp_path / "corrected"
+    table = run(changed, workdir)
+    undefined = {"block_2": 32, "pre_softmax": None, "softmax": None}
+    summary = summary_of(workdir)
+    assert (summary["pooling"], summary["undefined"]) == ("corrected_gap", undefined)
+    assert list(summary["widths"]) == ["stem", "block_1"]
+    sentence = "corrected_gap is undefined at block_2 (defined from 32 pixels), pre_softmax (no map), softmax (no map)"
+    assert sentence in summary["warnings"][0]
+    assert sentence in table
+    page = (workdir / "report.html").read_text()
+    assert sentence in page
+    assert "the mean over the pixels of a map that no padding reaches" in page
+    assert {s.layer for s in read_scores(workdir / "scores.csv")} == {"stem", "block_1"}
+    assert "nan" not in (workdir / "scores.csv").read_text()
+    # Of the features, against compute_features; of the cut, under the same pooling.
+    assert summary["pruning"]["max_difference"] < 1e-4
+    source, _ = open_source("scenes", CLASSES[0], count=80, seed=5, size=31)
+    network = checkpoints.load(weights)
+    with np.load(workdir / "features" / f"some_weights-{CLASSES[0]}-trained-corrected_gap.npz") as cached:
+        for pooling, equal in (("corrected_gap", True), ("gap", False)):
+            found = compute_features(
+                network, source, ("block_1",), size=31, batch_size=16, pooling=pooling
+            ).values["block_1"]
+            assert np.allclose(found, cached["layer_block_1"], rtol=1e-4, atol=1e-5) == equal
+    text = run(changed, tmp_path / "dry", estimate_only=True)
+    assert f"features {2 * 4 * 80 * 24 / 1e6:.1f} MB" in text
+
+
+def test_settings_of_earlier_versions_have_no_pooling(settings, finished, tmp_path):
+    """They mean the global average, which the summary names; another pooling gives other scores."""
+    earlier = {name: value for name, value in settings.items() if name != "pooling"}
+    run(earlier, tmp_path / "earlier")
+    assert (tmp_path / "earlier" / "scores.csv").read_bytes() == (finished[0] / "scores.csv").read_bytes()
+    assert (summary_of(finished[0])["pooling"], summary_of(finished[0])["undefined"]) == ("gap", {})
+    run({**settings, "pooling": "max"}, tmp_path / "max")
+    assert summary_of(tmp_path / "max")["pooling"] == "max"
+    assert (tmp_path / "max" / "scores.csv").read_bytes() != (finished[0] / "scores.csv").read_bytes()
+
+
 def test_probe_is_pure(settings):
     """`experiment.probe` without files: the same seed gives the same scores; another seed does not."""
     source, _ = open_source("scenes", CLASSES[0], count=80, seed=5, size=32)
@@ -395,6 +445,19 @@ def test_photographs_that_cannot_be_used(photographs, tmp_path, boxes, broken, c
         ({"alpha_min": 0.0}, "0 < alpha_min <= alpha_max"),
         ({"alpha_max": 0.01}, "0 < alpha_min <= alpha_max"),
         ({"dtype": "float16"}, "'float16'; expected one of float32, bfloat16"),
+        ({"pooling": "mean"}, "config.pooling is 'mean'; expected one of gap, max, corrected_gap"),
+        (
+            {"pooling": "corrected_gap", "layers": "stem,softmax"},
+            r"undefined on images of 32 x 32 pixels at softmax \(no map\)",
+        ),
+        (
+            {"pooling": "corrected_gap", "layers": "stem,block_2", "input_size": 31},
+            r"undefined on images of 31 x 31 pixels at block_2 \(defined from 32 pixels\)\. Leave these layers out",
+        ),
+        (
+            {"pooling": "corrected_gap", "layers": "", "input_size": 3},
+            r"at stem \(defined from 4 pixels\), block_1 \(defined from 16 pixels\), block_2 .*, softmax \(no map\)",
+        ),
     ],
 )
 def test_settings_that_cannot_be_used(settings, tmp_path, change, message):
@@ -462,3 +525,14 @@ def test_scores_that_choose_no_layer(weights, tmp_path, summary, message):
     with pytest.raises(ValueError, match=message):
         prune.run(str(weights), str(tmp_path / "cut"), None, str(tmp_path))
     assert not (tmp_path / "cut").exists()
+
+
+def test_the_size_of_the_training_part_is_swept(settings, tmp_path):
+    run({**settings, "n_train": "6,10,300"}, tmp_path / "run")
+    rows = read_table(tmp_path / "run" / "sample_size.csv", SizeScore)
+    assert {row.n_train for row in rows} == {6, 10}  # 300 are more than there are
+    assert {row.layer for row in rows} == set(TRUNK)
+    assert "against the number of training images" in (tmp_path / "run" / "report.html").read_text()
+    for given, problem in (("6,many", "expected whole numbers"), ("1", "cannot be cut from")):
+        with pytest.raises(ValueError, match=problem):
+            run({**settings, "n_train": given}, tmp_path / given)
