@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.input_size = 299  # pixels; the published run used 299 for both networks
     config.splits = 25
     config.seed = 0
+    config.n_train = ""  # numbers of training images to show where least squares dips, such as 64,128,256
     config.alpha_min = 0.1
     config.alpha_max = 1e6
     config.alphas = 15  # penalties, equally spaced in log

@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config.input_size = 128
     config.splits = 25
     config.seed = 2026
+    config.n_train = ""
     config.alpha_min = 0.1
     config.alpha_max = 1e6
     config.alphas = 15

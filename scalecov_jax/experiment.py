@@ -17,7 +17,7 @@ from scalecov_jax.images.example import Example, ImageError, Skipped, Source
 from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.pruning import Pruning, count_parameters, cumulative_parameters, prune
 from scalecov_jax.models.receptive_field import undefined_layers
-from scalecov_jax.probes import batch
+from scalecov_jax.probes import batch, sample_size
 from scalecov_jax.probes.splits import random_splits, shuffled
 from scalecov_jax.scores import Condition, Estimator, Score
 from scalecov_jax.selection import Selected, select_layers
@@ -38,6 +38,7 @@ class ProbeResult(NamedTuple):
         pooling: How maps became features.
         undefined: Layers left out because the pooling is not defined there, with the smallest size of the image in pixels at
             which it is; None where it is at none.
+        sizes: R2 against the number of training images, if that was asked for.
     """
 
     architecture: str
@@ -50,6 +51,7 @@ class ProbeResult(NamedTuple):
     selected: tuple[Selected, ...]
     pooling: Pooling = "gap"
     undefined: Mapping[str, int | None] = {}
+    sizes: tuple[sample_size.SizeScore, ...] = ()
 
 
 def probe(
@@ -65,6 +67,7 @@ def probe(
     batch_size: int = 32,
     dtype: Any = jnp.float32,
     pooling: Pooling = "gap",
+    sizes: Sequence[int] = (),
     cache: Path | None = None,
     progress: bool = False,
 ) -> ProbeResult:
@@ -82,6 +85,7 @@ def probe(
         batch_size: Images a forward pass.
         dtype: Of the forward pass.
         pooling: One of `features.POOLINGS`.
+        sizes: Numbers of training images for the sweep of `sample_size.sweep`; none when empty.
         cache: Folder for the features; what lies there already is not computed again.
         progress: Whether to show progress bars on stderr.
 
@@ -102,6 +106,9 @@ def probe(
     measured = {image_class: scale.measure_all(source) for image_class, source in sources.items()}
     for measures in measured.values():  # before any forward pass
         scale.check_measures(measures, [str(index) for index in range(len(measures))])
+        if sizes:
+            sample_size.usable_sizes(sizes, len(measures))
+    swept: list[sample_size.SizeScore] = []
     for image_class, source in sources.items():
         measures = measured[image_class]
         features: dict[str, Features] = {}
@@ -146,6 +153,17 @@ def probe(
         ]
         for conditions, solved in runs:
             scores += _records(network.architecture.name, weights, image_class, layers, conditions, solved)
+        if sizes:
+            swept += sample_size.sweep(
+                features["trained"].values,
+                measures[kept],
+                sizes,
+                weights=weights,
+                image_class=image_class,
+                seed=seed,
+                alphas=alphas,
+                progress=f"{weights} {image_class} by n_train" if progress else None,
+            )
     return ProbeResult(
         network.architecture.name,
         weights,
@@ -157,6 +175,7 @@ def probe(
         select_layers(scores, layers),
         pooling,
         undefined,
+        tuple(swept),
     )
 
 

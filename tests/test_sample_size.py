@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LinearRegression
 from sklearn.preprocessing import StandardScaler
 
-from scalecov_jax.paper.sample_size import MIN_HELD_OUT, SizeScore, dips, medians, sweep
+from scalecov_jax.probes.sample_size import MIN_HELD_OUT, SizeScore, dips, medians, sweep
 from scalecov_jax.report.sample_size import FILE, sections
 from scalecov_jax.tables import write_table
 

@@ -47,17 +47,7 @@ def run(
     """
     started = time.monotonic()
     networks = _load(settings)
-    sources: dict[str, Source] = {}
-    skipped: list[Skipped] = []
-    for image_class in names(settings["image_class"]):
-        sources[image_class], left_out = open_source(
-            settings["images"],
-            image_class,
-            count=settings["scenes"],
-            seed=settings["seed"],
-            size=settings["input_size"],
-        )
-        skipped += left_out
+    sources, skipped = _open(settings)
     for reason, count in count_reasons(skipped).items():
         logging.info("Left out: %d x %s.", count, reason)
     if estimate_only:
@@ -78,6 +68,7 @@ def run(
             batch_size=settings["batch_size"],
             dtype=DTYPES[settings["dtype"]],
             pooling=_pooling(settings),
+            sizes=_sizes(settings),
             cache=folder / "features",
             progress=True,
         )
@@ -90,6 +81,32 @@ def run(
     facts = provenance(command, settings, networks, started)
     scale.write_results(folder, settings["title"], results, skipped, facts, _scene_section(settings))
     return _table(results) + f"\n\nReport: {folder / 'report.html'}"
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Refuse what `run` would refuse before it computes anything, the folder of the run aside.
+
+    Raises:
+        ValueError: See `run`.
+    """
+    _load(settings)
+    if settings["images"] != SCENES:
+        _open(settings)
+
+
+def _open(settings: Mapping[str, Any]) -> tuple[dict[str, Source], list[Skipped]]:
+    sources: dict[str, Source] = {}
+    skipped: list[Skipped] = []
+    for image_class in names(settings["image_class"]):
+        sources[image_class], left_out = open_source(
+            settings["images"],
+            image_class,
+            count=settings["scenes"],
+            seed=settings["seed"],
+            size=settings["input_size"],
+        )
+        skipped += left_out
+    return sources, skipped
 
 
 def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
@@ -117,6 +134,7 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
         raise ValueError(f"config.dtype is {settings['dtype']!r}; expected one of {', '.join(DTYPES)}.")
     if _pooling(settings) not in POOLINGS:
         raise ValueError(f"config.pooling is {_pooling(settings)!r}; expected one of {', '.join(POOLINGS)}.")
+    _sizes(settings)
     networks = load_networks(settings["weights"], expected)
     for network in networks.values():
         _layers(network, settings)
@@ -125,6 +143,14 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
 
 def _pooling(settings: Mapping[str, Any]) -> Any:
     return settings.get("pooling", "gap")  # which settings of earlier versions have not
+
+
+def _sizes(settings: Mapping[str, Any]) -> tuple[int, ...]:
+    text = settings.get("n_train", "")
+    try:
+        return tuple(map(int, names(text)))
+    except ValueError:
+        raise ValueError(f"config.n_train is {text!r}; expected whole numbers separated by commas.") from None
 
 
 def _layers(network: checkpoints.Network, settings: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from scalecov_jax.paper.sample_size import SizeScore, dips, medians
+from scalecov_jax.probes.sample_size import SizeScore, dips, medians
 from scalecov_jax.report import page
 from scalecov_jax.report.style import BLUE, DARK, GREEN, ORANGE, RED, WIDTH, save, styled
 from scalecov_jax.tables import read_table

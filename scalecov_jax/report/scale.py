@@ -13,9 +13,11 @@ from scalecov_jax.features import Pooling, describe_undefined
 from scalecov_jax.images.boxes import OTHER_CLASS
 from scalecov_jax.images.example import Skipped, count_reasons
 from scalecov_jax.models.pruning import Pruning, cumulative_parameters
-from scalecov_jax.report import figures, page, sketches, style
+from scalecov_jax.probes.sample_size import SizeScore
+from scalecov_jax.report import figures, page, sample_size, sketches, style
 from scalecov_jax.scores import write_scores
 from scalecov_jax.selection import Selected, interpolates, select_layers
+from scalecov_jax.tables import write_table
 
 _POOLED: dict[Pooling, str] = {
     "gap": "the mean over all pixels of a map (gap)",
@@ -98,11 +100,8 @@ def write_results(
         sections: Extra parts of the page.
     """
     write_scores(workdir / "scores.csv", (s for _, result, _ in results.values() for s in result.scores))
-    summaries = [summarise(result, pruning, skipped) for _, result, pruning in results.values()]
-    summary = summaries[0] if len(summaries) == 1 else {"networks": {s["weights"]: s for s in summaries}}
-    (workdir / "summary.json").write_text(
-        json.dumps({**summary, "provenance": dict(provenance)}, indent=2) + "\n"
-    )
+    if swept := [score for _, result, _ in results.values() for score in result.sizes]:
+        write_table(workdir / sample_size.FILE, SizeScore, swept)
     parts, answers = [], []
     (workdir / "figures").mkdir(exist_ok=True)
     for network, result, pruning in results.values():
@@ -126,10 +125,15 @@ def write_results(
         parts,
         [message for _, result, _ in results.values() for message in warnings(result)],
         {reason: sorted(names) for reason, names in sorted(named.items())},
-        sections,
+        [*sample_size.sections(workdir), *sections],
         provenance,
     )
     page.write_report(workdir / "report.html", report)
+    summaries = [summarise(result, pruning, skipped) for _, result, pruning in results.values()]
+    summary = summaries[0] if len(summaries) == 1 else {"networks": {s["weights"]: s for s in summaries}}
+    (workdir / "summary.json").write_text(
+        json.dumps({**summary, "answer": report.answer, "provenance": dict(provenance)}, indent=2) + "\n"
+    )
 
 
 def _architecture_parts(

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from tqdm import tqdm
 
 from scalecov_jax.probes.batch import ALPHAS, score_layers
 from scalecov_jax.scores import ESTIMATORS, Estimator
@@ -43,6 +44,21 @@ class Dip(NamedTuple):
     ridge: float
 
 
+def usable_sizes(sizes: Sequence[int], count: int) -> list[int]:
+    """The sizes of a training part that leave at least `MIN_HELD_OUT` of `count` images, in ascending order.
+
+    Raises:
+        ValueError: No size is left, or one is below 2.
+    """
+    kept = [size for size in sorted(set(sizes)) if size <= count - MIN_HELD_OUT]
+    if not kept or kept[0] < 2:
+        raise ValueError(
+            f"Training parts of {', '.join(map(str, sizes)) or 'no'} images cannot be cut from {count} images; expected 2 to "
+            f"{count - MIN_HELD_OUT}, so that {MIN_HELD_OUT} are held out."
+        )
+    return kept
+
+
 def sweep(
     features: Mapping[str, Float[np.ndarray, "N _"]],
     measures: Float[np.ndarray, " N"],
@@ -53,6 +69,7 @@ def sweep(
     splits: int = 10,
     seed: int = 0,
     alphas: Float[np.ndarray, " A"] = ALPHAS,
+    progress: str | None = None,
 ) -> list[SizeScore]:
     """Probe every layer with training parts of several sizes; whatever is not trained on is held out.
 
@@ -70,21 +87,19 @@ def sweep(
         splits: Random orders of the images.
         seed: Of the orders.
         alphas: Penalties of ridge.
+        progress: Label of a progress bar on stderr; none when absent.
 
     Raises:
-        ValueError: No size is left, or one is below 2.
+        ValueError: See `usable_sizes`.
     """
     count = len(measures)
-    kept = [size for size in sorted(set(sizes)) if size <= count - MIN_HELD_OUT]
-    if not kept or kept[0] < 2:
-        raise ValueError(
-            f"Training parts of {', '.join(map(str, sizes)) or 'no'} images cannot be cut from {count} images; expected 2 to "
-            f"{count - MIN_HELD_OUT}, so that {MIN_HELD_OUT} are held out."
-        )
+    kept = usable_sizes(sizes, count)
     orders = [np.random.default_rng((seed, split, 2)).permutation(count) for split in range(splits)]
     targets = np.tile(measures[None, :, None], (splits, 1, 1))
     rows = []
-    for size in kept:  # one call a size: padded to the largest, the small ones would cost as much
+    for size in tqdm(
+        kept, desc=progress, unit="size", disable=progress is None
+    ):  # one call each: padded, small ones cost as much
         masks = np.zeros((splits, count), bool)
         for mask, order in zip(masks, orders, strict=True):
             mask[order[:size]] = True
