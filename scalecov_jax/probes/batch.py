@@ -1,6 +1,7 @@
 """All layers, splits, penalties and targets in one compiled call."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ def score_layers(
     targets: Float[np.ndarray, "S N M"],
     splits: Bool[np.ndarray, "S N"],
     alphas: Float[np.ndarray, " A"] = ALPHAS,
+    scaling: spectral.Scaling = "each",
 ) -> ProbeScores:
     """Probe every layer on every split with least squares and ridge.
 
@@ -37,6 +39,7 @@ def score_layers(
         targets: Concept measures; each split has its own, so that one may hold shuffled ones.
         splits: True marks the training part. The parts may differ in size.
         alphas: Penalties to choose from by exact leave-one-out.
+        scaling: See `spectral.standardisation`.
 
     Returns:
         Scores in the order of `features`.
@@ -56,22 +59,24 @@ def score_layers(
             np.asarray(targets, np.float64),
             (train, train_weight, test, test_weight),
             np.asarray(alphas, np.float64),
+            scaling,
         )
         return ProbeScores(*(np.moveaxis(np.asarray(score), 0, 1) for score in scores))
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="scaling")
 def _score(
     features: tuple[Float[Array, "N _"], ...],
     targets: Float[Array, "S N M"],
     splits: tuple[Array, Array, Array, Array],
     alphas: Float[Array, " A"],
+    scaling: spectral.Scaling,
 ) -> tuple[Array, Array, Array]:
     def one_split(arguments: tuple[Array, tuple[Array, Array, Array, Array]]) -> tuple[Array, Array, Array]:
         y, (train, train_weight, test, test_weight) = arguments
 
         def gram(x: Float[Array, "N D"]) -> tuple[Array, Array]:
-            by = spectral.standardisation(x[train], train_weight)
+            by = spectral.standardisation(x[train], train_weight, scaling)
             z = spectral.standardise(x[train], by) * train_weight[:, None]
             return z @ z.T, spectral.standardise(x[test], by) @ z.T
 

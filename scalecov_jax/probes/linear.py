@@ -22,27 +22,35 @@ class Fit(NamedTuple):
     alpha: Float[Array, " M"]
 
 
-def fit_ridge(features: Float[Array, "N D"], targets: Float[Array, "N M"], alphas: Float[Array, " A"]) -> Fit:
+def fit_ridge(
+    features: Float[Array, "N D"],
+    targets: Float[Array, "N M"],
+    alphas: Float[Array, " A"],
+    scaling: spectral.Scaling = "each",
+) -> Fit:
     """Ridge regression on standardised features with an unpenalised intercept and penalties by exact leave-one-out.
 
     Args:
         features: Of the training images; float64 (see `in_float64`) for results equal to scikit-learn's.
         targets: Concept measures.
         alphas: Penalties to choose from, all positive.
+        scaling: See `spectral.standardisation`.
 
     Source: Graziani et al. 2018, Regression Concept Vectors (least squares); the penalty answers its artefact at D ~ N.
     """
     weight = jnp.ones(len(features), features.dtype)
-    by = spectral.standardisation(features, weight)
+    by = spectral.standardisation(features, weight, scaling)
     z = spectral.standardise(features, by)
     dual = spectral.ridge(spectral.decompose(z @ z.T), targets, weight, alphas)
     return _primal(z, by, dual)
 
 
-def fit_ols(features: Float[Array, "N D"], targets: Float[Array, "N M"]) -> Fit:
+def fit_ols(
+    features: Float[Array, "N D"], targets: Float[Array, "N M"], scaling: spectral.Scaling = "each"
+) -> Fit:
     """Least squares of minimum norm on standardised features, as published; see `fit_ridge` for the arguments."""
     weight = jnp.ones(len(features), features.dtype)
-    by = spectral.standardisation(features, weight)
+    by = spectral.standardisation(features, weight, scaling)
     z = spectral.standardise(features, by)
     dual = spectral.least_squares(spectral.decompose(z @ z.T), targets, weight)
     return _primal(z, by, dual)

@@ -6,10 +6,12 @@ unpenalised intercept the dual coefficients are P y and the exact leave-one-out 
 serves every penalty and every target, and least squares too. All of it is float64: small penalties need it.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+Scaling = Literal["each", "common"]
 
 
 class Standardisation(NamedTuple):
@@ -40,11 +42,23 @@ class Spectrum(NamedTuple):
     vectors: Float[Array, "N N"]
 
 
-def standardisation(features: Float[Array, "N D"], weight: Float[Array, " N"]) -> Standardisation:
-    """Mean and sd of the rows that `weight` (0 or 1) selects."""
+def standardisation(
+    features: Float[Array, "N D"], weight: Float[Array, " N"], scaling: Scaling = "each"
+) -> Standardisation:
+    """Mean and sd of the rows that `weight` (0 or 1) selects.
+
+    Args:
+        features: One row an image.
+        weight: 1 for the rows that count.
+        scaling: each divides a feature by its own sd; common divides all by the root of their mean variance, so that a feature
+            which hardly varies in these rows stays as small as it is. Minimum-norm least squares without any scaling, as
+            statistical packages compute it, is that of common.
+    """
     n = weight.sum()
     mean = weight @ features / n
     variance = weight @ jnp.square(features - mean[None]) / n
+    if scaling == "common":
+        variance = jnp.full_like(variance, variance.mean())
     # What rounding alone could leave of a constant feature (as in scikit-learn's StandardScaler).
     eps = jnp.finfo(features.dtype).eps
     constant = variance <= n * eps * variance + jnp.square(n * mean * eps)
