@@ -85,7 +85,15 @@ def summary_of(workdir):
 def test_all_files_are_there(finished):
     workdir, text = finished
     names = {str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file()}
-    assert {"resize.csv", "curves.csv", "plateaus.csv", "filters.csv", "summary.json", "report.html"} <= names
+    assert {
+        "resize.csv",
+        "curves.csv",
+        "plateaus.csv",
+        "filters.csv",
+        "grid.csv",
+        "summary.json",
+        "report.html",
+    } <= names
     for name in ("small", "other"):
         for size in (16, 24, 32):
             assert f"classified/{name}-{size}-nearest.npz" in names

@@ -29,6 +29,7 @@ from scalecov_jax.paper.resizing import (
 from scalecov_jax.paper.resizing_curves import (
     bootstrap_interval,
     filter_differences,
+    grid_losses,
     kind_of,
     plateaus,
     points,
@@ -39,7 +40,6 @@ from scalecov_jax.report import resizing_answer, style
 from scalecov_jax.report.resizing_answer import Evidence
 from scalecov_jax.report.resizing_figures import size_curves
 
-RNG = np.random.default_rng(0)
 SIZES = (100, 175, 200, 250, 300, 400)
 
 
@@ -47,8 +47,9 @@ SIZES = (100, 175, 200, 250, 300, 400)
 
 
 def test_rank_counts_every_class_that_is_at_least_as_probable():
-    outputs = RNG.integers(0, 6, (200, 9)) / 5
-    truth = RNG.integers(0, 9, 200)
+    rng = np.random.default_rng(0)
+    outputs = rng.integers(0, 6, (200, 9)) / 5
+    truth = rng.integers(0, 9, 200)
     probability, rank = true_class(outputs, truth)
     np.testing.assert_array_equal(
         probability, [row[index] for row, index in zip(outputs, truth, strict=True)]
@@ -78,7 +79,8 @@ def network():
 @pytest.fixture(scope="module")
 def images():
     """Images of random shapes whose box covers a known part."""
-    pixels = [RNG.integers(0, 256, (*RNG.integers(20, 60, 2), 3), dtype=np.uint8) for _ in range(7)]
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 256, (*rng.integers(20, 60, 2), 3), dtype=np.uint8) for _ in range(7)]
     rows = [
         Label(f"{index}.png", str(index % 5), Box(1, 1, one.shape[1], 10), one.shape[1], one.shape[0])
         for index, one in enumerate(pixels)
@@ -230,7 +232,8 @@ def rows_of(probabilities, ranks=None, name="lanczos", groups=None, sizes=SIZES)
 
 
 def test_intervals_are_scipys():
-    values = RNG.beta(2, 1, 60)
+    rng = np.random.default_rng(0)
+    values = rng.beta(2, 1, 60)
     interval = bootstrap_interval(resampled_means(values[:, None], 3)[:, 0])
     expected = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))
     np.testing.assert_allclose(interval, expected.confidence_interval, atol=0.004)
@@ -242,7 +245,8 @@ def test_intervals_are_scipys():
 
 
 def test_columns_are_resampled_together():
-    values = RNG.normal(size=(30, 3))
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(30, 3))
     both = resampled_means(np.concatenate([values, values[:, :1] - values[:, 1:2]], axis=1), 1, 500)
     np.testing.assert_allclose(both[:, 3], both[:, 0] - both[:, 1], atol=1e-12)
     np.testing.assert_array_equal(
@@ -252,8 +256,9 @@ def test_columns_are_resampled_together():
 
 
 def test_points_are_means_by_group_and_size():
-    probabilities = RNG.random((12, len(SIZES)))
-    ranks = RNG.integers(1, 9, (12, len(SIZES)))
+    rng = np.random.default_rng(0)
+    probabilities = rng.random((12, len(SIZES)))
+    ranks = rng.integers(1, 9, (12, len(SIZES)))
     groups = ["small objects (a)"] * 5 + ["filled (b)"] * 6 + ["large objects (c)"]
     found = points(rows_of(probabilities, ranks, groups=groups)[::-1])
     order = ["all", "small objects (a)", "large objects (c)", "filled (b)"]
@@ -272,11 +277,13 @@ def test_points_are_means_by_group_and_size():
 
 
 def test_a_group_of_all_images_is_not_repeated():
-    assert {one.group for one in points(rows_of(RNG.random((5, 6))))} == {"all"}
+    rng = np.random.default_rng(0)
+    assert {one.group for one in points(rows_of(rng.random((5, 6))))} == {"all"}
 
 
 def test_every_image_needs_every_size():
-    rows = rows_of(RNG.random((5, 6)))
+    rng = np.random.default_rng(0)
+    rows = rows_of(rng.random((5, 6)))
     with pytest.raises(
         ValueError, match=r"w, lanczos: expected every image once at every size; others have 4\.png"
     ):
@@ -287,7 +294,8 @@ def test_every_image_needs_every_size():
 
 def test_plateau_is_where_no_loss_is_shown():
     """Means 0.3, 0.80, 0.81, 0.80, 0.8, 0.6 with noise shared by all sizes and a little of each size's own."""
-    shared, own = RNG.normal(0, 0.1, (100, 1)), RNG.normal(0, 0.02, (100, 6))
+    rng = np.random.default_rng(0)
+    shared, own = rng.normal(0, 0.1, (100, 1)), rng.normal(0, 0.02, (100, 6))
     probabilities = np.clip(
         np.array([0.3, 0.8, 0.81, 0.8, 0.8, 0.6])[None] + shared + own - own.mean(0), 0, 1
     )
@@ -301,20 +309,19 @@ def test_plateau_is_where_no_loss_is_shown():
     assert (flat.first, flat.last, flat.smallest, flat.largest) == (200, 200, 100, 400)
     assert (top1.value, top1.first, top1.last) == (0, 100, 400)
     assert (top5.value, top5.first, top5.last) == (1, 100, 400)
-    probabilities[:, 1:5] = probabilities[:, 2:3] + 0.02 * RNG.normal(size=(100, 4))
+    probabilities[:, 1:5] = probabilities[:, 2:3] + 0.02 * rng.normal(size=(100, 4))
     flat = plateaus(rows_of(probabilities))[0]
     assert (flat.first, flat.last) == (175, 300)
 
 
 def test_plateau_ends_at_the_first_size_that_is_worse():
-    mean = np.array([0.9, 0.5, 0.9, 0.91, 0.9, 0.9])
-    values = mean[None] + 0.05 * RNG.normal(size=(40, 6))
-    flat = plateaus(rows_of(np.clip(values, 0, 1)))[0]
+    flat = plateaus(rows_of(curve(0.8, 0.5, 0.8, 0.8005, 0.8, 0.8)))[0]
     assert (flat.first, flat.last) == (200, 400)
 
 
 def test_filters_are_paired_with_lanczos():
-    lanczos = RNG.random((50, 6))
+    rng = np.random.default_rng(0)
+    lanczos = rng.random((50, 6))
     nearest = lanczos - 0.1
     nearest[:, 3:] = lanczos[:, 3:]
     found = filter_differences(rows_of(lanczos) + rows_of(nearest, name="nearest"))
@@ -324,18 +331,51 @@ def test_filters_are_paired_with_lanczos():
     assert filter_differences(rows_of(nearest, name="nearest")) == []
 
 
+def test_grid_losses_are_those_below_the_line():
+    rng = np.random.default_rng(0)
+    sizes = (70, 96, 100, 128, 160, 224, 225)
+    values = rng.normal(0.5, 0.01, (30, 1)) + np.array([0.0, 0.1, 0.1, 0.3, 0.2, 0.1, -0.1])[None]
+    found = grid_losses(rows_of(values, sizes=sizes), {"w": 224})
+    assert [one.size for one in found] == [100]  # 70 and 225 have no neighbours on both sides
+    np.testing.assert_allclose((found[0].loss, found[0].low, found[0].high), 0.2 * 4 / 32, atol=1e-9)
+    off = grid_losses(rows_of(values, sizes=sizes), {"w": 193})
+    assert [one.size for one in off] == []
+    shifted = grid_losses(rows_of(values, sizes=sizes, name="nearest"), {"w": 132})
+    assert [one.size for one in shifted] == []
+    shifted = grid_losses(
+        rows_of(values, sizes=(75, 90, 107, 110, 120, 130, 139), name="nearest"), {"w": 299}
+    )
+    assert [one.size for one in shifted] == [90, 110, 120, 130]
+    np.testing.assert_allclose(shifted[0].loss, 0.1 * 15 / 32 - 0.1, atol=1e-9)
+
+
+def test_losses_off_the_grid_are_said():
+    evidence = evidence_of(curve(0.4, 0.8, 0.8, 0.7, 0.8, 0.6), sizes=(100, 192, 224, 225, 256, 300))
+    assert (
+        "worse than their neighbours on it, 225 px by 0.10."
+        in resizing_answer.compare(evidence)[0].explanation
+    )
+    remark = next(one for one in resizing_answer.remarks(evidence, "w") if one.startswith("The grid."))
+    assert "at the 1 other sizes is 0.1" in remark
+    assert "shown at 1 of them; most at 225 px" in remark
+
+
 # What is said of them
 
 
 def evidence_of(probabilities, input_size=224, **options):
     rows = rows_of(np.asarray(probabilities), **options)
-    return Evidence(points(rows), plateaus(rows), filter_differences(rows), {"w": ("resnet50", input_size)})
+    grid = grid_losses(rows, {"w": input_size})
+    return Evidence(
+        points(rows), plateaus(rows), filter_differences(rows), grid, {"w": ("resnet50", input_size)}
+    )
 
 
 def curve(*means, count=40):
     """Means of each size; images differ among each other and not in the loss between sizes, but for a little noise."""
-    noise = RNG.normal(0, 0.01, (count, len(means)))
-    return np.clip(np.array(means)[None] + RNG.normal(0, 0.05, (count, 1)) + noise - noise.mean(0), 0, 1)
+    rng = np.random.default_rng(0)
+    own, shared = rng.normal(0, 0.01, (count, len(means))), rng.normal(0, 0.05, (count, 1))
+    return np.clip(np.array(means)[None] + shared - shared.mean() + own - own.mean(0), 0, 1)
 
 
 def test_agreement_is_said():
@@ -412,7 +452,7 @@ def test_filled_images_have_rows_of_their_own_and_groups_a_remark():
 def test_the_worst_filter_is_named():
     lanczos = curve(0.4, 0.8, 0.8, 0.8, 0.8, 0.6)
     rows = rows_of(lanczos) + rows_of(lanczos - np.array([0.2, 0.1, 0, 0, 0, 0])[None], name="nearest")
-    evidence = Evidence(points(rows), plateaus(rows), filter_differences(rows), {"w": ("resnet50", 224)})
+    evidence = Evidence(points(rows), plateaus(rows), filter_differences(rows), [], {"w": ("resnet50", 224)})
     remark = resizing_answer.remarks(evidence, "w")[0]
     assert "at 100 px: nearest −0.200 (−0.200 to −0.200)" in remark
     assert "2 of 6 differences are shown to be other than 0" in remark

@@ -1,7 +1,8 @@
 """From the classified images to curves over the size, with intervals over images, and the plateau of each curve."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ ORDER = (
 )
 RESAMPLES = 9999
 REFERENCE: Filter = "lanczos"  # as published
+STRIDE = 32  # pixels between the last maps' positions, in both architectures
 Measure = Literal["probability", "top1", "top5"]
 MEASURES: dict[Measure, Callable[[Classified], float]] = {
     "probability": lambda row: row.probability,
@@ -97,6 +99,25 @@ class Difference(NamedTuple):
     filter: Filter
     size: int
     difference: float
+    low: float
+    high: float
+
+
+class GridLoss(NamedTuple):
+    """How far a size off the training's grid lies below its neighbours on it (a row of grid.csv), 95 % interval.
+
+    A size is on the grid where it differs from the training's by a multiple of the network's stride: there every strided layer
+    meets the borders of its maps as in training.
+
+    Attributes:
+        weights: Name of the weights.
+        size: Off the grid, in pixels.
+        loss: Mean probability on the straight line between the nearest sizes on the grid, minus that at this size.
+    """
+
+    weights: str
+    size: int
+    loss: float
     low: float
     high: float
 
@@ -187,6 +208,31 @@ def filter_differences(rows: Iterable[Classified], seed: int = 0) -> list[Differ
         for column, size in enumerate(sizes):
             interval = bootstrap_interval(means[:, column])
             found.append(Difference(weights, name, size, float(difference[:, column].mean()), *interval))
+    return found
+
+
+def grid_losses(rows: Sequence[Classified], input_sizes: Mapping[str, int], seed: int = 0) -> list[GridLoss]:
+    """The loss of every size between two on the grid, over all images, with Lanczos or else the first filter.
+
+    Args:
+        rows: One an image, filter and size.
+        input_sizes: Of the images that each network was trained on, in pixels.
+        seed: Of the bootstrap.
+    """
+    used = {row.filter for row in rows}
+    name = REFERENCE if REFERENCE in used else next(one for one in FILTERS if one in used)
+    found = []
+    for weights, group, _, sizes, images in _curves(row for row in rows if row.filter == name):
+        on_grid = [i for i, size in enumerate(sizes) if (size - input_sizes[weights]) % STRIDE == 0]
+        if group != ALL or len(on_grid) < 2:
+            continue
+        values = _values(images, "probability")
+        for first, last in itertools.pairwise(on_grid):
+            for column in range(first + 1, last):
+                share = (sizes[column] - sizes[first]) / (sizes[last] - sizes[first])
+                loss = (1 - share) * values[:, first] + share * values[:, last] - values[:, column]
+                interval = bootstrap_interval(resampled_means(loss[:, None], seed)[:, 0])
+                found.append(GridLoss(weights, sizes[column], float(loss.mean()), *interval))
     return found
 
 

@@ -10,7 +10,7 @@ from scalecov_jax.images.labelled import LabelledImages, Square
 from scalecov_jax.paper import resizing_curves as curves
 from scalecov_jax.paper.compared import Compared
 from scalecov_jax.paper.resizing import Classified
-from scalecov_jax.paper.resizing_curves import ALL, REFERENCE, Difference, Plateau, Point
+from scalecov_jax.paper.resizing_curves import ALL, REFERENCE, Difference, GridLoss, Plateau, Point
 from scalecov_jax.report import page, resizing_answer, style
 from scalecov_jax.report.resizing_answer import FLAT, INPUTS, Evidence
 from scalecov_jax.report.resizing_figures import size_curves
@@ -59,12 +59,14 @@ def write_results(
         curves.points(rows, seed),
         curves.plateaus(rows, seed),
         curves.filter_differences(rows, seed),
+        curves.grid_losses(rows, {name: network.card.input_size for name, network in networks.items()}, seed),
         {name: (network.architecture.name, network.card.input_size) for name, network in networks.items()},
     )
     write_table(folder / "resize.csv", Classified, rows)
     write_table(folder / "curves.csv", Point, evidence.points)
     write_table(folder / "plateaus.csv", Plateau, evidence.plateaus)
     write_table(folder / "filters.csv", Difference, evidence.differences)
+    write_table(folder / "grid.csv", GridLoss, evidence.grid)
     (folder / "figures").mkdir(exist_ok=True)
     for name in networks:
         for kind, (figure, _) in _figures(evidence, name).items():
@@ -119,6 +121,7 @@ def _read(folder: Path) -> Evidence:
         read_table(folder / "curves.csv", Point),
         read_table(folder / "plateaus.csv", Plateau),
         read_table(folder / "filters.csv", Difference),
+        read_table(folder / "grid.csv", GridLoss),
         {name: (one["architecture"], one["input_size"]) for name, one in networks.items()},
     )
 

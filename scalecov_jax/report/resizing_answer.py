@@ -7,7 +7,16 @@ import numpy as np
 
 from scalecov_jax.paper.compared import Compared
 from scalecov_jax.paper.resizing import FILLED
-from scalecov_jax.paper.resizing_curves import ALL, REFERENCE, Difference, Plateau, Point, kind_of
+from scalecov_jax.paper.resizing_curves import (
+    ALL,
+    REFERENCE,
+    STRIDE,
+    Difference,
+    GridLoss,
+    Plateau,
+    Point,
+    kind_of,
+)
 from scalecov_jax.report.page import number
 
 # Graziani et al. 2021, section 4.1 and Figure 6: the mean probability of the true class is flat between these sizes, top-5 from
@@ -28,12 +37,14 @@ class Evidence(NamedTuple):
         points: All curves.
         plateaus: Of all curves.
         differences: Of the filters.
+        grid: Losses of sizes off the training's grid.
         networks: Architecture and input size (pixels) of each weights.
     """
 
     points: Sequence[Point]
     plateaus: Sequence[Plateau]
     differences: Sequence[Difference]
+    grid: Sequence[GridLoss]
     networks: Mapping[str, tuple[str, int]]
 
     @property
@@ -106,7 +117,7 @@ def _rows(evidence: Evidence, weights: str, group: str) -> Iterator[Compared]:
         _span(flat),
         f"{_signed(flat.first - first)}, {_signed(flat.last - last)} px",
         f"{_ends(flat, first, last, sizes)}; read off a figure, by intervals that overlap with the best one's, it would be "
-        f"{_overlap(points)}. {count} other images than published.",
+        f"{_overlap(points)}. {_off_grid(evidence, weights)}{count} other images than published.",
     )
     inside = [point for point in points if first <= point.size <= last]
     if inside:
@@ -183,6 +194,17 @@ def remarks(evidence: Evidence, weights: str) -> list[str]:
             f"Filters, against {REFERENCE} in mean probability with paired 95 % intervals, at {smallest} px: "
             f"{', '.join(texts)}. The largest difference is {_signed(largest.difference, 3)} ({largest.filter} at "
             f"{largest.size} px); {len(shown)} of {len(differences)} differences are shown to be other than 0."
+        )
+    losses = [one for one in evidence.grid if one.weights == weights]
+    if losses:
+        mean = float(np.mean([one.loss for one in losses]))
+        below = sum(one.low > 0 for one in losses)
+        worst = max(losses, key=lambda one: one.loss)
+        paragraphs.append(
+            f"The grid. Sizes that differ from the {evidence.networks[weights][1]} px of the training by a multiple of the "
+            f"stride, {STRIDE} px, meet the borders of every map as in training (filled markers). Against the line between them "
+            f"the mean probability at the {len(losses)} other sizes is {number(mean, 3)} lower on average, shown at {below} of "
+            f"them; most at {worst.size} px, {number(worst.loss, 3)} ({number(worst.low, 3)} to {number(worst.high, 3)})."
         )
     groups = [group for group in evidence.groups(weights) if group != ALL]
     if groups:
@@ -263,6 +285,17 @@ def _less_sure(points: Sequence[Point], flat: Plateau, top1: Plateau) -> str:
     return (
         f" At {worst.size} px the mean probability is {number(flat.value - worst.probability)} below its best, and top-1 is not "
         "shown to be worse: the network is less sure there, not less right."
+    )
+
+
+def _off_grid(evidence: Evidence, weights: str) -> str:
+    losses = [one for one in evidence.grid if one.weights == weights and one.low > 0]
+    if not losses:
+        return ""
+    worst = max(losses, key=lambda one: one.loss)
+    return (
+        f"Sizes off the training's grid of {STRIDE} px are worse than their neighbours on it, {worst.size} px by "
+        f"{number(worst.loss)}. "
     )
 
 

@@ -1,13 +1,13 @@
 """The figure of section 4.1: mean probability and top-5 share against the size of the images."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scalecov_jax.paper.resizing_curves import Point
+from scalecov_jax.paper.resizing_curves import STRIDE, Point
 from scalecov_jax.report.style import BLUE, DARK, ORANGE, RED, SHADE, WIDTH, styled
 
 
@@ -33,7 +33,8 @@ def size_curves(
     """Mean probability of the true class above, share of images with it among the first five below, against the size.
 
     Args:
-        curves: Points of each curve, at most five, by its name in the legend; bands are 95 % intervals over images.
+        curves: Points of each curve, at most five, by its name in the legend; bands are 95 % intervals over images. Markers are
+            hollow at sizes off the training's grid, see `resizing_curves.GridLoss`.
         input_size: Of the images that the network was trained on, in pixels.
         published: Sizes between which the paper found the probability flat; not shaded when absent.
 
@@ -45,7 +46,7 @@ def size_curves(
     above, below = figure.subplots(2, 1, sharex=True)
     for (name, points), look in zip(curves.items(), _LOOKS, strict=False):
         for axes, measure in ((above, "probability"), (below, "top5")):
-            _curve(axes, points, measure, look, name)
+            _curve(axes, points, measure, look, name, input_size)
     sizes = sorted({point.size for points in curves.values() for point in points})
     for axes in (above, below):
         axes.axvline(input_size, color="#707070", linewidth=1, zorder=1, label=f"trained at {input_size} px")
@@ -71,10 +72,15 @@ def size_curves(
     return figure
 
 
-def _curve(axes: Axes, points: Sequence[Point], measure: str, look: _Look, name: str) -> None:
+def _curve(
+    axes: Axes, points: Sequence[Point], measure: str, look: _Look, name: str, input_size: int
+) -> None:
     columns = (measure, f"{measure}_low", f"{measure}_high")
     mean, low, high = np.array([[getattr(point, column) for column in columns] for point in points]).T
     x = [point.size for point in points]
     axes.fill_between(x, low, high, color=look.color, alpha=0.13, linewidth=0)
     style = {"color": look.color, "marker": look.marker, "markersize": 4.5, "label": name}
     axes.plot(x, mean, linestyle=look.dashes, zorder=3, **style)
+    off = [i for i, size in enumerate(x) if (size - input_size) % STRIDE]
+    hollow: dict[str, Any] = style | {"label": "_", "linestyle": "", "markerfacecolor": "white"}
+    axes.plot(np.array(x)[off], mean[off], zorder=4, **hollow)
