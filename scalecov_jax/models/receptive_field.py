@@ -312,21 +312,21 @@ def _smallest_clean(module: nn.Module, layer: str, size: int) -> int | None:
     # A pixel more in a map of stride 2^k changes its parity, and with it the padding of SAME under stride 2.
     sizes = [size, *(size + (1 << k) for k in range(stride.bit_length()))]
     if all(
-        window and _by_formula(window, one) and window[:4] == first[:4]
+        window and window[:4] == first[:4] and _is_plain(window, one)
         for one in sizes
         for window, first in zip(windows(one), here, strict=True)
     ):
-        return max(
-            -(window.offset // window.stride) * window.stride + window.size + window.offset for window in here
-        )
+        return max(one.stride * _first_inside(one) + one.size + one.offset for one in here)
     found = _smallest(clean, layer)
     return min(one for one in range(max(1, found - stride), found + 1) if clean(one))
 
 
-def _by_formula(window: Window, pixels: int) -> bool:
+def _first_inside(window: Window) -> int:
+    return max(0, -(window.offset // window.stride))
+
+
+def _is_plain(window: Window, pixels: int) -> bool:
     """Whether the clean positions are those whose window lies inside the image, as where maps are padded but not cropped."""
-    first = max(0, -(window.offset // window.stride))
-    last = (pixels - window.size - window.offset) // window.stride
-    return (window.first, window.last) == (first, last) or max(window.first - window.last, 0) * (
-        first - last
-    ) > 0
+    first, last = _first_inside(window), (pixels - window.size - window.offset) // window.stride
+    none = first > last and window.first > window.last
+    return none or (window.first, window.last) == (first, last)
