@@ -2,7 +2,7 @@
 
 Photographs, as published:
   --config.weights=runs/weights/resnet50 --config.images=FOLDER \
-  --config.sizes=75,100,125,150,175,192,200,224,225,256,288,300,320,350,400,500
+  --config.sizes=75,96,128,160,192,224,225,256,288,300,320,384,448,500
   FOLDER holds index.csv (columns file and class_index) and the images beside it or in images/; or, as VOC, Annotations and
   JPEGImages, and then --config.class_indices=n02058221:146,n01608432:21,n04037443:751 --config.filled=0.8
 """
@@ -18,7 +18,9 @@ def get_config() -> ConfigDict:
     config.class_indices = ""  # class in the annotations : class of the network, for folders with boxes
     config.scenes = 20  # of each of the 16 classes when images=scenes
     config.scene_size = 256  # pixels; scenes are rendered once at this size, then resized
-    config.sizes = "75,88,96,112,128,129,144,160,192,256"  # pixels; the embedded networks were trained at 128
+    config.sizes = (
+        "75,96,112,128,129,144,160,192,224,256"  # pixels; the embedded networks were trained at 128
+    )
     config.filters = "lanczos,bilinear,bicubic,nearest"
     config.square = "crop"  # the central square; or stretch, which distorts photographs
     config.filled = (

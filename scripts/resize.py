@@ -3,7 +3,7 @@
 Example:
   python scripts/resize.py --config=configs/resize.py --workdir=runs/resize
   python scripts/resize.py --config=configs/resize.py --config.weights=runs/weights/resnet50 --config.images=PHOTOGRAPHS \
-    --config.sizes=75,100,125,150,175,200,224,225,256,288,300,350,400,500 --workdir=runs/resize_photographs
+    --config.sizes=75,96,128,160,192,224,225,256,288,300,320,384,448,500 --workdir=runs/resize_photographs
 
 Writes resize.csv (one row an image, size and filter), curves.csv, plateaus.csv, filters.csv, grid.csv, summary.json,
 report.html, figures/ and classified/ to --workdir.

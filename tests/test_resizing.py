@@ -289,7 +289,7 @@ def test_every_image_needs_every_size():
     ):
         points(rows[:-1])
     with pytest.raises(ValueError, match="once at every size"):
-        plateaus(rows + rows)
+        plateaus(rows + rows, {"w": 224})
 
 
 def test_plateau_is_where_no_loss_is_shown():
@@ -299,7 +299,7 @@ def test_plateau_is_where_no_loss_is_shown():
     probabilities = np.clip(
         np.array([0.3, 0.8, 0.81, 0.8, 0.8, 0.6])[None] + shared + own - own.mean(0), 0, 1
     )
-    flat, top1, top5 = plateaus(rows_of(probabilities, np.full((100, 6), 3)))
+    flat, top1, top5 = plateaus(rows_of(probabilities, np.full((100, 6), 3)), {"w": 224})
     assert (flat.measure, flat.best, flat.value) == (
         "probability",
         200,
@@ -310,13 +310,22 @@ def test_plateau_is_where_no_loss_is_shown():
     assert (top1.value, top1.first, top1.last) == (0, 100, 400)
     assert (top5.value, top5.first, top5.last) == (1, 100, 400)
     probabilities[:, 1:5] = probabilities[:, 2:3] + 0.02 * rng.normal(size=(100, 4))
-    flat = plateaus(rows_of(probabilities))[0]
+    flat = plateaus(rows_of(probabilities), {"w": 224})[0]
     assert (flat.first, flat.last) == (175, 300)
 
 
 def test_plateau_ends_at_the_first_size_that_is_worse():
-    flat = plateaus(rows_of(curve(0.8, 0.5, 0.8, 0.8005, 0.8, 0.8)))[0]
+    flat = plateaus(rows_of(curve(0.8, 0.5, 0.8, 0.8005, 0.8, 0.8)), {"w": 224})[0]
     assert (flat.first, flat.last) == (200, 400)
+
+
+def test_sizes_off_the_grid_do_not_break_a_plateau():
+    sizes = (96, 128, 160, 192, 193, 224, 256)
+    values = curve(0.3, 0.8, 0.8, 0.8005, 0.6, 0.8, 0.4)
+    flat = plateaus(rows_of(values, sizes=sizes), {"w": 224})[0]
+    assert (flat.best, flat.first, flat.last, flat.smallest, flat.largest) == (192, 128, 224, 96, 256)
+    flat = plateaus(rows_of(values, sizes=sizes), {"w": 100})[0]  # no size on the grid, so that all count
+    assert (flat.first, flat.last) == (128, 192)
 
 
 def test_filters_are_paired_with_lanczos():
@@ -367,7 +376,11 @@ def evidence_of(probabilities, input_size=224, **options):
     rows = rows_of(np.asarray(probabilities), **options)
     grid = grid_losses(rows, {"w": input_size})
     return Evidence(
-        points(rows), plateaus(rows), filter_differences(rows), grid, {"w": ("resnet50", input_size)}
+        points(rows),
+        plateaus(rows, {"w": 224}),
+        filter_differences(rows),
+        grid,
+        {"w": ("resnet50", input_size)},
     )
 
 
@@ -415,7 +428,7 @@ def test_disagreement_is_said():
 
 
 def test_other_training_sizes_are_compared_in_proportion():
-    sizes = (64, 100, 128, 150, 171, 256)
+    sizes = (70, 100, 120, 150, 171, 250)  # none on the grid
     evidence = evidence_of(curve(0.4, 0.8, 0.8, 0.8, 0.8, 0.6), input_size=128, sizes=sizes)
     flat, _, top5, _ = resizing_answer.compare(evidence)
     assert flat.published == "175 to 300 px (100 to 171 in proportion to 128 px)"
@@ -452,7 +465,9 @@ def test_filled_images_have_rows_of_their_own_and_groups_a_remark():
 def test_the_worst_filter_is_named():
     lanczos = curve(0.4, 0.8, 0.8, 0.8, 0.8, 0.6)
     rows = rows_of(lanczos) + rows_of(lanczos - np.array([0.2, 0.1, 0, 0, 0, 0])[None], name="nearest")
-    evidence = Evidence(points(rows), plateaus(rows), filter_differences(rows), [], {"w": ("resnet50", 224)})
+    evidence = Evidence(
+        points(rows), plateaus(rows, {"w": 224}), filter_differences(rows), [], {"w": ("resnet50", 224)}
+    )
     remark = resizing_answer.remarks(evidence, "w")[0]
     assert "at 100 px: nearest −0.200 (−0.200 to −0.200)" in remark
     assert "2 of 6 differences are shown to be other than 0" in remark

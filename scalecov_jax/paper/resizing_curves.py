@@ -76,8 +76,8 @@ class Plateau(NamedTuple):
         value: The mean there.
         first: Smallest size of the plateau, in pixels.
         last: Largest size of the plateau, in pixels.
-        smallest: Of the sizes measured; a plateau that begins there may go on below.
-        largest: Of the sizes measured; a plateau that ends there may go on above.
+        smallest: Of the sizes counted; a plateau that begins there may go on below.
+        largest: Of the sizes counted; a plateau that ends there may go on above.
     """
 
     weights: str
@@ -170,16 +170,29 @@ def points(rows: Iterable[Classified], seed: int = 0) -> list[Point]:
     return found
 
 
-def plateaus(rows: Iterable[Classified], seed: int = 0) -> list[Plateau]:
+def counted(sizes: Sequence[int], input_size: int) -> list[int]:
+    """The sizes that a plateau is sought in: those on the training's grid where there are at least three, else all."""
+    on_grid = [size for size in sizes if (size - input_size) % STRIDE == 0]
+    return on_grid if len(on_grid) >= 3 else list(sizes)
+
+
+def plateaus(rows: Iterable[Classified], input_sizes: Mapping[str, int], seed: int = 0) -> list[Plateau]:
     """The plateau of each curve: the longest run of sizes around the best none of which is shown to be worse.
 
     A size is shown to be worse where the paired bootstrap interval of (mean at the best size - mean there) lies above 0. The
     best size is chosen on the same images, so that the plateau is rather too short than too long; it grows as images get fewer.
+
+    Args:
+        rows: One an image, filter and size.
+        input_sizes: Of the images that each network was trained on, in pixels; see `counted`.
+        seed: Of the bootstrap.
     """
     found = []
-    for weights, group, name, sizes, images in _curves(rows):
+    for weights, group, name, all_sizes, images in _curves(rows):
+        sizes = counted(all_sizes, input_sizes[weights])
+        columns = [all_sizes.index(size) for size in sizes]
         for measure in MEASURES:
-            values = _values(images, measure)
+            values = _values(images, measure)[:, columns]
             mean = values.mean(axis=0)
             best = int(mean.argmax())
             means = resampled_means(values[:, best, None] - values, seed)

@@ -22,7 +22,8 @@ _READING = {
     "Intervals": "cover 95 % and speak of other images of the same kind: percentile bootstrap over images for the mean, "
     "Wilson's for shares. They are not for differences between sizes, which the same images make far more certain.",
     "Flat": "is said of the longest run of sizes around the best none of which is shown to be worse: the paired bootstrap "
-    "interval of its loss against the best size reaches 0. Fewer images make it longer.",
+    "interval of its loss against the best size reaches 0. Fewer images make it longer. Where three sizes or more lie on the "
+    "training's grid, only these count.",
     "Filters": "are Pillow's. Where an image shrinks, all but nearest average over every pixel; nearest picks single ones.",
 }
 
@@ -55,11 +56,12 @@ def write_results(
     Returns:
         A table for people.
     """
+    trained_at = {name: network.card.input_size for name, network in networks.items()}
     evidence = Evidence(
         curves.points(rows, seed),
-        curves.plateaus(rows, seed),
+        curves.plateaus(rows, trained_at, seed),
         curves.filter_differences(rows, seed),
-        curves.grid_losses(rows, {name: network.card.input_size for name, network in networks.items()}, seed),
+        curves.grid_losses(rows, trained_at, seed),
         {name: (network.architecture.name, network.card.input_size) for name, network in networks.items()},
     )
     write_table(folder / "resize.csv", Classified, rows)
@@ -167,7 +169,11 @@ def _sections(evidence: Evidence) -> list[page.Section]:
                 )
                 for point in points
             ],
-            [index for index, point in enumerate(points) if flat.first <= point.size <= flat.last],
+            [
+                index
+                for index, point in enumerate(points)
+                if flat.first <= point.size <= flat.last and point in evidence.counted(points)
+            ],
         )
         tables = [table, *_filter_table(evidence, weights)]
         text = "\n\n".join(resizing_answer.remarks(evidence, weights))

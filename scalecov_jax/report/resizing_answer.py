@@ -15,6 +15,7 @@ from scalecov_jax.paper.resizing_curves import (
     GridLoss,
     Plateau,
     Point,
+    counted,
     kind_of,
 )
 from scalecov_jax.report.page import number
@@ -57,6 +58,11 @@ class Evidence(NamedTuple):
         """The points of one curve, by default with `filter`."""
         wanted = (weights, group, name or self.filter)
         return [point for point in self.points if (point.weights, point.group, point.filter) == wanted]
+
+    def counted(self, points: Sequence[Point]) -> list[Point]:
+        """Those points of a curve among which plateaus were sought."""
+        sizes = counted([point.size for point in points], self.networks[points[0].weights][1])
+        return [point for point in points if point.size in sizes]
 
     def groups(self, weights: str) -> list[str]:
         """The groups of images, all images first."""
@@ -102,7 +108,7 @@ def compare(evidence: Evidence) -> list[Compared]:
 def _rows(evidence: Evidence, weights: str, group: str) -> Iterator[Compared]:
     size = evidence.networks[weights][1]
     first, last, top5_first = published(size)
-    points = evidence.curve(weights, group)
+    points = evidence.counted(evidence.curve(weights, group))
     sizes = [point.size for point in points]
     count = points[0].images
     name = f"{evidence.title(weights)}, {kind_of(group)} images"
