@@ -401,7 +401,7 @@ def test_agreement_is_said():
         "175 to 300 px",
         "+0, +0 px",
     )
-    assert "begins as published, to one step of the sizes and ends as published" in flat.explanation
+    assert "begins as published (to one step of the sizes) and ends as published" in flat.explanation
     assert "40 other images" in flat.explanation
     assert loss.ours.startswith("0.00 at")
     assert re.search(r"loss is 0\.40 at 100 px, 0\.20 at 400 px", loss.explanation)

@@ -276,7 +276,7 @@ def _ends(one: Plateau, first: int, last: int, sizes: Sequence[int]) -> str:
         if not sizes[0] <= theirs <= sizes[-1]:
             texts.append(f"{what} at {ours} px, and the published one was not measured")
         elif abs(steps) <= 1:
-            texts.append(f"{what} as published, to one step of the sizes")
+            texts.append(f"{what} as published (to one step of the sizes)")
         else:
             texts.append(f"{what} {'lower' if steps < 0 else 'higher'}" + " or beyond" * (ours == limit))
     return f"It {' and '.join(texts)}"
@@ -307,7 +307,7 @@ def _off_grid(evidence: Evidence, weights: str) -> str:
 
 def _beyond(one: Plateau, points: Sequence[Point]) -> str:
     if one.last == one.largest:
-        return f"No loss shown up to {one.largest} px, the largest measured; best {_percent(one.value)} at {one.best} px."
+        return f"No loss shown up to {one.largest} px, the largest counted; best {_percent(one.value)} at {one.best} px."
     best, end = f"best {_percent(one.value)} at {one.best} px", points[-1]
     return f"It falls again above {one.last} px, to {_percent(end.top5)} at {end.size} px; {best}."
 
