@@ -155,6 +155,47 @@ def test_examples_depend_on_the_seed_and_nothing_else():
         assert one.box != different.box
 
 
+def test_growing_changes_nothing_but_the_size():
+    ratios = np.geomspace(0.02, 0.5, 4)
+    source = scenes.growing("ringed_star", 3, ratios, seed=3, size=SIZE)
+    np.testing.assert_allclose(scale.measure_all(source), np.tile(ratios, 3), rtol=1e-4)
+    for index in range(3):
+        views = source[4 * index : 4 * index + 4]
+        assert len({view.group for view in views}) == 1
+        boxes = np.array([view.box for view in views]) - [1, 1, 0, 0]
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+        np.testing.assert_allclose(centre, SIZE / 2, atol=1e-3)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        np.testing.assert_allclose(sides[:, 0] / sides[:, 1], sides[0, 0] / sides[0, 1], rtol=1e-4)
+        images = np.array([view.image for view in views]).astype(int)
+        outside = ~inside(boxes[-1], shadow_margin(boxes[-1]))
+        assert outside.any()
+        assert (images == images[:1])[:, outside].all()
+        assert (np.diff([(image != images[0]).any(-1).sum() for image in images]) > 0).all()
+    assert len({view.group for view in source}) == 3
+    assert len({view.name for view in source}) == 12
+    first, second = source[0].image, source[4].image
+    assert np.abs(first.astype(int) - second).mean() > 5
+
+
+def test_growing_objects_are_none_of_the_examples():
+    again = scenes.growing("ringed_star", 2, [0.3], seed=3, size=32)
+    for one, same in zip(again, scenes.growing("ringed_star", 2, [0.3], seed=3, size=32), strict=True):
+        np.testing.assert_array_equal(one.image, same.image)
+    others = [*scenes.examples("ringed_star", 8, 3, 32), *scenes.examples("striped_disc", 8, 3, 32)]
+    corners = {tuple(example.image[0, :4].ravel()) for example in others}
+    assert not corners & {tuple(example.image[0, :4].ravel()) for example in again}
+
+
+def test_growing_fills_the_image_at_most():
+    (whole,) = scenes.growing("striped_disc", 1, [1.0], seed=0, size=32)
+    np.testing.assert_allclose(whole.box, (1, 1, 32, 32), atol=1e-3)
+    with pytest.raises(ValueError, match=r"Ratios of 0, 1\.5; an object's share of the image lies in"):
+        scenes.growing("striped_disc", 1, [0.0, 0.5, 1.5], seed=0)
+    with pytest.raises(ValueError, match="'stripped_disc'; did you mean striped_disc"):
+        scenes.growing("stripped_disc", 1, [0.5], seed=0)
+
+
 def test_unknown_class_is_told_the_nearest():
     with pytest.raises(ValueError, match="'stripped_disc'; did you mean striped_disc") as error:
         open_source("scenes", "stripped_disc", count=12)

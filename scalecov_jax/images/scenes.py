@@ -5,6 +5,7 @@ aspect, colours, light, clutter and background are drawn independently of the cl
 object, as the surface of a real thing does when it comes nearer.
 """
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import partial
 
@@ -78,7 +79,11 @@ def _background(key: Key[Array, ""], x: Float[Array, "H W"], y: Float[Array, "H 
 
 @partial(jax.jit, static_argnames="size")
 def render(
-    key: Key[Array, ""], class_id: Int[Array, ""], ratio: Float[Array, ""], size: int = 128
+    key: Key[Array, ""],
+    class_id: Int[Array, ""],
+    ratio: Float[Array, ""],
+    size: int = 128,
+    place: Float[Array, "2"] | None = None,
 ) -> tuple[UInt8[Array, "size size 3"], Float[Array, "4"]]:
     """Render one scene.
 
@@ -87,6 +92,8 @@ def render(
         class_id: Index into `CLASSES`.
         ratio: Area of the object's bounding box / area of the image, in (0, 1).
         size: Height and width in pixels.
+        place: Where the box lies in x and y, from 0 (left or top edge) to 1; drawn when absent. The centre of the box is the
+            same for every ratio at 0.5 alone, the middle of the image.
 
     Returns:
         The image, and the box as (x_min, y_min, x_max, y_max) in pixels, edges not centres: its area is exactly
@@ -100,7 +107,7 @@ def render(
 
     aspect = jnp.clip(jnp.exp(0.15 * jax.random.normal(keys[1])), ratio, 1 / ratio)
     extent = jnp.array([jnp.sqrt(ratio * aspect), jnp.sqrt(ratio / aspect)])
-    corner = jax.random.uniform(keys[2], (2,)) * (1 - extent)
+    corner = (jax.random.uniform(keys[2], (2,)) if place is None else place) * (1 - extent)
     rotation = jax.random.uniform(keys[3], maxval=2 * jnp.pi)
     outline = _radius(jnp.asarray(_ANGLES), shape)[:, None] * jnp.stack(
         [jnp.cos(_ANGLES + rotation), jnp.sin(_ANGLES + rotation)], axis=-1
@@ -154,6 +161,22 @@ def draw(
     return images, class_ids, ratio
 
 
+def check_class(image_class: str) -> int:
+    """Index of a class in `CLASSES`.
+
+    Raises:
+        ValueError: There is no such class; names the nearest.
+    """
+    if image_class not in CLASSES:
+        near = get_close_matches(image_class, CLASSES, n=3)
+        raise ValueError(
+            f"No scene class is called {image_class!r}; "
+            + (f"did you mean {' or '.join(near)}? " if near else "")
+            + f"There are {', '.join(CLASSES)}."
+        )
+    return CLASSES.index(image_class)
+
+
 def examples(image_class: str, count: int, seed: int, size: int = 128) -> list[Example]:
     """Scenes of one class as a source, with log-uniform ratios in [0.02, 0.9].
 
@@ -166,14 +189,7 @@ def examples(image_class: str, count: int, seed: int, size: int = 128) -> list[E
     Raises:
         ValueError: There is no such class.
     """
-    if image_class not in CLASSES:
-        near = get_close_matches(image_class, CLASSES, n=3)
-        raise ValueError(
-            f"No scene class is called {image_class!r}; "
-            + (f"did you mean {' or '.join(near)}? " if near else "")
-            + f"There are {', '.join(CLASSES)}."
-        )
-    class_id = CLASSES.index(image_class)
+    class_id = check_class(image_class)
     ratios, scenes = jax.random.split(jax.random.fold_in(jax.random.key(seed), class_id))
     ratio = jnp.exp(jax.random.uniform(ratios, (count,), minval=jnp.log(SMALLEST), maxval=jnp.log(LARGEST)))
     images, boxes = jax.vmap(partial(render, size=size), (0, None, 0))(
@@ -188,6 +204,55 @@ def examples(image_class: str, count: int, seed: int, size: int = 128) -> list[E
             strict=True,
         )
     ]
+
+
+def growing(
+    image_class: str, count: int, ratios: Sequence[float] | np.ndarray, seed: int, size: int = 128
+) -> list[Example]:
+    """Objects of one class, each rendered at every ratio in the middle of its image.
+
+    Nothing but the size of the object and its shadow changes: shape, rotation, colours, light, background, clutter and noise
+    stay; the aspect does too, but for ratios so near 1 that the box would stick out of the image.
+
+    Args:
+        image_class: One of `CLASSES`.
+        count: Number of objects.
+        ratios: Areas of the box / area of the image, in (0, 1].
+        seed: Same seed, same objects; `examples` draws others from it.
+        size: Height and width in pixels.
+
+    Returns:
+        Examples, all ratios of the first object first; `group` is the object.
+
+    Raises:
+        ValueError: There is no such class, or a ratio outside (0, 1].
+    """
+    class_id = check_class(image_class)
+    if outside := [f"{ratio:g}" for ratio in ratios if not 0 < ratio <= 1]:
+        raise ValueError(f"Ratios of {', '.join(outside)}; an object's share of the image lies in (0, 1].")
+    # Beyond the numbers of the classes, from which `examples` draws.
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), len(CLASSES) + class_id), count)
+    middle = jnp.full(2, 0.5)
+    grow = jax.vmap(lambda key, ratio: render(key, jnp.asarray(class_id), ratio, size, middle), (None, 0))
+    shares = jnp.asarray(ratios, jnp.float32)
+    found: list[Example] = []
+    for index, key in enumerate(keys):
+        images, boxes = grow(key, shares)
+        group = f"{image_class}_growing_{index:04d}"
+        found += [
+            Example(
+                image,
+                image_class,
+                Box(x_min + 1, y_min + 1, x_max, y_max),
+                None,
+                group,
+                f"{group}_{ratio:.4f}",
+            )
+            for image, (x_min, y_min, x_max, y_max), ratio in zip(
+                np.asarray(images), np.asarray(boxes, float).tolist(), ratios, strict=True
+            )
+        ]
+    return found
 
 
 def contact_sheet(seed: int, columns: int = 9, size: int = 128) -> UInt8[np.ndarray, "H W 3"]:
