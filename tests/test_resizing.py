@@ -366,7 +366,7 @@ def test_losses_off_the_grid_are_said():
     )
     remark = next(one for one in resizing_answer.remarks(evidence, "w") if one.startswith("The grid."))
     assert "at the 1 other sizes is 0.1" in remark
-    assert "shown at 1 of them; most at 225 px" in remark
+    assert "shown to be lower at 1 of them; most at 225 px" in remark
 
 
 # What is said of them

@@ -204,13 +204,15 @@ def remarks(evidence: Evidence, weights: str) -> list[str]:
     losses = [one for one in evidence.grid if one.weights == weights]
     if losses:
         mean = float(np.mean([one.loss for one in losses]))
+        side = "lower" if mean > 0 else "higher"
         below = sum(one.low > 0 for one in losses)
         worst = max(losses, key=lambda one: one.loss)
         paragraphs.append(
             f"The grid. Sizes that differ from the {evidence.networks[weights][1]} px of the training by a multiple of the "
             f"stride, {STRIDE} px, meet the borders of every map as in training (filled markers). Against the line between them "
-            f"the mean probability at the {len(losses)} other sizes is {number(mean, 3)} lower on average, shown at {below} of "
-            f"them; most at {worst.size} px, {number(worst.loss, 3)} ({number(worst.low, 3)} to {number(worst.high, 3)})."
+            f"the mean probability at the {len(losses)} other sizes is {number(abs(mean), 3)} {side} on average, shown to be lower "
+            f"at {below} of them; most at {worst.size} px, {number(worst.loss, 3)} ({number(worst.low, 3)} to "
+            f"{number(worst.high, 3)})."
         )
     groups = [group for group in evidence.groups(weights) if group != ALL]
     if groups:
