@@ -210,8 +210,8 @@ def remarks(evidence: Evidence, weights: str) -> list[str]:
         paragraphs.append(
             f"The grid. Sizes that differ from the {evidence.networks[weights][1]} px of the training by a multiple of the "
             f"stride, {STRIDE} px, meet the borders of every map as in training (filled markers). Against the line between them "
-            f"the mean probability at the {len(losses)} other sizes is {number(abs(mean), 3)} {side} on average, shown to be lower "
-            f"at {below} of them; most at {worst.size} px, {number(worst.loss, 3)} ({number(worst.low, 3)} to "
+            f"the mean probability at the {len(losses)} other sizes is {number(abs(mean), 3)} {side} on average, shown to be "
+            f"lower at {below} of them; most at {worst.size} px, {number(worst.loss, 3)} ({number(worst.low, 3)} to "
             f"{number(worst.high, 3)})."
         )
     groups = [group for group in evidence.groups(weights) if group != ALL]
