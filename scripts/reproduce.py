@@ -1,9 +1,13 @@
-"""Run a whole experiment on several networks from its configuration; configs/demo.py is what `make demo` runs.
+"""Run a whole experiment on several networks from its configuration.
 
-Example:
-  python scripts/reproduce.py --config=configs/demo.py --workdir=runs/demo
+Examples:
+  python scripts/reproduce.py --config=configs/demo.py --workdir=runs/demo       # where scale lives; what `make demo` runs
+  python scripts/reproduce.py --config=configs/paper.py --workdir=runs/paper     # every experiment of the paper
+  python scripts/reproduce.py --config=configs/paper.py:scenes --workdir=runs/paper_scenes     # the same without other data
 
-Writes scores.csv, summary.json, report.html, figures/, pruned/ and features/ to --workdir.
+Writes summary.json and report.html to --workdir; configs/demo.py also scores.csv, figures/, pruned/ and features/; configs/paper.py
+also compared.csv (published, ours, difference, explanation) and one folder a section. After an interruption the same command with
+--resume goes on where it stopped.
 """
 
 import sys
@@ -13,17 +17,20 @@ from absl import flags
 from command import OVERWRITE, RESUME, WORKDIR, run
 from ml_collections import config_flags
 
-from scalecov_jax.pipelines import probe
+from scalecov_jax.pipelines import paper, probe
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, such as configs/demo.py.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment, such as configs/demo.py or configs/paper.py."
+)
 flags.adopt_module_key_flags(command)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
-    """Run the experiment."""
+    """Run the experiment: a config with `sections` runs several, one without a single probe."""
     settings, workdir = CONFIG.value.to_dict(), WORKDIR.value
-    print(probe.run(settings, workdir, command=sys.argv, resume=RESUME.value, overwrite=OVERWRITE.value))
+    pipeline = paper if "sections" in settings else probe
+    print(pipeline.run(settings, workdir, command=sys.argv, resume=RESUME.value, overwrite=OVERWRITE.value))
 
 
 if __name__ == "__main__":

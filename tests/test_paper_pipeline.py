@@ -1,0 +1,181 @@
+"""The whole paper on a tiny scale: every section, the report of them all, interruption and wrong settings."""
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from test_transfer_pipeline import dots
+from tiny_network import random_network
+
+from scalecov_jax import checkpoints
+from scalecov_jax.images import tissue
+from scalecov_jax.paper.compared import Compared
+from scalecov_jax.pipelines import covariance, noise, paper, probe, resize, transfer
+from scalecov_jax.report.paper import STAGES
+from scalecov_jax.tables import read_table
+
+CONFIG = Path(__file__).parents[1] / "configs" / "paper.py"
+
+
+def load(data):
+    spec = importlib.util.spec_from_file_location("paper_config", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(data).to_dict()
+
+
+def merge(settings, changes):
+    return {
+        name: merge(value, changes[name]) if isinstance(changes.get(name), dict) else changes.get(name, value)
+        for name, value in settings.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """configs/paper.py:scenes, with a ResNet50 of a sixteenth of its width and few small images."""
+    weights = tmp_path_factory.mktemp("weights") / "resnet50"
+    network = random_network("resnet50", input_size=32, width=1 / 16, classes=16)
+    checkpoints.save(weights, network)
+    changes = {
+        "weights": str(weights),
+        "resize": {"scenes": 1, "scene_size": 32, "sizes": "24,32", "filters": "lanczos"},
+        "noise": {
+            "sizes": "64,96,128",
+            "random_weights": False,
+            "per_size": 9,
+            "layers": "max_pool,add_1",
+            "ranges": "",
+        },
+        "probe": {
+            "image_class": "striped_disc,ringed_star",
+            "scenes": 16,
+            "input_size": 32,
+            "splits": 3,
+            "alphas": 3,
+            "n_train": "4,6",
+        },
+        "covariance": {
+            "classes": "striped_disc,ringed_star",
+            "scenes": 20,
+            "objects": 3,
+            "ratios": 3,
+            "size": 32,
+            "layers": "add_1,add_2",
+            "estimators": "ridge",
+            "splits": 2,
+        },
+        "transfer": {
+            "regions": 6,
+            "region_size": 128,
+            "size": 32,
+            "magnifications": "10,20,40",
+            "limit": 2,
+            "seeds": 2,
+            "head_epochs": 2,
+        },
+    }
+    return merge(load("scenes"), changes)
+
+
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("paper") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tissue, "regions", dots)
+        table = paper.run(settings, str(folder), command=["reproduce.py"])
+    return folder, table
+
+
+def test_every_section_has_its_files_and_its_rows(finished):
+    folder, table = finished
+    for name, stage in STAGES.items():
+        assert (folder / name / "report.html").exists()
+        rows = stage.compare(folder / name)
+        assert rows
+        assert all(all(cell for cell in row) for row in rows)
+    rows = read_table(folder / "compared.csv", Compared)
+    assert {row.section for row in rows} >= {"4.1", "4.2", "4.3", "4.4"}
+    page = (folder / "report.html").read_text()
+    for stage in STAGES.values():
+        assert stage.heading in page
+    assert "nan" not in {cell.lower() for row in rows for cell in row}
+    assert "ResNet50: R² at add_15, least squares" in table
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["provenance"]["seed"] == "0"
+
+
+def test_a_finished_section_is_not_run_again(finished, settings, monkeypatch):
+    folder, table = finished
+
+    def refuse(*arguments, **options):
+        raise AssertionError("ran again")
+
+    for pipeline in (resize, noise, probe, covariance, transfer):
+        monkeypatch.setattr(pipeline, "run", refuse)
+    before = (folder / "compared.csv").read_bytes()
+    assert paper.run(settings, str(folder), command=["reproduce.py"], resume=True) == table
+    assert (folder / "compared.csv").read_bytes() == before
+
+
+def test_an_interrupted_run_goes_on_to_the_same_figures(finished, settings, tmp_path, monkeypatch):
+    some = {**settings, "sections": "resize,probe"}
+    interrupted = probe.scale.write_results
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(probe.scale, "write_results", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        paper.run(some, str(tmp_path / "run"), command=["reproduce.py"])
+    monkeypatch.setattr(probe.scale, "write_results", interrupted)
+    monkeypatch.setattr(resize, "run", interrupt)  # is finished
+    paper.run(some, str(tmp_path / "run"), command=["reproduce.py"], resume=True)
+    with (finished[0] / "compared.csv").open() as whole, (tmp_path / "run" / "compared.csv").open() as part:
+        expected = [row for row in csv.reader(whole) if row[0] in ("section", "4.1", "4.3")]
+        assert list(csv.reader(part)) == expected
+
+
+def test_wrong_settings_of_every_section_are_told_at_once(settings, tmp_path):
+    wrong = merge(
+        settings,
+        {
+            "resize": {"sizes": "none"},
+            "covariance": {"classes": "striped_disk,ringed_star"},
+            "transfer": {"seeds": 0},
+        },
+    )
+    with pytest.raises(ValueError, match=r"In config\.resize") as error:
+        paper.run(wrong, str(tmp_path / "run"), command=["reproduce.py"])
+    assert "In config.covariance: config.classes: No scene class is called 'striped_disk'" in str(error.value)
+    assert "In config.transfer: config.seeds is 0" in str(error.value)
+    assert "In config.noise" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(
+        ValueError, match=r"config\.sections is 'probes'; expected one or several of resize, noise"
+    ):
+        paper.run({**settings, "sections": "probes"}, str(tmp_path / "run"), command=["reproduce.py"])
+
+
+@pytest.mark.parametrize("data", ["photographs", "imagenet", "scenes"])
+def test_the_configuration_names_its_data(data, tmp_path):
+    config = load(data)
+    for name in STAGES:
+        stage = paper.stage_settings(config, name, tmp_path)
+        assert stage["weights"]
+        assert stage["seed"] == config["seed"]
+    classes = {"photographs": "car,cat,train", "imagenet": "n02058221,n01608432,n04037443"}
+    assert config["probe"]["image_class"] == classes.get(data, "striped_disc,ringed_star,checkered_triangle")
+    scores = paper.stage_settings(config, "transfer", tmp_path)["scores"]
+    assert scores == ("" if data == "photographs" else str(tmp_path / "probe"))
+    with pytest.raises(ValueError, match=r"configs/paper\.py:photos is not known"):
+        load("photos")
+
+
+def test_photographs_without_weights_say_how_to_get_them(shared, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    config = {**load("photographs"), "weights": str(tmp_path / "none")}
+    with pytest.raises(ValueError, match=r"scripts/port_weights\.py"):
+        paper.run(config, str(tmp_path / "run"), command=["reproduce.py"])
