@@ -20,7 +20,7 @@ def get_config(data: str = "photographs") -> ConfigDict:
         raise ValueError(f"configs/paper.py:{data} is not known; expected one of {', '.join(sources)}.")
     config = ConfigDict()
     config.title = "On the scale invariance of CNNs trained on ImageNet: published and ours"
-    config.sections = "resize,noise,probe,covariance,transfer"  # 4.1, 4.2, 4.3, 3.5, 4.4
+    config.sections = "resize,noise,probe,covariance,transfer"  # 4.1, 4.2, 4.3, 3.4, 4.4
     config.weights = "runs/weights/inception_v3,runs/weights/resnet50"  # from scripts/port_weights.py
     config.seed = 0
     for section, file in {

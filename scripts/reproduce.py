@@ -5,9 +5,9 @@ Examples:
   python scripts/reproduce.py --config=configs/paper.py --workdir=runs/paper     # every experiment of the paper
   python scripts/reproduce.py --config=configs/paper.py:scenes --workdir=runs/paper_scenes     # the same without other data
 
-Writes summary.json and report.html to --workdir; configs/demo.py also scores.csv, figures/, pruned/ and features/; configs/paper.py
-also compared.csv (published, ours, difference, explanation) and one folder a section. After an interruption the same command with
---resume goes on where it stopped.
+Writes summary.json and report.html to --workdir; configs/demo.py also scores.csv, figures/, pruned/ and features/, and
+configs/paper.py compared.csv (published, ours, difference, explanation) and one folder a section. After an interruption the same
+command with --resume goes on where it stopped.
 """
 
 import sys

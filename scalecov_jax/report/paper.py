@@ -36,7 +36,7 @@ STAGES = {
         quantification.sections,
     ),
     "covariance": Stage(
-        "3.5 Covariance as an operation", covariance.compare, covariance.compare, covariance.sections
+        "3.4 Covariance as an operation", covariance.compare, covariance.compare, covariance.sections
     ),
     "transfer": Stage(
         "4.4 Transfer to histopathology",
