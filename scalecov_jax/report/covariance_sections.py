@@ -102,8 +102,8 @@ def warnings(networks: Sequence[NetworkTables], facts: Mapping[str, Any]) -> lis
         shaky = [layer for layer in one.layers if worst["r2"][layer] < 0 <= worst["r2_median"][layer]]
         if shaky:
             messages.append(
-                f"{one.name}, {estimator}: at {', '.join(shaky)} a few splits fail, so that the mean R² of some class is below 0, "
-                "as where a feature that is almost silent in one half speaks up in the other; the tables give medians."
+                f"{one.name}, {estimator}: at {', '.join(shaky)} a few splits fail, so that the mean R² of some class is under "
+                "0, as where a feature almost silent in one half speaks up in the other; the tables give medians."
             )
         near = [layer for layer in one.layers if interpolates(one.widths[layer] / (facts["scenes"] // 2))]
         if one.estimator == "ols" and near:
