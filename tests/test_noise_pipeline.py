@@ -67,12 +67,9 @@ def test_files_and_rows(finished):
     workdir, _ = finished
     scores = read_table(workdir / "noise.csv", NoiseScore)
     # 5 widths; block_2 is clean from 32 pixels on, at 2 of them, which is too few.
-    gap, corrected = (
-        3 * (3 + 1) - 3,
-        2 * (3 + 1) - 2,
-    )  # layers x settings of all widths, and the range without unseen
-    gap, corrected = 3 * 4, 2 * 2 * 4  # the latter with their distances
-    assert len(scores) == (gap + corrected) * 3 * 3 * 2 * 2  # targets, splits, estimators, conditions
+    layers = 3 + 2 * 2  # GAP, and corrected GAP with its distance
+    # Settings of the trained network (one for the range) and of the random one; targets, splits, estimators.
+    assert len(scores) == layers * (4 + 3) * 3 * 3 * 2
     assert {(s.smallest, s.largest) for s in scores} == {(20, 36), (24, 32)}
     assert {s.layer for s in scores if s.pooling == "corrected_gap"} == {"stem", "block_1"}
     assert len({s[:-2] for s in scores}) == len(scores)

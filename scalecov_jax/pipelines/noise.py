@@ -83,8 +83,9 @@ def run(
                 progress=True,
             )
             named: dict[str, Any] = {"architecture": family, "weights": name}
-            result.scores.extend(score_noise(features, found, design, **named, condition=condition))
-            result.effects.extend(measure_effects(features, clean, found, **named, condition=condition))
+            some = found if condition == "trained" else found[:1]
+            result.scores.extend(score_noise(features, some, design, **named, condition=condition))
+            result.effects.extend(measure_effects(features, clean, some, **named, condition=condition))
             if condition == "trained":
                 for layer in shown_layers(clean):
                     window = main_window(found, layer)
