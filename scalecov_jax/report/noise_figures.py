@@ -112,7 +112,7 @@ def width_curves(curves: Sequence[Curve], layers: Sequence[str], blank: Sequence
     figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
     axes = figure.subplots()
     place = {layer: at for at, layer in enumerate(layers)}
-    label = "no position free of padding"
+    label = "corrected GAP undefined"
     for layer in blank:
         axes.axvspan(place[layer] - 0.5, place[layer] + 0.5, color=SHADE, linewidth=0, label=label, zorder=0)
         label = "_nolegend_"
