@@ -30,9 +30,17 @@ def test_the_dip_follows_the_width(rows):
     found = {dip.layer: dip for dip in dips(rows)}
     assert list(found) == ["narrow", "middle", "wide"]  # the widest has no dip inside the range
     for layer, dip in found.items():
-        assert dip.n_train == dip.width == WIDTHS[layer]
+        assert dip.n_train == dip.rank == dip.width == WIDTHS[layer]
         assert dip.ols < -1.5
         assert dip.ridge > -0.5
+
+
+def test_the_dip_sits_at_the_rank_where_features_depend_on_each_other(data):
+    features, measures = data
+    mixed = features["narrow"] @ np.random.default_rng(1).normal(size=(20, 60)).astype(np.float32)
+    both = {"mixed": np.concatenate([mixed, np.ones((160, 1), np.float32)], axis=1)}
+    (dip,) = dips(sweep(both, measures, SIZES, weights="net", image_class="noise", splits=8))
+    assert (dip.width, dip.rank, dip.n_train) == (61, 20, 20)
 
 
 def test_scores_equal_scikit_learn(data, rows):
@@ -69,12 +77,12 @@ def test_the_section_names_where_the_dip_lies(rows, tmp_path):
     assert sections(tmp_path) == []
     write_table(tmp_path / FILE, SizeScore, rows)
     (section,) = sections(tmp_path)
-    assert "middle (40 features) is lowest at n_train 40" in section.text
+    assert "middle (40 features, rank 40) is lowest at n_train 40" in section.text
     assert "it moves with the number of training images" in section.text
-    assert [row[:3] for row in section.tables[0].rows] == [
-        ("narrow", "20", "20"),
-        ("middle", "40", "40"),
-        ("wide", "80", "80"),
+    assert [row[:4] for row in section.tables[0].rows] == [
+        ("narrow", "20", "20", "20"),
+        ("middle", "40", "40", "40"),
+        ("wide", "80", "80", "80"),
     ]
     assert (tmp_path / "figures" / "net-noise-sample_size.svg").exists()
     elsewhere = [
@@ -82,4 +90,4 @@ def test_the_section_names_where_the_dip_lies(rows, tmp_path):
     ]
     write_table(tmp_path / FILE, SizeScore, elsewhere)
     (section,) = sections(tmp_path)
-    assert "does not follow the number of features at every layer" in section.text
+    assert "does not follow the number of independent features at every layer" in section.text

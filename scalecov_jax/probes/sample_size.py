@@ -14,12 +14,17 @@ MIN_HELD_OUT = 10  # images; R2 on fewer says nothing
 
 
 class SizeScore(NamedTuple):
-    """Held-out R2 of one layer with one size of the training part (a row of sample_size.csv)."""
+    """Held-out R2 of one layer with one size of the training part (a row of sample_size.csv).
+
+    `width` is the number of features D, `rank` how many of them are linearly independent over all images: pooling is linear, so
+    that a sum of two 1x1 convolutions of 64 channels (ResNet50's add_1) has 256 pooled features of rank 128.
+    """
 
     weights: str
     image_class: str
     layer: str
     width: int
+    rank: int
     n_train: int
     split: int
     estimator: Estimator
@@ -32,6 +37,7 @@ class Dip(NamedTuple):
     Attributes:
         layer: The layer.
         width: Its features D.
+        rank: How many of them are linearly independent.
         n_train: Size of the training part at the lowest median.
         ols: The median there.
         ridge: The median of ridge at the same size.
@@ -39,6 +45,7 @@ class Dip(NamedTuple):
 
     layer: str
     width: int
+    rank: int
     n_train: int
     ols: float
     ridge: float
@@ -73,9 +80,9 @@ def sweep(
 ) -> list[SizeScore]:
     """Probe every layer with training parts of several sizes; whatever is not trained on is held out.
 
-    Least squares fits n_train targets exactly once a layer has D >= n_train features, and its error is largest where D meets
-    n_train, on any layer and even on noise. If the dip is an artefact of the estimator, it moves with n_train; if it
-    belonged to the layer it would stay.
+    Least squares fits n_train targets exactly once a layer has n_train linearly independent features, and its error is largest
+    where their number meets n_train, on any layer and even on noise. If the dip is an artefact of the estimator, it moves with
+    n_train; if it belonged to the layer it would stay.
 
     Args:
         features: Pooled features of each layer.
@@ -96,10 +103,10 @@ def sweep(
     kept = usable_sizes(sizes, count)
     orders = [np.random.default_rng((seed, split, 2)).permutation(count) for split in range(splits)]
     targets = np.tile(measures[None, :, None], (splits, 1, 1))
+    ranks = {layer: _rank(values) for layer, values in features.items()}
     rows = []
-    for size in tqdm(
-        kept, desc=progress, unit="size", disable=progress is None
-    ):  # one call each: padded, small ones cost as much
+    # One call a size: padded to the largest, the small ones would cost as much.
+    for size in tqdm(kept, desc=progress, unit="size", disable=progress is None):
         masks = np.zeros((splits, count), bool)
         for mask, order in zip(masks, orders, strict=True):
             mask[order[:size]] = True
@@ -110,6 +117,7 @@ def sweep(
                 image_class,
                 layer,
                 values.shape[1],
+                ranks[layer],
                 size,
                 split,
                 estimator,
@@ -132,17 +140,26 @@ def medians(
 
 
 def dips(rows: Sequence[SizeScore]) -> list[Dip]:
-    """The dip of each layer whose D lies inside the range of sizes (elsewhere it cannot be seen).
+    """The dip of each layer whose rank lies inside the range of sizes (elsewhere it cannot be seen).
 
     Args:
         rows: Of one class and one set of weights.
     """
-    widths = {row.layer: row.width for row in rows}
+    layers = {row.layer: (row.width, row.rank) for row in rows}
     found = []
-    for layer, width in widths.items():
+    for layer, (width, rank) in layers.items():
         sizes, ols = medians(rows, layer, "ols")
-        if sizes[0] < width < sizes[-1]:
+        if sizes[0] < rank < sizes[-1]:
             lowest = int(np.argmin(ols))
             ridge = medians(rows, layer, "ridge")[1][lowest]
-            found.append(Dip(layer, width, int(sizes[lowest]), float(ols[lowest]), float(ridge)))
+            found.append(Dip(layer, width, rank, int(sizes[lowest]), float(ols[lowest]), float(ridge)))
     return found
+
+
+def _rank(features: Float[np.ndarray, "N D"]) -> int:
+    """Linearly independent columns, up to the rounding of float32."""
+    centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
+    scale = centred.std(0)
+    columns = centred[:, scale > 0] / scale[scale > 0]
+    values = np.linalg.svd(columns, compute_uv=False)
+    return int((values > 10 * np.finfo(np.float32).eps * np.sqrt(columns.size)).sum())

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from scalecov_jax.probes.sample_size import SizeScore, dips, medians
+from scalecov_jax.probes.sample_size import Dip, SizeScore, dips, medians
 from scalecov_jax.report import page
 from scalecov_jax.report.style import BLUE, DARK, GREEN, ORANGE, RED, WIDTH, save, styled
 from scalecov_jax.tables import read_table
@@ -17,9 +17,9 @@ _LOOKS = ((BLUE, "o"), (ORANGE, "s"), (RED, "^"), (GREEN, "D"), (DARK, "v"))
 
 @styled
 def size_curves(rows: Sequence[SizeScore], title: str = "") -> Figure:
-    """Median of exp(R2 - 1) against n_train: least squares with markers, ridge thin; a dotted line stands at each layer's D.
+    """Median of exp(R2 - 1) against n_train: least squares with markers, ridge thin; a dotted line stands at each layer's rank.
 
-    The first layer of each width is drawn, up to five widths inside the range of n_train.
+    The first layer of each rank is drawn, up to five ranks inside the range of n_train.
 
     Args:
         rows: Of one class and one set of weights.
@@ -27,15 +27,16 @@ def size_curves(rows: Sequence[SizeScore], title: str = "") -> Figure:
     """
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     axes = figure.subplots()
-    for (layer, width), (color, marker) in zip(_drawn(rows).items(), _LOOKS, strict=False):
+    for one, (color, marker) in zip(_drawn(rows).values(), _LOOKS, strict=False):
+        layer, rank = one.layer, one.rank
         sizes, ols = medians(rows, layer, "ols")
         _, ridge = medians(rows, layer, "ridge")
-        label = f"{layer} (D = {width})"
+        label = f"{layer} (D = {one.width}" + (")" if rank == one.width else f", rank {rank})")
         axes.plot(sizes, np.exp(ols - 1), color=color, marker=marker, markersize=5, label=label)
         axes.plot(sizes, np.exp(ridge - 1), color=color, linewidth=1, linestyle="--")
-        axes.axvline(width, color=color, linewidth=1, linestyle=":")
+        axes.axvline(rank, color=color, linewidth=1, linestyle=":")
     axes.axhline(np.exp(-1), color="#707070", linewidth=1)
-    for style, label in (("-", "least squares"), ("--", "ridge"), (":", "n_train = D")):
+    for style, label in (("-", "least squares"), ("--", "ridge"), (":", "n_train = rank")):
         axes.plot([], [], style, color=DARK, label=label)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("training images (n_train)")
@@ -63,7 +64,7 @@ def sections(folder: Path) -> list[page.Section]:
         (folder / "figures").mkdir(exist_ok=True)
         save(figure, folder / "figures" / f"{weights}-{image_class}-sample_size")
         text = "; ".join(
-            f"{one.layer} ({one.width} features) is lowest at n_train {one.n_train}"
+            f"{one.layer} ({one.width} features, rank {one.rank}) is lowest at n_train {one.n_train}"
             for one in found
             if one.layer in _drawn(some)
         )
@@ -71,20 +72,29 @@ def sections(folder: Path) -> list[page.Section]:
             page.embed(
                 figure,
                 f"Least squares against the number of training images, {weights}, {image_class}: {text}.",
-                f"{weights}, {image_class}. Solid: least squares. Dashed: ridge. Dotted lines: n_train = D. Grey: R² = 0.",
+                f"{weights}, {image_class}. Solid: least squares. Dashed: ridge. Dotted lines: n_train = rank. Grey: R² = 0.",
             )
         )
         sentences.append(f"{weights}, {image_class}: {text}.")
         tables.append(
             page.Table(
                 f"{weights}, {image_class}: the size of the training part at which least squares is worst (median over splits).",
-                ("layer", "D", "n_train at the dip", "n_train / D", "least squares there", "ridge there"),
+                (
+                    "layer",
+                    "D",
+                    "rank",
+                    "n_train at the dip",
+                    "n_train / rank",
+                    "least squares there",
+                    "ridge there",
+                ),
                 [
                     (
                         one.layer,
                         f"{one.width:,}",
+                        f"{one.rank:,}",
                         str(one.n_train),
-                        page.number(one.n_train / one.width),
+                        page.number(one.n_train / one.rank),
                         page.number(one.ols),
                         page.number(one.ridge),
                     )
@@ -97,31 +107,30 @@ def sections(folder: Path) -> list[page.Section]:
     text = (
         "The same features are probed with more and more training images. If the collapse of the early layers belonged to the "
         "layers, it would stay where it is; it moves with the number of training images and sits where that number meets the "
-        "number of features.\n\n" + " ".join(sentences)
+        "number of linearly independent features.\n\n" + " ".join(sentences)
         if _follows(rows)
         else "The same features are probed with more and more training images. Here the lowest score of least squares does not "
-        "follow the number of features at every layer: see the table.\n\n" + " ".join(sentences)
+        "follow the number of independent features at every layer: see the table.\n\n" + " ".join(sentences)
     )
     return [
         page.Section("The dip of least squares against the number of training images", text, images, tables)
     ]
 
 
-def _drawn(rows: Sequence[SizeScore]) -> dict[str, int]:
-    drawn: dict[str, int] = {}
+def _drawn(rows: Sequence[SizeScore]) -> dict[str, Dip]:
+    drawn: dict[int, Dip] = {}
     for one in dips(rows):
-        if one.width not in drawn.values() and len(drawn) < len(_LOOKS):
-            drawn[one.layer] = one.width
-    return drawn
+        drawn.setdefault(one.rank, one)
+    return {one.layer: one for one in [*drawn.values()][: len(_LOOKS)]}
 
 
 def _follows(rows: Sequence[SizeScore]) -> bool:
-    """Whether every dip lies at the size of the training part that is nearest to D, or next to it."""
+    """Whether every dip lies at the size of the training part that is nearest to the rank, or next to it."""
     for weights, image_class in {(row.weights, row.image_class) for row in rows}:
         some = [row for row in rows if (row.weights, row.image_class) == (weights, image_class)]
         sizes = np.unique([row.n_train for row in some])
         for one in dips(some):
-            nearest = np.abs(sizes - one.width).argmin()
+            nearest = np.abs(sizes - one.rank).argmin()
             if abs(int(np.searchsorted(sizes, one.n_train)) - int(nearest)) > 1:
                 return False
     return True
