@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := -n 2 --dist loadfile # two processes; what a file's tests share is computed once
 
 .PHONY: demo test check format clean help
 
@@ -19,13 +20,13 @@ demo: $(READY)
 	  --workdir=runs/demo_tissue --overwrite
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST)
 
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST)
 
 format: $(READY)
 	$(BIN)/ruff format .
