@@ -34,13 +34,13 @@ def get_config(data: str = "photographs") -> ConfigDict:
         config[section].weights = ""  # those above, unless named here
         del config[section].seed  # that above
     config.probe.architecture = ""
-    config.probe.n_train = "32,48,64,96,128,160,192,224,256,288,320"
+    config.probe.n_train = "48,64,96,128,192,224,256,288,320"
     sources[data](config)
     return config
 
 
 # Pixels: from the training's 224 by its stride of 32, and 225 to show what a size beside that grid costs.
-SIZES = "75,96,128,160,192,224,225,256,288,320,384,448,500"
+SIZES = "75,96,128,160,192,224,225,256,288,384,500"
 
 
 def photographs(config: ConfigDict) -> None:
@@ -50,6 +50,7 @@ def photographs(config: ConfigDict) -> None:
     config.probe.images = "../shared/data/voc_single"
     config.probe.image_class = "car,cat,train"
     config.covariance.size = 224
+    config.covariance.scenes = 150
     config.transfer.data = "../shared/data/nuclei"
     config.transfer.stride = 0.5
     config.transfer.limit = 16
