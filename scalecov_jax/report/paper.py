@@ -78,9 +78,14 @@ def write_results(
         shown = stage.headlines(folder / name)
         headlines += shown
         tables.append(page.Table(stage.heading, _COLUMNS, [row[1:] for row in shown]))
-        parts += stage.sections(folder / name)
+        number = stage.heading.split()[0]
+        parts += [
+            one if one.heading.startswith(number) else one._replace(heading=f"{number} {one.heading}")
+            for one in stage.sections(folder / name)
+        ]
         summary = json.loads((folder / name / "summary.json").read_text())
-        answers.append(summary.get("answer", ""))
+        if answer := summary.get("answer"):
+            answers.append(f"{stage.heading}. {answer}")
         warnings += [f"{stage.heading}: {warning}" for warning in summary.get("warnings", ())]
     write_table(folder / "compared.csv", Compared, rows)
     overview = page.Section(
@@ -91,7 +96,7 @@ def write_results(
     )
     report = page.Report(
         title,
-        "\n\n".join(answer for answer in answers if answer),
+        "\n\n".join(answers),
         results=(),
         warnings=warnings,
         sections=[overview, *parts],

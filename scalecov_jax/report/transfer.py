@@ -83,7 +83,9 @@ def write_results(
         write_table(workdir / "sweep.csv", SweepScore, sweep)
     noticed = warnings(results, patches, fixed_split=bool(settings.get("fixed_split", False)))
     magnifications, counts = np.unique(patches.magnification, return_counts=True)
+    answers = "\n\n".join(answer_sentences(one, name) for name, one in named(results).items())
     summary = {
+        "answer": answers,
         "networks": {one.weights: summarise(one) for one in results},
         "patches": {
             "count": len(patches),
@@ -94,7 +96,6 @@ def write_results(
         "warnings": noticed,
         "provenance": dict(provenance),
     }
-    (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     folder = workdir / "figures"
     folder.mkdir(exist_ok=True)
     networks = named(results)
@@ -109,7 +110,7 @@ def write_results(
     ]
     report = page.Report(
         title,
-        "\n\n".join(answer_sentences(one, name) for name, one in networks.items()),
+        answers,
         results=(),
         warnings=noticed,
         sections=[part for part in parts if part],
@@ -117,6 +118,7 @@ def write_results(
         reading=_READING,
     )
     page.write_report(workdir / "report.html", report)
+    (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")  # last: the run is finished
 
 
 def summarise(result: NetworkResult) -> dict[str, Any]:
