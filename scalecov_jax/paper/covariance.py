@@ -140,7 +140,7 @@ def random_share(moved: Float[np.ndarray, "K R D"], seed: int, draws: int = 64) 
     directions = np.random.default_rng(seed).normal(size=(moved.shape[-1], draws))
     directions /= np.linalg.norm(directions, axis=0, keepdims=True)
     total = _positive(np.square(moved).sum(), "Nothing moves.")
-    return float(np.square(moved @ directions).sum() / draws / total)
+    return float(np.square(moved.reshape(-1, moved.shape[-1]) @ directions).sum() / draws / total)
 
 
 def foretold(

@@ -69,29 +69,28 @@ def measure(
     # Halves of one shuffled sample disagree systematically: what correlates by chance in one does the opposite in the other.
     compared: list[Condition] = [condition for condition in targets if condition != "shuffled_measure"]
     for layer, seen in tqdm(layers.items(), f"{weights} probes", unit="layer", disable=not progress):
-        try:
-            if not np.isfinite(seen.scenes).all():
-                raise ValueError("Features of the scenes hold NaN or infinity.")
-            # On systems this small BLAS threads wait for each other, on a busy machine a hundred times as long as they compute.
-            with threadpool_limits(1, user_api="blas"):
+        # On systems this small BLAS threads wait for each other, on a busy machine a hundred times as long as they compute.
+        with threadpool_limits(1, user_api="blas"):
+            try:
+                if not np.isfinite(seen.scenes).all():
+                    raise ValueError("Features of the scenes hold NaN or infinity.")
                 probes[layer] = fit(seen.scenes, targets, parts, alphas)
-            scales[layer] = _scale(seen.scenes)
-            for condition, estimator in itertools.product(targets, estimators):
-                key, found = (
-                    (architecture, weights, condition, estimator),
-                    probes[layer][condition, estimator],
-                )
-                held_out = targets[condition][:, parts[:, 1]]
-                tables.change.extend(_changes(key, layer, classes, seen, found, scales[layer], sizes, seed))
-                tables.linearity.extend(_linearities(key, layer, classes, seen, found, sizes, held_out))
-                if condition in compared:
-                    tables.transfer.extend(_transfers(key, layer, classes, found, held_out[..., 0]))
-                    tables.angles.extend(_angles(key, layer, classes, found, scales[layer]))
-                tables.readings.extend(_readings(key, layer, classes, seen, found, sizes))
-        except ValueError as error:
-            raise ValueError(
-                f"{weights}, {layer}: {error} Leave the layer out (config.layers) or use more scenes."
-            ) from error
+                scales[layer] = _scale(seen.scenes)
+                moves = _moves(seen, scales[layer], seed)
+                for condition, estimator in itertools.product(targets, estimators):
+                    found = probes[layer][condition, estimator]
+                    key = (architecture, weights, condition, estimator)
+                    held_out = targets[condition][:, parts[:, 1]]
+                    tables.change.extend(_changes(key, layer, classes, moves, found, sizes, seed))
+                    tables.linearity.extend(_linearities(key, layer, classes, seen, found, sizes, held_out))
+                    if condition in compared:
+                        tables.transfer.extend(_transfers(key, layer, classes, found, held_out[..., 0]))
+                        tables.angles.extend(_angles(key, layer, classes, found, scales[layer]))
+                    tables.readings.extend(_readings(key, layer, classes, seen, found, sizes))
+            except ValueError as error:
+                raise ValueError(
+                    f"{weights}, {layer}: {error} Leave the layer out (config.layers) or use more scenes."
+                ) from error
     for condition, estimator in itertools.product(compared, estimators):
         key, held_out = (architecture, weights, condition, estimator), targets[condition][:, parts[:, 1], 0]
         for first, second in itertools.combinations(layers, 2):
@@ -112,22 +111,38 @@ def _scale(scenes: Float[np.ndarray, "C N D"]) -> Float[np.ndarray, " D"]:
         return np.asarray(_standardisation(jnp.asarray(flat), jnp.ones(len(flat))).scale)
 
 
+class _Move(NamedTuple):
+    """How features of one class move (by its number) in one metric, whatever the probe; `by` divides raw features."""
+
+    number: int
+    metric: str
+    by: Float[np.ndarray, " D"]
+    scenes: Float[np.ndarray, "N D"]
+    moved: Float[np.ndarray, "K R D"]
+    best: float
+    random: float
+
+
+def _moves(seen: Seen, scale: Float[np.ndarray, " D"], seed: int) -> list[_Move]:
+    found: list[_Move] = []
+    for index, metric in itertools.product(range(len(seen.scenes)), METRICS):
+        by = scale if metric == "standardised" else np.ones_like(scale)
+        moved = covariance.changes(seen.growing[index] / by)
+        best, random = covariance.best_share(moved), covariance.random_share(moved, seed)
+        found.append(_Move(index, metric, by, seen.scenes[index] / by, moved, best, random))
+    return found
+
+
 def _changes(
     key: _Key,
     layer: str,
     classes: Sequence[str],
-    seen: Seen,
+    moves: Sequence[_Move],
     probes: Probes,
-    scale: Float[np.ndarray, " D"],
     sizes: Float[np.ndarray, "C K R"],
     seed: int,
 ) -> Iterator[Change]:
-    width = len(scale)
-    for (index, image_class), metric in itertools.product(enumerate(classes), METRICS):
-        by = scale if metric == "standardised" else np.ones(width)
-        moved = covariance.changes(seen.growing[index] / by)
-        scenes = seen.scenes[index] / by
-        best, random = covariance.best_share(moved), covariance.random_share(moved, seed)
+    for index, metric, by, scenes, moved, best, random in moves:
         for column, (name, transform) in enumerate(MEASURES.items()):
             rcv = probes.whole[index, :, column] * by  # reads the same from phi / by
             pattern = covariance.pattern_translation(scenes, rcv)
@@ -139,19 +154,18 @@ def _changes(
                 covariance.best_translation(moved, measured),
                 covariance.own_translations(moved, measured),
             )
-            along = covariance.share_along(moved, rcv, seed)
             yield Change(
                 *key,
-                image_class,
+                classes[index],
                 layer,
-                width,
+                len(by),
                 name,
                 metric,
-                *along,
+                *covariance.share_along(moved, rcv, seed),
                 covariance.share_along(moved, pattern, seed, draws=1).value,
                 best,
                 random,
-                1 / width,
+                1 / len(by),
                 *(covariance.foretold(moved, measured, one) for one in translations),
             )
 
