@@ -39,4 +39,7 @@ def _parse(arguments: list[str]) -> list[str]:
         message = " ".join(str(getattr(error.args[0], "args", error.args)[0]).split())
         sys.exit(f"error: No such field in the file given by --config: {message}")
     except (flags.Error, OSError) as error:
+        refused = str(error).rpartition("\nValueError: ")[2]  # by the file given by --config
+        if "Error whilst parsing config file" in str(error) and refused != str(error):
+            sys.exit(f"error: {refused.strip()}")
         sys.exit(f"error: {' '.join(str(error).split())} (--help lists the flags)")

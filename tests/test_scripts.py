@@ -142,7 +142,9 @@ def test_prune_by_layer_and_by_scores(files, probed):
     assert_one_line(wrong, r"cannot be resumed \(splits: 3, now 4\)")
 
 
-@pytest.mark.parametrize("name", ["probe", "prune", "reproduce", "pretrain", "port_weights"])
+@pytest.mark.parametrize(
+    "name", ["probe", "prune", "reproduce", "pretrain", "port_weights", "resize", "noise", "covariance"]
+)
 def test_help_teaches(name):
     process = script(name, "--help")
     assert process.stderr == ""
@@ -156,7 +158,7 @@ def test_help_teaches(name):
 
 
 def test_examples_of_the_help_use_flags_that_exist():
-    for name in ("probe", "prune", "reproduce", "pretrain"):
+    for name in ("probe", "prune", "reproduce", "pretrain", "resize", "noise", "covariance"):
         text = (ROOT / "scripts" / f"{name}.py").read_text()
         used = set(re.findall(r"--(\w+)[= ]", text.split('"""')[1])) - {"config"}
         defined = set(
@@ -173,6 +175,11 @@ MISTAKES = {
     ),
     "config value": ("probe", [BOXES, "--config.splits=many"], "--config.splits=many"),
     "config file": ("reproduce", ["--config=configs/demos.py"], r"configs/demos\.py"),
+    "data of the paper": (
+        "reproduce",
+        ["--config=configs/paper.py:photos", "--workdir=runs/photos"],
+        r"^error: configs/paper\.py:photos is not known; expected one of photographs, imagenet, scenes\.$",
+    ),
     "no config": ("pretrain", [], "--config must have a value"),
     "flag": ("probe", [BOXES, "--wrokdir=x"], "wrokdir.*Did you mean: workdir"),
     "pretrained architecture": (
