@@ -50,7 +50,6 @@ def photographs(config: ConfigDict) -> None:
     config.probe.images = "../shared/data/voc_single"
     config.probe.image_class = "car,cat,train"
     config.covariance.size = 224
-    config.covariance.scenes = 150
     config.transfer.data = "../shared/data/nuclei"
     config.transfer.stride = 0.5
     config.transfer.limit = 16
