@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from scalecov_jax.models.architecture import get_architecture
 from scalecov_jax.paper import published
 from scalecov_jax.paper.quantification import (
     compare_classes,
     compare_runs,
     mean_over_classes,
     mean_over_runs,
+    published_widths,
 )
 from scalecov_jax.report.quantification import compare, headlines, sections
 from scalecov_jax.scores import CONDITIONS, ESTIMATORS, Score, write_scores
@@ -39,11 +39,14 @@ def make_scores(architecture, layers, runs=12, seed=0):
     return rows
 
 
-def test_published_widths_are_those_of_the_networks():
-    for architecture, widths in published.WIDTHS.items():
-        known = get_architecture(architecture).layers
-        assert set(widths) == set(published.CURVES[architecture]) <= set(known)
-    assert set(published.TABLE_A1) == set(published.WIDTHS["inception_v3"])
+def test_published_widths_follow_from_the_networks():
+    """The numbers of METHODS 1.4, which come from the paper's text."""
+    widths = published_widths("inception_v3")
+    assert [widths[layer] for layer in ("mixed0", "mixed1", "mixed3", "mixed8", "mixed10", "softmax")] == [
+        256, 288, 768, 1280, 2048, 1000,
+    ]  # fmt: skip
+    assert published_widths("resnet50")["add_15"] == 2048
+    assert set(published.TABLE_A1) == set(widths)
 
 
 def test_the_published_curve_peaks_where_the_paper_says():
@@ -73,7 +76,7 @@ def test_far_negative_runs_stay_finite():
 
 def test_explanations_follow_the_numbers():
     layers = ("mixed0", "mixed3", "mixed8", "softmax")
-    widths = {layer: published.WIDTHS["inception_v3"][layer] for layer in layers}
+    widths = {layer: published_widths("inception_v3")[layer] for layer in layers}
     scores = make_scores("inception_v3", layers)
     moved = [s._replace(r2=s.r2 - 0.5) if s.layer == "mixed8" else s for s in scores]
     rows = {(r.layer, r.condition): r for r in compare_classes("inception_v3", moved, widths, N_TRAIN)}
@@ -95,7 +98,7 @@ def test_explanations_follow_the_numbers():
 def folder(tmp_path):
     networks, scores = {}, []
     for architecture in published.CURVES:
-        widths = published.WIDTHS[architecture]
+        widths = published_widths(architecture)
         networks[architecture] = {
             "architecture": architecture,
             "images": CLASSES,

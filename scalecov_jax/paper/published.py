@@ -112,22 +112,3 @@ TABLE_2: dict[str, dict[str, Cut]] = {
     },
 }
 """Table 2: whole, pruned and from scratch, all weights fine-tuned, on patches of the Janowczyk set."""
-
-WIDTHS: dict[str, dict[str, int]] = {
-    "inception_v3": {
-        "mixed0": 256,
-        **dict.fromkeys(("mixed1", "mixed2"), 288),
-        **dict.fromkeys(("mixed3", "mixed4", "mixed5", "mixed6", "mixed7"), 768),
-        "mixed8": 1280,
-        **dict.fromkeys(("mixed9", "mixed10"), 2048),
-        **dict.fromkeys(("pre_softmax", "softmax"), 1000),
-    },
-    "resnet50": {
-        **{f"add_{i}": 256 for i in range(1, 4)},
-        **{f"add_{i}": 512 for i in range(4, 8)},
-        **{f"add_{i}": 1024 for i in range(8, 14)},
-        **{f"add_{i}": 2048 for i in range(14, 17)},
-        **dict.fromkeys(("pre_softmax", "softmax"), 1000),
-    },
-}
-"""Features D of each layer of the published networks."""

@@ -1,10 +1,16 @@
 """Section 4.3 and its appendix: the published R2 of every layer beside ours."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from scalecov_jax.features import pooled_features
+from scalecov_jax.models.architecture import get_architecture
+from scalecov_jax.models.pruning import abstract_variables
 from scalecov_jax.paper import published
 from scalecov_jax.scores import CONDITIONS, Condition, Estimator, Score
 from scalecov_jax.selection import interpolates
@@ -21,6 +27,7 @@ class LayerComparison(NamedTuple):
         ours: Our R2 by least squares, summarised as the published one; None where the network lacks the layer.
         ours_sd: Over our runs; None where the published one is.
         ridge: Our R2 by ridge, summarised in the same way.
+        interpolates: Whether D is near n_train, in the published run or in ours: least squares tells nothing of the layer there.
         explanation: Why they differ or agree.
     """
 
@@ -31,7 +38,26 @@ class LayerComparison(NamedTuple):
     ours: float | None
     ours_sd: float | None
     ridge: float | None
+    interpolates: bool
     explanation: str
+
+
+@lru_cache(maxsize=2)
+def published_widths(architecture: str) -> dict[str, int]:
+    """Features D of each layer of the published network, from the shapes of its module.
+
+    Args:
+        architecture: inception_v3 or resnet50.
+    """
+    family = get_architecture(architecture)
+    module = family.module()
+    images = jax.ShapeDtypeStruct((1, family.input_size, family.input_size, 3), jnp.uint8)
+    layers = tuple(published.CURVES[architecture])
+    pooled = partial(pooled_features, module, layers=layers, preprocessing="raw")
+    shapes = jax.eval_shape(
+        lambda variables, x: pooled(variables, x), abstract_variables(module, family), images
+    )
+    return {layer: shapes[layer].shape[-1] for layer in layers}
 
 
 def mean_over_runs(
@@ -151,9 +177,9 @@ def _row(
     value, sd = printed
     if layer not in ols:
         nothing = f"not measured here: the last layer probed is {list(widths)[-1]}"
-        return LayerComparison(layer, condition, value, sd, None, None, None, nothing)
+        return LayerComparison(layer, condition, value, sd, None, None, None, False, nothing)
     ours, ours_sd = ols[layer]
-    width, there = widths[layer], published.WIDTHS[architecture][layer]
+    width, there = widths[layer], published_widths(architecture)[layer]
     near = [
         f"{where} D / n_train = {one} / {n}"
         for where, one, n in (("published", there, published_n), ("here", width, n_train))
@@ -184,6 +210,7 @@ def _row(
         ours,
         None if sd is None else ours_sd,
         ridge[layer][0],
+        bool(near),
         f"{agrees}; {why}" if why else agrees,
     )
 

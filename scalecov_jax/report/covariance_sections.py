@@ -9,7 +9,7 @@ import numpy as np
 from scalecov_jax.paper.covariance_rows import Tables, select
 from scalecov_jax.report import covariance_figures as figures
 from scalecov_jax.report import page
-from scalecov_jax.report.transfer_result import PLAIN_NAMES
+from scalecov_jax.report.style import PLAIN_NAMES
 from scalecov_jax.selection import interpolates
 
 ESTIMATOR_NAMES = {"ridge": "ridge", "ols": "least squares"}

@@ -21,7 +21,7 @@ from scalecov_jax.paper.noise_probes import (
     Target,
 )
 from scalecov_jax.report import page
-from scalecov_jax.report.transfer_result import PLAIN_NAMES
+from scalecov_jax.report.style import PLAIN_NAMES
 from scalecov_jax.scores import ESTIMATORS, Estimator
 from scalecov_jax.tables import read_table
 

@@ -17,7 +17,7 @@ from scalecov_jax.paper.quantification import (
     mean_over_classes,
 )
 from scalecov_jax.report import figures, page, sample_size
-from scalecov_jax.report.style import BLUE, DARK, GREEN, ORANGE, RED, WIDTH, save, styled
+from scalecov_jax.report.style import BLUE, DARK, GREEN, ORANGE, PLAIN_NAMES, RED, WIDTH, save, styled
 from scalecov_jax.scores import CONDITIONS, ESTIMATORS, Condition, Score, read_scores
 
 _CONDITIONS: dict[Condition, str] = {
@@ -25,7 +25,6 @@ _CONDITIONS: dict[Condition, str] = {
     "random_weights": "random weights",
     "shuffled_measure": "shuffled measure",
 }
-_NAMES = {"inception_v3": "InceptionV3", "resnet50": "ResNet50"}
 _CLASS_LOOKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "D"), (RED, "^"), (DARK, "v"))
 
 
@@ -99,7 +98,7 @@ def headlines(folder: Path) -> list[Compared]:
     """Where scale is best readable and how well, from a finished run of probe.py in `folder`."""
     rows = []
     for _, network, scores in _networks(folder):
-        plain, architecture = _NAMES[network["architecture"]], network["architecture"]
+        plain, architecture = PLAIN_NAMES[network["architecture"]], network["architecture"]
         layer, r2 = published.PEAK[architecture]
         ols = mean_over_classes(scores, "trained", "ols")
         ridge = mean_over_classes(scores, "trained", "ridge")
@@ -134,7 +133,7 @@ def compare(folder: Path) -> list[Compared]:
     """All rows of section 4.3 from a finished run of probe.py in `folder`: the headlines and every layer."""
     rows = headlines(folder)
     for _, network, scores in _networks(folder):
-        plain = _NAMES[network["architecture"]]
+        plain = PLAIN_NAMES[network["architecture"]]
         for source, some in _comparisons(network, scores).items():
             rows += [
                 Compared(
@@ -155,7 +154,7 @@ def sections(folder: Path) -> list[page.Section]:
     found = []
     (folder / "figures").mkdir(exist_ok=True)
     for name, network, scores in _networks(folder):
-        architecture, plain = network["architecture"], _NAMES[network["architecture"]]
+        architecture, plain = network["architecture"], PLAIN_NAMES[network["architecture"]]
         layers, compared = list(network["widths"]), _comparisons(network, scores)
         reference = _reference(network)
         curves = published_curves(architecture, compared["Figure A2"])
@@ -214,7 +213,7 @@ def _networks(folder: Path) -> list[tuple[str, Mapping[str, Any], list[Score]]]:
     return [
         (name, network, [s for s in scores if s.weights == name])
         for name, network in networks.items()
-        if network["architecture"] in _NAMES
+        if network["architecture"] in PLAIN_NAMES
     ]
 
 
@@ -256,7 +255,7 @@ def _agreement(rows: Sequence[LayerComparison]) -> str:
         (row.ours, row.published)
         for row in rows
         if row.condition == "trained" and row.ours is not None and row.published is not None
-        if "D = n_train" not in row.explanation
+        if not row.interpolates
     ]
     if len(away) < 2:
         return ""

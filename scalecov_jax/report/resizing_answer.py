@@ -19,6 +19,7 @@ from scalecov_jax.paper.resizing_curves import (
     kind_of,
 )
 from scalecov_jax.report.page import number
+from scalecov_jax.report.style import PLAIN_NAMES
 
 # Graziani et al. 2021, section 4.1 and Figure 6: the mean probability of the true class is flat between these sizes, top-5 from
 # above the other. The networks of the paper were trained at 224 (ResNet50) and 299 px (InceptionV3).
@@ -28,7 +29,6 @@ INPUTS = (224, 299)
 
 SECTION = "4.1"
 FEW = 30  # images, under which an interval is too wide to tell much
-NAMES = {"inception_v3": "InceptionV3", "resnet50": "ResNet50"}
 
 
 class Evidence(NamedTuple):
@@ -81,7 +81,7 @@ class Evidence(NamedTuple):
 
     def title(self, weights: str) -> str:
         """Architecture, and the weights where several share it."""
-        name = NAMES.get(self.networks[weights][0], self.networks[weights][0])
+        name = PLAIN_NAMES.get(self.networks[weights][0], self.networks[weights][0])
         same = sum(architecture == self.networks[weights][0] for architecture, _ in self.networks.values())
         return f"{name} ({weights})" if same > 1 else name
 

@@ -15,6 +15,7 @@ from scalecov_jax.images.example import Skipped, count_reasons
 from scalecov_jax.models.pruning import Pruning, cumulative_parameters
 from scalecov_jax.probes.sample_size import SizeScore
 from scalecov_jax.report import figures, page, sample_size, sketches, style
+from scalecov_jax.report.style import PLAIN_NAMES
 from scalecov_jax.scores import write_scores
 from scalecov_jax.selection import Selected, interpolates, select_layers
 from scalecov_jax.tables import write_table
@@ -24,10 +25,6 @@ _POOLED: dict[Pooling, str] = {
     "max": "the largest pixel of a map (max)",
     "corrected_gap": "the mean over the pixels of a map that no padding reaches (corrected_gap)",
 }
-
-
-def _plain(architecture: str) -> str:
-    return {"inception_v3": "InceptionV3", "resnet50": "ResNet50"}.get(architecture, architecture)
 
 
 def summarise(result: ProbeResult, pruning: Pruning, skipped: Sequence[Skipped]) -> dict[str, Any]:
@@ -52,7 +49,7 @@ def summarise(result: ProbeResult, pruning: Pruning, skipped: Sequence[Skipped])
 
 def warnings(result: ProbeResult) -> list[str]:
     """Sentences on layers left out, where least squares interpolates, and where ridge met values it had never seen."""
-    messages, name = [], _plain(result.architecture)
+    messages, name = [], PLAIN_NAMES.get(result.architecture, result.architecture)
     if result.undefined:
         messages.append(
             f"{name}: {result.pooling} is undefined at {describe_undefined(result.undefined)}. These layers are left out, and "
@@ -109,7 +106,7 @@ def write_results(
         total = sum(result.images.values())
         images = f"{total} images of {', '.join(result.images)}"
         answers.append(
-            f"{_plain(result.architecture)}: "
+            f"{PLAIN_NAMES.get(result.architecture, result.architecture)}: "
             + page.answer_sentence(
                 "object scale", ridge, len({s.split for s in result.scores}), images, pruning
             )
@@ -179,7 +176,8 @@ def _architecture_parts(
             )
         parts.append(
             page.ArchitectureResult(
-                _plain(result.architecture) + (f", {image_class}" if image_class else ""),
+                PLAIN_NAMES.get(result.architecture, result.architecture)
+                + (f", {image_class}" if image_class else ""),
                 f"{count} images of {shown}; {n_train} to train"
                 + (" for each class" if image_class is None and len(result.images) > 1 else "")
                 + f"; features: {_POOLED[result.pooling]}; weights: {network.card.origin}",

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from scalecov_jax.report import page
+from scalecov_jax.report.style import PLAIN_NAMES
 from scalecov_jax.report.transfer_figures import MODEL_NAMES
 from scalecov_jax.transfer.results import Comparison, Evaluated, SweepScore, macro
 
-PLAIN_NAMES = {"inception_v3": "InceptionV3", "resnet50": "ResNet50"}
 TRAINED = {
     "all": "Fine-tuned",
     "head": "With a linear head trained by gradient descent on frozen features",

@@ -1,14 +1,15 @@
 """Table 2 of the paper beside ours: errors of the three models, tests of pruned against the others, and their sizes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
+from scalecov_jax.paper.published import TABLE_2
 from scalecov_jax.report import page
+from scalecov_jax.report.style import PLAIN_NAMES
 from scalecov_jax.report.transfer_answer import shown
 from scalecov_jax.report.transfer_figures import MODEL_NAMES
 from scalecov_jax.report.transfer_result import (
-    PLAIN_NAMES,
     NetworkResult,
     by_model,
     mean_and_sd,
@@ -20,19 +21,6 @@ from scalecov_jax.report.transfer_result import (
 from scalecov_jax.transfer.results import Comparison
 
 METRIC_NAMES = {"mae": "MAE, px", "kappa": "κ", "kappa_quadratic": "quadratic κ"}
-# Graziani et al. 2021, Table 2, with the kappas of its workshop version: model, cut, MAE in px, kappa.
-PUBLISHED: Mapping[str, Sequence[tuple[str, str, str, str]]] = {
-    "inception_v3": (
-        ("whole", "mixed10", "81.85 ± 11.08", "0.435 ± 0.02"),
-        ("pruned", "mixed8", "54.93 ± 4.32", "0.571 ± 0.05"),
-        ("scratch", "mixed10", "82.30 ± 17.92", "–"),
-    ),
-    "resnet50": (
-        ("whole", "add_16", "70.08 ± 12.49", "0.610 ± 0.03"),
-        ("pruned", "add_15", "54.76 ± 3.10", "0.623 ± 0.04"),
-        ("scratch", "add_16", "95.66 ± 21.39", "–"),
-    ),
-}
 
 
 def table_section(networks: Mapping[str, NetworkResult]) -> page.Section:
@@ -67,7 +55,7 @@ def interval(c: Comparison) -> str:
 
 def _text(networks: Mapping[str, NetworkResult]) -> str:
     present = {one.architecture for one in networks.values()}
-    published = [architecture for architecture in PUBLISHED if architecture in present]
+    published = [architecture for architecture in TABLE_2 if architecture in present]
     text = (
         "The published table beside ours. The data sets differ, and with them the size of nuclei: the pixels of the "
         "published rows and of ours cannot be compared, the order of the models can."
@@ -96,11 +84,13 @@ def _text(networks: Mapping[str, NetworkResult]) -> str:
 
 
 def _scores(networks: Mapping[str, NetworkResult]) -> page.Table:
-    rows, strong, published = [], [], dict(PUBLISHED)
+    rows, strong, published = [], [], dict(TABLE_2)
     for name, one in networks.items():
-        for model, layer, mae, kappa in published.pop(one.architecture, ()):
+        for model, cut in published.pop(one.architecture, {}).items():
             network = f"{PLAIN_NAMES[one.architecture]}, published"
-            rows.append((network, MODEL_NAMES[model], layer, "all", mae, "–", kappa, "–"))
+            mae = f"{cut.mae[0]:.2f} ± {cut.mae[1]:.2f}"
+            kappa = f"{cut.kappa[0]:.3f} ± {cut.kappa[1]:.2f}" if cut.kappa else "–"
+            rows.append((network, MODEL_NAMES[model], cut.layer, "all", mae, "–", kappa, "–"))
         for trainable in trainables(one):
             errors = [spread(values(seeds, "mae")).mean for seeds in by_model(one, trainable).values()]
             strong.append(len(rows) + int(np.argmin(np.array(errors, float))))
