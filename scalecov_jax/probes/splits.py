@@ -1,13 +1,58 @@
-"""Splits of images into a training and a held-out part, as masks."""
+"""Splits of images into a training and a held-out part, as masks; True marks the training part."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+from scipy.stats import rankdata
+
+Kind = Literal["random", "stratified", "grouped", "k_fold", "grouped_k_fold", "leave_one_group_out"]
+
+
+def make_splits(
+    kind: Kind | str,
+    count: int,
+    splits: int,
+    seed: int,
+    *,
+    groups: Sequence[str] | np.ndarray | None = None,
+    values: Sequence[float] | np.ndarray | None = None,
+) -> Bool[np.ndarray, "S N"]:
+    """Splits of a kind that a config names; True marks the training part.
+
+    Args:
+        kind: random, stratified, grouped, k_fold, grouped_k_fold or leave_one_group_out.
+        count: Number of images N.
+        splits: Number of splits S, or of folds; leave_one_group_out makes as many as there are groups, whatever this says.
+        seed: Of everything random.
+        groups: Patient, slide or source image of each image; for the last two kinds and grouped.
+        values: The concept measure of each image; for stratified.
+
+    Raises:
+        ValueError: No such kind (the nearest is named), groups or values missing or not one an image, or what the kind's own
+            function refuses.
+    """
+    kinds = get_args(Kind)
+    if kind not in kinds:
+        near = get_close_matches(kind, kinds, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"No splits are called {kind!r}; {hint}There are {', '.join(kinds)}.")
+    if kind == "random":
+        return random_splits(count, splits, seed)
+    if kind == "k_fold":
+        return k_folds(count, splits, seed)
+    if kind == "stratified":
+        return stratified_splits(_one_an_image(kind, "values", values, count), splits, seed)
+    groups = _one_an_image(kind, "groups", groups, count)
+    if kind == "grouped":
+        return grouped_splits(groups, splits, seed)
+    return grouped_k_folds(groups, splits, seed) if kind == "grouped_k_fold" else leave_one_group_out(groups)
 
 
 def random_splits(count: int, splits: int, seed: int, held_out: float = 0.3) -> Bool[np.ndarray, "S N"]:
-    """Independent random splits; True marks the training part.
+    """Independent random splits.
 
     Args:
         count: Number of images N.
@@ -18,12 +63,7 @@ def random_splits(count: int, splits: int, seed: int, held_out: float = 0.3) -> 
     Raises:
         ValueError: Fewer than two images would lie on one side.
     """
-    held = int(np.ceil(held_out * count))
-    if held < 2 or count - held < 2:
-        raise ValueError(
-            f"Splitting {count} images with a share of {held_out} held out leaves {count - held} to train and {held} to "
-            "test; both need at least 2."
-        )
+    held = _held_out(count, held_out)
     masks = np.ones((splits, count), bool)
     for split, mask in enumerate(masks):
         mask[np.random.default_rng((seed, split)).permutation(count)[:held]] = False
@@ -35,6 +75,51 @@ def shuffled(values: Float[np.ndarray, " N"], splits: int, seed: int) -> Float[n
     return np.stack([np.random.default_rng((seed, split, 1)).permutation(values) for split in range(splits)])
 
 
+def stratified_splits(
+    values: Sequence[float] | Sequence[str] | np.ndarray,
+    splits: int,
+    seed: int,
+    held_out: float = 0.3,
+    bins: int = 5,
+) -> Bool[np.ndarray, "S N"]:
+    """Independent random splits with the same distribution of a measure on both sides.
+
+    Each bin gives its share to the held-out part, to within one image. As many images are held out as in `random_splits`.
+
+    Args:
+        values: The measure or class of each image. At most `bins` distinct values, and names, are classes with a bin each;
+            more are parted by rank into bins of equal size, equal values never.
+        splits: Number of splits S.
+        seed: Split s depends on (seed, s) alone.
+        held_out: Share of the images that is held out.
+        bins: Number of bins.
+
+    Raises:
+        ValueError: Fewer than two images would lie on one side, values that are not finite, or no bin.
+    """
+    values = np.asarray(values)
+    numeric = np.issubdtype(values.dtype, np.number)
+    if bins < 1 or (numeric and not np.isfinite(values).all()):
+        raise ValueError(
+            f"Stratifying needs finite values and at least one bin, got bins={bins} and {values.tolist()}."
+        )
+    held = _held_out(len(values), held_out)
+    if numeric and len(np.unique(values)) > bins:
+        values = np.floor((rankdata(values) - 0.5) * bins / len(values))
+    _, member, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    wanted = held_out * sizes
+    masks = np.ones((splits, len(member)), bool)
+    for split, mask in enumerate(masks):
+        rng = np.random.default_rng((seed, split))
+        # Largest remainders take what rounding down leaves, equal ones by lot.
+        quota = np.floor(wanted).astype(int)
+        order = np.lexsort((rng.random(len(sizes)), np.round(quota - wanted, 9)))
+        quota[order[: held - quota.sum()]] += 1
+        for one, take in enumerate(quota):
+            mask[rng.permutation(np.flatnonzero(member == one))[:take]] = False
+    return masks
+
+
 def grouped_splits(
     groups: Sequence[str] | np.ndarray,
     splits: int,
@@ -43,7 +128,7 @@ def grouped_splits(
     *,
     classes: Sequence[float] | np.ndarray | None = None,
 ) -> Bool[np.ndarray, "S N"]:
-    """Independent random splits that keep every group on one side, and have every class on both; True marks the training part.
+    """Independent random splits that keep every group on one side, and have every class on both.
 
     Groups are dealt at random until the held-out part has `held_out` of the groups (rounded, at least one); a deal that leaves a
     class out of one part is drawn again.
@@ -59,13 +144,8 @@ def grouped_splits(
         ValueError: Fewer than two groups, a class that occurs in one group only, or no split found that has every class on both
             sides; names the classes.
     """
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    names, member = _groups(groups)
     kinds, kind = np.unique([0] * len(member) if classes is None else classes, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError(
-            f"All {len(member)} images belong to {', '.join(map(str, names)) or 'no group'}; a split by source image or patient "
-            "needs at least two."
-        )
     present = np.zeros((len(kinds), len(names)), bool)
     present[kind, member] = True
     if classes is not None and (lonely := [f"{kinds[k]:g}" for k in np.flatnonzero(present.sum(1) < 2)]):
@@ -89,3 +169,88 @@ def grouped_splits(
             )
         mask[out[member]] = False
     return masks
+
+
+def k_folds(count: int, folds: int, seed: int) -> Bool[np.ndarray, "S N"]:
+    """Every image is held out in exactly one fold; folds are random, and differ by at most one image in size.
+
+    Raises:
+        ValueError: Fewer than two folds, or a fold would hold out fewer than two images, whose R2 is undefined.
+    """
+    if not 2 <= folds <= count // 2:
+        raise ValueError(
+            f"{count} images cannot be dealt to {folds} folds; expected 2 to {count // 2} folds, so that each holds out at "
+            "least 2 images."
+        )
+    fold = np.empty(count, int)
+    fold[np.random.default_rng((seed, 0)).permutation(count)] = np.arange(count) % folds
+    return _held_out_once(fold, folds)
+
+
+def grouped_k_folds(groups: Sequence[str] | np.ndarray, folds: int, seed: int) -> Bool[np.ndarray, "S N"]:
+    """Every group is held out in exactly one fold, as a whole.
+
+    Groups are dealt from the largest to the smallest, each to the fold that has the fewest images so far; groups of the same
+    size in random order. The sizes of two folds differ by at most that of the largest group.
+
+    Raises:
+        ValueError: Fewer than two folds, or fewer groups than folds.
+    """
+    names, member = _groups(groups)
+    if not 2 <= folds <= len(names):
+        raise ValueError(
+            f"{len(names)} groups cannot be dealt to {folds} folds; expected 2 to {len(names)} folds, since groups stay whole."
+        )
+    sizes = np.bincount(member)
+    fold, filled = np.empty(len(names), int), np.zeros(folds, int)
+    for group in np.lexsort((np.random.default_rng((seed, 0)).random(len(names)), -sizes)):
+        fold[group] = np.argmin(filled)
+        filled[fold[group]] += sizes[group]
+    return _held_out_once(fold[member], folds)
+
+
+def leave_one_group_out(groups: Sequence[str] | np.ndarray) -> Bool[np.ndarray, "S N"]:
+    """One split a group, in the order of their names, that holds out this group alone.
+
+    Raises:
+        ValueError: Fewer than two groups.
+    """
+    names, member = _groups(groups)
+    return _held_out_once(member, len(names))
+
+
+def _held_out_once(fold: Int[np.ndarray, " N"], folds: int) -> Bool[np.ndarray, "S N"]:
+    return fold[None] != np.arange(folds)[:, None]
+
+
+def _held_out(count: int, share: float) -> int:
+    held = int(np.ceil(share * count))
+    if held < 2 or count - held < 2:
+        raise ValueError(
+            f"Splitting {count} images with a share of {share} held out leaves {count - held} to train and {held} to "
+            "test; both need at least 2."
+        )
+    return held
+
+
+def _groups(groups: Sequence[str] | np.ndarray) -> tuple[np.ndarray, Int[np.ndarray, " N"]]:
+    """Sorted names and the index of each image's group."""
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(
+            f"All {len(member)} images belong to {', '.join(map(str, names)) or 'no group'}; a split by source image or patient "
+            "needs at least two."
+        )
+    return names, member
+
+
+def _one_an_image(
+    kind: str, name: str, given: Sequence[str] | Sequence[float] | np.ndarray | None, count: int
+) -> np.ndarray:
+    if given is None or len(given) != count:
+        found = "none" if given is None else f"{len(given)}"
+        raise ValueError(
+            f"Splits of kind {kind!r} need {name}, one for each of the {count} images; got {found}. Give them, or take kind "
+            "'random' or 'k_fold'."
+        )
+    return np.asarray(given)

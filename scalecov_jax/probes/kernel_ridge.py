@@ -1,0 +1,126 @@
+"""Kernel ridge: a smooth, non-linear reading of a concept, to compare the linear ones with."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from scalecov_jax.probes import spectral
+from scalecov_jax.probes.contract import Probe, check_positive
+
+BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+ALPHAS = np.logspace(-5, 2, 15)
+
+
+class KernelFit(NamedTuple):
+    """Predictions are the sum over bandwidths of k(z, rows) @ coefficients + intercept.
+
+    Attributes:
+        rows: The training features.
+        gamma: 1 / (2 D s^2) of each bandwidth.
+        coefficients: Dual coefficients; zero except at the bandwidth that a target chose.
+        intercept: Of each target.
+        bandwidth: The multiple of the median distance that each target chose.
+        alpha: The penalty that each target chose.
+    """
+
+    rows: Float[Array, "N D"]
+    gamma: Float[Array, " B"]
+    coefficients: Float[Array, "B N M"]
+    intercept: Float[Array, " M"]
+    bandwidth: Float[Array, " M"]
+    alpha: Float[Array, " M"]
+
+
+def kernel_ridge(
+    bandwidths: Sequence[float] | np.ndarray = BANDWIDTHS, alphas: Sequence[float] | np.ndarray = ALPHAS
+) -> Probe:
+    """Kernel ridge regression with the kernel exp(-|z - z'|^2 / (2 D s^2)) and an unpenalised intercept.
+
+    s = c sqrt(median |z_i - z_j|^2 / D) over pairs of training images. Each target's multiple c and penalty minimise its exact
+    leave-one-out squared error together, at the s of the whole training part.
+
+    With K the kernel of the training images and H = 1 - 1 1^T / n, K~ = H K H is a Gram matrix as in `spectral`: dual
+    coefficients a = P y, leave-one-out residuals a_i / P_ii. As a sums to 0, centring the kernel of new rows comes down to an
+    intercept, mean y - mean K a.
+
+    Args:
+        bandwidths: Multiples c of the median heuristic.
+        alphas: Penalties. The kernel is at most 1, so that they do not scale with D.
+
+    Raises:
+        ValueError: A bandwidth or penalty that is not positive.
+
+    Source: Saunders, Gammerman, Vovk 1998, Ridge Regression Learning Algorithm in Dual Variables; Schoelkopf, Smola, Mueller
+    1998, Nonlinear Component Analysis (appendix A: centring). The default penalties are this project's choice.
+    """
+    bandwidths = check_positive("Bandwidths", np.asarray(bandwidths))
+    alphas = check_positive("Penalties", np.asarray(alphas))
+
+    def fit(z: Float[Array, "N D"], targets: Float[Array, "N M"]) -> KernelFit:
+        return _fit(z, targets, jnp.asarray(bandwidths), jnp.asarray(alphas))
+
+    return Probe("kernel_ridge", fit, predict)
+
+
+def predict(fit: KernelFit, features: Float[Array, "K D"]) -> Float[Array, "K M"]:
+    """Concept measures that the probe reads from standardised features."""
+    squared = _squared_distances(features, fit.rows)
+    terms = jax.lax.map(lambda one: jnp.exp(-one[0] * squared) @ one[1], (fit.gamma, fit.coefficients))
+    return terms.sum(0) + fit.intercept[None]
+
+
+def _fit(
+    z: Float[Array, "N D"],
+    targets: Float[Array, "N M"],
+    bandwidths: Float[Array, " B"],
+    alphas: Float[Array, " A"],
+) -> KernelFit:
+    weight = jnp.ones(len(z), z.dtype)
+    squared = _squared_distances(z, z)
+    gamma = 0.5 / (_typical(squared) * jnp.square(bandwidths))
+
+    def one(gamma: Float[Array, ""]) -> tuple[Array, Array, Array, Array]:
+        kernel = jnp.exp(-gamma * squared)
+        mean = kernel.mean(0)
+        spectrum = spectral.decompose(kernel - mean[None] - mean[:, None] + mean.mean())
+        dual = spectral.ridge(spectrum, targets, weight, alphas)
+        return (
+            dual.coefficients,
+            dual.intercept - mean @ dual.coefficients,
+            dual.alpha,
+            _leave_one_out(spectrum, dual),
+        )
+
+    coefficients, intercept, alpha, error = jax.lax.map(one, gamma)
+    best = jnp.argmin(error, axis=0)
+    chosen = jnp.arange(len(gamma))[:, None] == best[None]
+    return KernelFit(
+        z,
+        gamma,
+        coefficients * chosen[:, None],
+        (intercept * chosen).sum(0),
+        bandwidths[best],
+        (alpha * chosen).sum(0),
+    )
+
+
+def _leave_one_out(spectrum: spectral.Spectrum, dual: spectral.Dual) -> Float[Array, " M"]:
+    """Sum of squared leave-one-out residuals of each target at its penalty."""
+    diagonal = jnp.square(spectrum.vectors) @ (1.0 / (spectrum.values[:, None] + dual.alpha[None]))
+    residuals = dual.coefficients / (diagonal - 1.0 / (len(diagonal) * dual.alpha[None]))
+    return jnp.square(residuals).sum(0)
+
+
+def _squared_distances(a: Float[Array, "K D"], b: Float[Array, "N D"]) -> Float[Array, "K N"]:
+    squares = jnp.square(a).sum(1)[:, None] + jnp.square(b).sum(1)[None]
+    return jnp.maximum(squares - 2.0 * a @ b.T, 0.0)
+
+
+def _typical(squared: Float[Array, "N N"]) -> Float[Array, ""]:
+    """Median over pairs; their mean where most pairs coincide, and 1 where all do."""
+    median = jnp.nanmedian(jnp.where(jnp.eye(len(squared), dtype=bool), jnp.nan, squared))
+    return jnp.where(median > 0, median, jnp.where(squared.mean() > 0, squared.mean(), 1.0))
