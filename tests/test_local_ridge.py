@@ -64,13 +64,6 @@ def test_more_clusters_than_images_are_finite():
     assert np.isfinite(scores(local_ridge(clusters=20), x, y, random_splits(12, 2, seed=0))).all()
 
 
-def test_is_the_same_every_time():
-    x, y, _ = problem()
-    masks = random_splits(len(y), 1, seed=0)
-    first, second = (scores(local_ridge(5), x, y, masks) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-
-
 def test_no_cluster_is_refused():
     with pytest.raises(ValueError, match="at least 1 cluster of at least 2 images, got clusters=0"):
         local_ridge(clusters=0)

@@ -8,14 +8,17 @@ import numpy as np
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_custom_concept(monkeypatch, capsys):
+def test_custom_concept_and_probe(monkeypatch, capsys):
+    """One after the other: the probe goes on with the features of the concept."""
     monkeypatch.chdir(README.parent)
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
-    (expected,) = re.findall(r"# \[(.*?)\]", code)
-    printed = np.array(capsys.readouterr().out.strip("[] \n").split(), float)
-    np.testing.assert_allclose(printed, [float(value) for value in expected.split(",")], atol=0.05)
-    assert list(printed) == sorted(printed, reverse=True)
+    names = {}
+    for path in (README, README.parent / "docs/probes.md"):
+        for code in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
+            exec(compile(code, path.name, "exec"), names)
+            (expected,) = re.findall(r"# \[(.*?)\]", code)
+            printed = np.array(capsys.readouterr().out.strip("[] \n").split(), float)
+            np.testing.assert_allclose(printed, [float(value) for value in expected.split(",")], atol=0.05)
+            assert list(printed) == sorted(printed, reverse=True)
 
 
 def test_files_that_are_linked_exist():

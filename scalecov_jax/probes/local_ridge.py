@@ -31,7 +31,7 @@ class LocalFit(NamedTuple):
     alpha: Float[Array, "C M"]
 
 
-def local_ridge(clusters: int = 3, minimum: int = 10, alphas: Sequence[float] | np.ndarray = ALPHAS) -> Probe:
+def local_ridge(clusters: int = 3, minimum: int = 20, alphas: Sequence[float] | np.ndarray = ALPHAS) -> Probe:
     """A ridge regression for each k-means cluster of the training images; a new image is read by that of the nearest centre.
 
     Clusters are found in the space of standardised features: k-means++ with a fixed key, then Lloyd's algorithm. In a cluster
