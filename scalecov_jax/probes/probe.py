@@ -111,7 +111,7 @@ def _scores(
         )
         result = score(predictions.astype(y.dtype), y[test])
         _check_floats("score", result, y.shape[1:], "one number a target")
-        return result
+        return jnp.where(jnp.isfinite(predictions).all(0), result, jnp.nan)
 
     return jax.lax.map(one_split, (targets, train, test))
 
