@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from scalecov_jax.probes import spectral
+from scalecov_jax.probes.contract import check_positive, check_problem
+from scalecov_jax.probes.splits import padded
 
 ALPHAS = np.logspace(-1, 6, 15)
 
@@ -45,12 +47,12 @@ def score_layers(
         Scores in the order of `features`.
 
     Raises:
-        ValueError: Values that are not finite, penalties that are not positive, a part of a split with fewer than two images
-            or on which a target is constant.
+        ValueError: See `contract.check_problem`; penalties that are not positive.
     """
-    _check(features, targets, splits, alphas)
-    train, train_weight = _padded(splits)
-    test, test_weight = _padded(~splits)
+    check_problem(features, targets, splits)
+    check_positive("Penalties", alphas)
+    train, train_weight = padded(splits)
+    test, test_weight = padded(~splits)
     # float64 is a property of this small system, not of the process: the forward pass stays float32.
     device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
     with jax.enable_x64(True), jax.default_device(device):
@@ -94,38 +96,3 @@ def _score(
         return jax.vmap(solve)(jnp.stack(grams), jnp.stack(crosses))
 
     return jax.lax.map(one_split, (targets, splits))
-
-
-def _padded(masks: Bool[np.ndarray, "S N"]) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the True entries, padded with 0 to the longest row, and weights that are 0 where padded."""
-    counts = masks.sum(1)
-    weight = np.arange(counts.max())[None] < counts[:, None]
-    indices = np.zeros(weight.shape, np.int32)
-    indices[weight] = np.nonzero(masks)[1]
-    return indices, weight.astype(np.float64)
-
-
-def _check(
-    features: Mapping[str, np.ndarray], targets: np.ndarray, splits: np.ndarray, alphas: np.ndarray
-) -> None:
-    bad = [name for name, values in features.items() if not np.isfinite(values).all()]
-    if bad:
-        raise ValueError(
-            f"Features of the layers {', '.join(bad)} hold NaN or infinity; check the weights and the images."
-        )
-    if not np.isfinite(targets).all():
-        raise ValueError("The targets hold NaN or infinity.")
-    if not (len(alphas) and np.all(np.asarray(alphas) > 0)):
-        raise ValueError(
-            f"Penalties must be positive, got {list(alphas)}; least squares is computed in any case."
-        )
-    for split, mask in enumerate(splits):
-        for part, rows in (("training", mask), ("held-out", ~mask)):
-            if rows.sum() < 2:
-                raise ValueError(
-                    f"The {part} part of split {split} has {rows.sum()} images; at least 2 are needed."
-                )
-            if (np.ptp(targets[split][rows], axis=0) == 0).any():
-                raise ValueError(
-                    f"A target is constant on the {part} part of split {split}: R2 is undefined there."
-                )

@@ -219,6 +219,15 @@ def leave_one_group_out(groups: Sequence[str] | np.ndarray) -> Bool[np.ndarray, 
     return _held_out_once(member, len(names))
 
 
+def padded(masks: Bool[np.ndarray, "S N"]) -> tuple[Int[np.ndarray, "S n"], Float[np.ndarray, "S n"]]:
+    """Indices of the True entries, padded with 0 to the longest row, and weights that are 0 where padded."""
+    counts = masks.sum(1)
+    weight = np.arange(counts.max())[None] < counts[:, None]
+    indices = np.zeros(weight.shape, np.int32)
+    indices[weight] = np.nonzero(masks)[1]
+    return indices, weight.astype(np.float64)
+
+
 def _held_out_once(fold: Int[np.ndarray, " N"], folds: int) -> Bool[np.ndarray, "S N"]:
     return fold[None] != np.arange(folds)[:, None]
 

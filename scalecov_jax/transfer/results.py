@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 
 from scalecov_jax.concepts.nuclei import class_means
 from scalecov_jax.images.patches import Patches
+from scalecov_jax.probes.statistics import Interval
 from scalecov_jax.transfer import significance
 from scalecov_jax.transfer.comparison import Model, Prediction
 from scalecov_jax.transfer.metrics import Measured, Outcome, evaluate, macro_mae
@@ -229,9 +230,7 @@ def _repeated(evaluated: Sequence[Evaluated]) -> bool:
     )
 
 
-def _interval(
-    pruned: Sequence[Evaluated], base: Sequence[Evaluated], patches: Patches
-) -> significance.Interval | None:
+def _interval(pruned: Sequence[Evaluated], base: Sequence[Evaluated], patches: Patches) -> Interval | None:
     errors = [
         [np.abs(one.prediction.area - patches.area[one.prediction.test]) for one in side]
         for side in (pruned, base)

@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from scipy.stats import rankdata
 
+from scalecov_jax.probes.statistics import Interval
+
 
 class Paired(NamedTuple):
     """Comparison of two networks over the same seeds.
@@ -26,13 +28,6 @@ class Paired(NamedTuple):
     ties: int
     p: float
     smallest_p: float
-
-
-class Interval(NamedTuple):
-    """A confidence interval."""
-
-    low: float
-    high: float
 
 
 def compare(first: Float[np.ndarray, " S"], second: Float[np.ndarray, " S"]) -> Paired:

@@ -1,0 +1,162 @@
+"""Uncertainty of R2 over the images that might have been drawn: intervals, differences, and the set of layers that may be best.
+
+The splits of one set of images overlap, so that their spread says little of other images. The jackknife asks how much the whole
+experiment, the mean R2 over the same splits, changes without each image (or patient, slide, source image); `inference.infer`
+computes that exactly. Everything here follows from those changes, scaled so that their squares add up to the variance: the
+deviations.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import stats
+
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A confidence interval."""
+
+    low: float
+    high: float
+
+
+class Estimate(NamedTuple):
+    """A value with its standard error and 95 % interval."""
+
+    value: float
+    error: float
+    interval: Interval
+
+
+class PeakSet(NamedTuple):
+    """Which layers may be the best one.
+
+    Attributes:
+        p: For each layer, p of the hypothesis that no layer is better.
+        members: Layers with p above 5 %: with 95 % confidence the best one is among them.
+    """
+
+    p: Float[np.ndarray, " L"]
+    members: Bool[np.ndarray, " L"]
+
+
+def mean_without(
+    without: Float[np.ndarray, "... S G"], defined: Bool[np.ndarray, "S G"]
+) -> Float[np.ndarray, "... G"]:
+    """Mean over the splits of R2 without each group, over those splits where it is defined.
+
+    Raises:
+        ValueError: Without some group it is defined in no split.
+    """
+    counts = defined.sum(0)
+    if (counts == 0).any():
+        raise ValueError(
+            f"Without group {int(np.flatnonzero(counts == 0)[0])} R2 is defined in no split: every held-out part would be "
+            "constant. Take more splits or larger held-out parts."
+        )
+    return (without * defined).sum(-2) / counts
+
+
+def deviations(without: Float[np.ndarray, "... G"]) -> Float[np.ndarray, "... G"]:
+    """sqrt((G - 1) / G) (theta_(-g) - mean), whose squares add up to the jackknife variance of theta.
+
+    Of a mean over independent sets of images (classes), those of each set, divided by the number of sets, stand side by side.
+
+    Source: Efron & Stein 1981, The Jackknife Estimate of Variance: on average it is too large rather than too small.
+    """
+    groups = without.shape[-1]
+    return np.sqrt((groups - 1) / groups) * (without - without.mean(-1, keepdims=True))
+
+
+def jackknife(value: float, deviation: Float[np.ndarray, " G"], level: float = LEVEL) -> Estimate:
+    """Value +- t(G - 1) sqrt(sum of squared deviations)."""
+    error = float(np.sqrt(np.square(deviation).sum()))
+    reach = float(stats.t.ppf((1 + level) / 2, len(deviation) - 1)) * error
+    return Estimate(value, error, Interval(value - reach, value + reach))
+
+
+def bootstrap(
+    value: float,
+    deviation: Float[np.ndarray, " G"],
+    *,
+    replicates: int = 9999,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Interval:
+    """Percentile interval when groups are drawn with replacement and count linearly, by their deviations.
+
+    A group that is drawn w times moves the value by -(w - 1) times its deviation: the bootstrap of the linearised statistic,
+    which needs no refit and never has an image in both parts of a split. It keeps the skewness that `jackknife` ignores.
+
+    Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 2.7.
+    """
+    groups = len(deviation)
+    drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), replicates)
+    moved = value - (drawn - 1) @ deviation
+    tail = 50 * (1 - level)
+    return Interval(*(float(one) for one in np.percentile(moved, [tail, 100 - tail])))
+
+
+def corrected_resampled_t(
+    scores: Float[np.ndarray, " S"], n_train: int, n_test: int, level: float = LEVEL
+) -> Estimate:
+    """Mean +- t(S - 1) sqrt((1 / S + n_test / n_train) s^2), s^2 the variance over splits.
+
+    The correction for the overlap of the splits is a rule of thumb; see docs/statistics.md for what it covers.
+
+    Raises:
+        ValueError: Fewer than two splits.
+
+    Source: Nadeau & Bengio 2003, Inference for the Generalization Error, section 3.
+    """
+    if len(scores) < 2:
+        raise ValueError(
+            f"An interval from the spread over splits needs at least two of them, got {len(scores)}."
+        )
+    error = float(np.sqrt((1 / len(scores) + n_test / n_train) * np.var(scores, ddof=1)))
+    reach = float(stats.t.ppf((1 + level) / 2, len(scores) - 1)) * error
+    value = float(np.mean(scores))
+    return Estimate(value, error, Interval(value - reach, value + reach))
+
+
+def peak_set(
+    values: Float[np.ndarray, " L"],
+    deviation: Float[np.ndarray, "L G"],
+    *,
+    replicates: int = 9999,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> PeakSet:
+    """The layers that may be the best, each tested against all others at once.
+
+    For layer l the statistic is the largest of (theta_k - theta_l) / se_kl over the others k, and p the share of bootstrap
+    replicates of the centred differences (`bootstrap`) whose largest is at least that. If l is the best layer, it is left out
+    with a probability of 5 % at most, whatever the others are.
+
+    Args:
+        values: Of each layer, such as mean R2.
+        deviation: Of each layer, over the same groups.
+        replicates: Of the bootstrap.
+        seed: Of the bootstrap.
+        level: Confidence.
+
+    Source: Hsu 1984, Constrained Simultaneous Confidence Intervals for Multiple Comparisons with the Best.
+    """
+    layers, groups = deviation.shape
+    drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), replicates) - 1
+    moved = -drawn @ deviation.T
+    p = np.ones(layers)
+    for layer in range(layers):
+        others = np.delete(np.arange(layers), layer)
+        error = np.sqrt(np.square(deviation[others] - deviation[layer]).sum(1))
+        others, error = (
+            others[error > 0],
+            error[error > 0],
+        )  # a layer with the same predictions is neither better nor worse
+        if len(others):
+            observed = ((values[others] - values[layer]) / error).max()
+            largest = ((moved[:, others] - moved[:, [layer]]) / error[None]).max(1)
+            p[layer] = (1 + (largest >= observed).sum()) / (1 + replicates)
+    return PeakSet(p, p > 1 - level)
