@@ -74,6 +74,8 @@ def test_what_touches_the_border_or_is_tiny():
     mask = rectangles((0, 4, 4, 4), (10, 10, 2, 2), (20, 20, 1, 2))
     assert (measured("count", mask), measured("area", mask)) == (1, 4)
     assert (measured("count:border=1", mask), measured("area:border=1", mask)) == (2, 10)
+    mask[20, 22] = 3
+    assert (measured("count", mask), measured("area", mask)) == (2, 3.5)
     for corner in ((0, 8), (26, 8), (8, 0), (8, 26)):
         assert measured("count", rectangles((*corner, 4, 4))) == 0
 
