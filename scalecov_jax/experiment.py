@@ -12,6 +12,7 @@ from absl import logging
 
 from scalecov_jax.checkpoints import Network, random_network
 from scalecov_jax.concepts import scale
+from scalecov_jax.concepts.compute import check_measures
 from scalecov_jax.features import Features, Pooling, check_request, compute_features
 from scalecov_jax.images.example import Example, ImageError, Skipped, Source
 from scalecov_jax.models.architecture import available_layers, check_layer
@@ -105,7 +106,7 @@ def probe(
     images, n_train, widths = {}, {}, {}
     measured = {image_class: scale.measure_all(source) for image_class, source in sources.items()}
     for measures in measured.values():  # before any forward pass
-        scale.check_measures(measures, [str(index) for index in range(len(measures))])
+        check_measures(measures, [str(index) for index in range(len(measures))])
         if sizes:
             sample_size.usable_sizes(sizes, len(measures))
     swept: list[sample_size.SizeScore] = []
@@ -128,7 +129,7 @@ def probe(
             )
         kept = features["trained"].indices
         skipped += features["trained"].skipped
-        scale.check_measures(measures[kept], [str(index) for index in kept])
+        check_measures(measures[kept], [str(index) for index in kept])
         masks = random_splits(len(kept), splits, seed)
         widths = {layer: values.shape[1] for layer, values in features["trained"].values.items()}
         images[image_class], n_train[image_class] = len(kept), int(masks[0].sum())

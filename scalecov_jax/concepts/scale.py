@@ -1,12 +1,12 @@
 """The concept of scale: which part of the image its object covers."""
 
-from collections.abc import Sequence
+import math
 
 import numpy as np
 from jaxtyping import Float
 
 from scalecov_jax.images.boxes import BoxImages
-from scalecov_jax.images.example import MIN_IMAGES, Box, Example, Source
+from scalecov_jax.images.example import Box, Example, Source
 
 
 def scale_ratio(box: Box, height: int, width: int) -> float:
@@ -40,37 +40,18 @@ def measure(example: Example) -> float:
     return scale_ratio(example.box, height, width)
 
 
+def sqrt_scale(example: Example) -> float:
+    """Concept measure sqrt(r): a length rather than an area; r and errors as in `measure`."""
+    return math.sqrt(measure(example))
+
+
+def log_scale(example: Example) -> float:
+    """Concept measure ln(r): equal steps are equal ratios of size; r and errors as in `measure`."""
+    return math.log(measure(example))
+
+
 def measure_all(source: Source) -> Float[np.ndarray, " N"]:
     """`scale_ratio` of every example; images in folders are not decoded for it."""
     if isinstance(source, BoxImages):
         return np.array([scale_ratio(a.box, a.height, a.width) for a in source.annotations])
     return np.array([measure(source[index]) for index in range(len(source))])
-
-
-def check_measures(values: Float[np.ndarray, "N"], names: Sequence[str]) -> None:
-    """Refuse values of a concept measure that nothing can be regressed on.
-
-    Args:
-        values: One an image.
-        names: Of the images, in the same order.
-
-    Raises:
-        ValueError: Lengths differ, values that are not finite (images are named), fewer than 10, all equal.
-    """
-    if len(values) != len(names):
-        raise ValueError(f"{len(values)} values of the measure for {len(names)} images; expected one each.")
-    bad = [name for name, finite in zip(names, np.isfinite(values), strict=True) if not finite]
-    if bad:
-        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-        raise ValueError(
-            f"The concept measure is not finite for {len(bad)} images: {', '.join(bad[:10])}{more}."
-        )
-    if len(values) < MIN_IMAGES:
-        raise ValueError(
-            f"The concept was measured on {len(values)} images; at least {MIN_IMAGES} are needed."
-        )
-    if np.ptp(values) <= 1e-9 * np.abs(values).max():
-        raise ValueError(
-            f"The concept measure is {values[0]:g} for all {len(values)} images, so nothing can be regressed "
-            "on it. Choose images in which it varies, or another measure."
-        )

@@ -12,6 +12,7 @@ from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml
 import defusedxml.ElementTree
+import numpy as np
 
 from scalecov_jax.images.example import (
     MIN_IMAGES,
@@ -21,6 +22,7 @@ from scalecov_jax.images.example import (
     Skipped,
     count_reasons,
     decode_image,
+    file_size,
     image_size,
 )
 
@@ -64,9 +66,14 @@ class BoxImages:
         Raises:
             ImageError: It cannot be decoded.
         """
-        annotation = self.annotations[index]
-        image = decode_image(self.encoded(index), annotation.name)
-        return Example(image, annotation.label, annotation.box, None, annotation.group, annotation.name)
+        encoded = self.encoded(index)
+        image = decode_image(encoded, self.annotations[index].name)
+        return self.outline(index)._replace(image=image, file_bytes=file_size(encoded))
+
+    def outline(self, index: int, /) -> Example:
+        """What is known of an image without decoding it; `image` has its size and is black."""
+        _, box, width, height, label, name, group = self.annotations[index]
+        return Example(np.broadcast_to(np.uint8(0), (height, width, 3)), label, box, None, group, name)
 
 
 def read_boxes(folder: str | Path, image_class: str) -> BoxImages:

@@ -37,6 +37,7 @@ class Example(NamedTuple):
         mask: Instance numbers (0 is background) or foreground, in pixels of `image`.
         group: What must not be split between training and test: slide, patient or source image.
         name: Names the image to a person.
+        file_bytes: Size of the file that `image` was decoded from; None where there is none, or where the pixels were changed.
     """
 
     image: UInt8[np.ndarray, "H W 3"]
@@ -45,6 +46,7 @@ class Example(NamedTuple):
     mask: Integer[np.ndarray, "H W"] | Bool[np.ndarray, "H W"] | None
     group: str
     name: str
+    file_bytes: int | None = None
 
 
 @runtime_checkable
@@ -91,6 +93,11 @@ def image_size(source: str | Path | bytes, name: str | None = None) -> tuple[int
         ImageError: No image, an unknown format, or more than `MAX_PIXELS` pixels.
     """
     return _read(source, name, lambda image: image.size)
+
+
+def file_size(source: str | Path | bytes) -> int:
+    """Bytes of an image file that exists, given as in `decode_image`."""
+    return len(source) if isinstance(source, bytes) else Path(source).stat().st_size
 
 
 def decode_image(source: str | Path | bytes, name: str | None = None) -> UInt8[np.ndarray, "H W 3"]:

@@ -22,6 +22,7 @@ from scalecov_jax.images.example import (
     central_square,
     clip_to_square,
     decode_image,
+    file_size,
     image_size,
 )
 from scalecov_jax.images.sources import SCENES
@@ -169,7 +170,8 @@ def _from_files(found: dict[Path, tuple[str, str]]) -> LabelledImages:
 
     def read(index: int) -> Example:
         name, class_name = labels[index][:2]
-        return Example(decode_image(paths[index], name), class_name, None, None, name, name)
+        image = decode_image(paths[index], name)
+        return Example(image, class_name, None, None, name, name, file_size(paths[index]))
 
     return LabelledImages(tuple(labels), read, tuple(skipped))
 
@@ -256,7 +258,8 @@ def squared(images: LabelledImages, square: Square) -> LabelledImages:
 
     def read(index: int) -> Example:
         example = images[kept[index]]
-        return example._replace(image=central_square(example.image), box=labels[index].box, mask=None)
+        image = central_square(example.image)
+        return example._replace(image=image, box=labels[index].box, mask=None, file_bytes=None)
 
     return LabelledImages(tuple(labels), read, (*images.skipped, *skipped))
 
