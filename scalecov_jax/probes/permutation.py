@@ -75,7 +75,7 @@ def permutation_test(
     count, kinds = measures.shape
     targets = measures[orders].transpose(1, 2, 0).reshape(count, kinds * len(orders))
     scores = mean_r2(features, targets, splits, alphas=alphas, progress=progress)
-    return _tests(scores.reshape(len(features), kinds, len(orders)))
+    return compare_orders(scores.reshape(len(features), kinds, len(orders)))
 
 
 def _orders(
@@ -98,8 +98,8 @@ def _orders(
     return np.concatenate([np.arange(count)[None], orders])
 
 
-def _tests(scores: Float[np.ndarray, "L M B1"]) -> Permutation:
-    """Test the first of B + 1 exchangeable columns."""
+def compare_orders(scores: Float[np.ndarray, "L M B1"]) -> Permutation:
+    """Test the first of B + 1 orders, which are all alike if nothing ties measures to features."""
     # R2 has a long tail below that differs between layers; what they could reach by chance is above.
     middle, high = (np.quantile(scores, at, axis=-1, keepdims=True) for at in (0.5, 0.95))
     standard = (scores - middle) / np.where(high > middle, high - middle, 1)

@@ -6,6 +6,7 @@ computes that exactly. Everything here follows from those changes, scaled so tha
 deviations.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -43,17 +44,17 @@ class PeakSet(NamedTuple):
 
 
 def mean_without(
-    without: Float[np.ndarray, "... S G"], defined: Bool[np.ndarray, "S G"]
+    without: Float[np.ndarray, "... S G"], defined: Bool[np.ndarray, "*#M S G"]
 ) -> Float[np.ndarray, "... G"]:
     """Mean over the splits of R2 without each group, over those splits where it is defined.
 
     Raises:
         ValueError: Without some group it is defined in no split.
     """
-    counts = defined.sum(0)
+    counts = defined.sum(-2)
     if (counts == 0).any():
         raise ValueError(
-            f"Without group {int(np.flatnonzero(counts == 0)[0])} R2 is defined in no split: every held-out part would be "
+            f"Without group {int(np.argwhere(counts == 0)[0, -1])} R2 is defined in no split: every held-out part would be "
             "constant. Take more splits or larger held-out parts."
         )
     return (without * defined).sum(-2) / counts
@@ -92,15 +93,13 @@ def bootstrap(
 
     Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 2.7.
     """
-    groups = len(deviation)
-    drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), replicates)
-    moved = value - (drawn - 1) @ deviation
+    moved = value - _drawn(len(deviation), replicates, seed) @ deviation
     tail = 50 * (1 - level)
     return Interval(*(float(one) for one in np.percentile(moved, [tail, 100 - tail])))
 
 
 def corrected_resampled_t(
-    scores: Float[np.ndarray, " S"], n_train: int, n_test: int, level: float = LEVEL
+    scores: Float[np.ndarray, " S"], n_train: float, n_test: float, level: float = LEVEL
 ) -> Estimate:
     """Mean +- t(S - 1) sqrt((1 / S + n_test / n_train) s^2), s^2 the variance over splits.
 
@@ -145,8 +144,7 @@ def peak_set(
     Source: Hsu 1984, Constrained Simultaneous Confidence Intervals for Multiple Comparisons with the Best.
     """
     layers, groups = deviation.shape
-    drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), replicates) - 1
-    moved = -drawn @ deviation.T
+    moved = -_drawn(groups, replicates, seed) @ deviation.T
     p = np.ones(layers)
     for layer in range(layers):
         others = np.delete(np.arange(layers), layer)
@@ -160,3 +158,9 @@ def peak_set(
             largest = ((moved[:, others] - moved[:, [layer]]) / error[None]).max(1)
             p[layer] = (1 + (largest >= observed).sum()) / (1 + replicates)
     return PeakSet(p, p > 1 - level)
+
+
+@lru_cache(maxsize=2)
+def _drawn(groups: int, replicates: int, seed: int) -> Float[np.ndarray, "B G"]:
+    """How often each group is drawn, less 1."""
+    return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), replicates) - 1.0

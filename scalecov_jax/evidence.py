@@ -1,0 +1,258 @@
+"""What a sample of images says of every layer, with the uncertainty that comes from its being a sample."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from scalecov_jax.probes import inference, statistics
+from scalecov_jax.probes.batch import ALPHAS
+from scalecov_jax.probes.permutation import Permutation, compare_orders, permutation_test
+
+
+class Known(NamedTuple):
+    """A mean over splits for every layer and measure, and its deviations (`statistics.deviations`) over the groups."""
+
+    value: Float[np.ndarray, "L M"]
+    deviation: Float[np.ndarray, "L M G"]
+
+    def __sub__(self, other: "Known") -> "Known":
+        """The difference, over the same groups."""
+        return Known(self.value - other.value, self.deviation - other.deviation)
+
+
+class Evidence(NamedTuple):
+    """Everything inferred from the images of one class (or of several, see `pool`), by ridge.
+
+    L layers, S splits, N images, G groups, M concept measures.
+
+    Attributes:
+        layers: From input to output.
+        concepts: Names of the measures.
+        images: N.
+        groups: G, the patients, slides or images that are drawn anew in another sample.
+        n_train: Images in one training part, the mean where parts differ.
+        n_test: Images in one held-out part.
+        r2: Held-out R2.
+        splits: Of each split.
+        nested: R2 of the layer that leave-one-out inside each training part chose.
+        chosen: That layer's index for each split and measure.
+        controls: R2 of what the layers are compared with, by name: random_weights, pixels, nuisances.
+        partial: R2 beyond the nuisance measures; None without any.
+        permutation: Tests against permuted measures; None if not asked for.
+        r2_left_out: Leave-one-out R2 of all images.
+        dof: Effective degrees of freedom of the fit to all images.
+        alpha: Its penalty.
+        cases: Of each image; None for pooled classes.
+    """
+
+    layers: tuple[str, ...]
+    concepts: tuple[str, ...]
+    images: int
+    groups: int
+    n_train: float
+    n_test: float
+    r2: Known
+    splits: Float[np.ndarray, "L S M"]
+    nested: Known
+    chosen: Int[np.ndarray, "S M"]
+    controls: Mapping[str, Known]
+    partial: Known | None
+    permutation: Permutation | None
+    r2_left_out: Float[np.ndarray, "L M"]
+    dof: Float[np.ndarray, "L M"]
+    alpha: Float[np.ndarray, "L M"]
+    cases: "Cases | None"
+
+
+class Cases(NamedTuple):
+    """What single images do.
+
+    Attributes:
+        measure: The concept measure.
+        prediction: By the fit to all other images.
+        leverage: In the fit to all images.
+        influence: How much higher the mean held-out R2 is with the image's group than without it.
+    """
+
+    measure: Float[np.ndarray, "N M"]
+    prediction: Float[np.ndarray, "L N M"]
+    leverage: Float[np.ndarray, "L N M"]
+    influence: Float[np.ndarray, "L N M"]
+
+
+def weigh(
+    features: Mapping[str, Float[np.ndarray, "N _"]],
+    measures: Float[np.ndarray, "N M"],
+    concepts: Sequence[str],
+    splits: Bool[np.ndarray, "S N"],
+    *,
+    groups: Sequence[str] | np.ndarray | None = None,
+    random_weights: Mapping[str, Float[np.ndarray, "N _"]] | None = None,
+    pixels: Float[np.ndarray, "N _"] | None = None,
+    nuisances: Float[np.ndarray, "N K"] | None = None,
+    permutations: int = 0,
+    blocks: Sequence[str] | np.ndarray | None = None,
+    alphas: Float[np.ndarray, " A"] = ALPHAS,
+    seed: int = 0,
+    progress: str | None = None,
+) -> Evidence:
+    """Infer everything about the images of one class.
+
+    Args:
+        features: Pooled features of each layer.
+        measures: One column a concept.
+        concepts: Their names.
+        splits: True marks the training part.
+        groups: See `inference.infer`.
+        random_weights: Features of the same layers with random weights, as a control.
+        pixels: Features made of the pixels alone, as a control (`controls.pixel_features`).
+        nuisances: Measures that should not matter: a control by themselves (least squares), and what `partial` is beyond.
+        permutations: For the tests; none if 0.
+        blocks: See `permutation.permutation_test`.
+        alphas: Penalties of ridge to choose from.
+        seed: Of the permutations.
+        progress: Label of progress bars on stderr; none when absent.
+
+    Raises:
+        ValueError: See `inference.infer` and `permutation.permutation_test`.
+    """
+    layers, count = tuple(features), len(measures)
+    compared = {**{("", layer): values for layer, values in features.items()}}
+    compared |= {("random_weights", layer): values for layer, values in (random_weights or {}).items()}
+    compared |= {} if pixels is None else {("pixels", ""): pixels}
+    found = inference.infer(compared, measures, splits, groups, alphas=alphas, progress=progress)  # pyright: ignore[reportArgumentType]
+    everything = _known(found.r2, found.without, found.defined)
+    controls = {}
+    for name in dict.fromkeys(kind for kind, _ in compared if kind):
+        rows = [index for index, (kind, _) in enumerate(compared) if kind == name]
+        controls[name] = Known(everything.value[rows], everything.deviation[rows])
+    own = slice(0, len(layers))
+    trained = inference.Inference(
+        *(getattr(found, name) if name == "defined" else getattr(found, name)[own] for name in found._fields)
+    )
+    partial = None
+    if nuisances is not None and nuisances.shape[1]:
+        nothing = {"nuisances": np.zeros((count, 1))}
+        alone = inference.infer(nothing, measures, splits, groups, nuisances=nuisances, alphas=alphas)
+        beside = inference.infer(
+            features, measures, splits, groups, nuisances=nuisances, alphas=alphas,
+            progress=progress and f"{progress}, nuisances removed",
+        )  # fmt: skip
+        if (alone.r2 > 1 - 1e-9).any():
+            raise ValueError(
+                "The nuisance measures foretell a concept exactly, so that nothing is left to be read beyond them; take others."
+            )
+        controls["nuisances"] = _known(alone.r2, alone.without, alone.defined)
+        partial = _known(
+            1 - (1 - beside.r2) / (1 - alone.r2),
+            1 - (1 - beside.without) / (1 - alone.without),
+            found.defined,
+        )
+    tests = None
+    if permutations:
+        tests = permutation_test(
+            features, measures, splits, permutations, seed, blocks=blocks, alphas=alphas,
+            progress=progress and f"{progress}, {permutations} permutations",
+        )  # fmt: skip
+    chosen = trained.inner.argmax(0)
+    nested = _known(
+        np.take_along_axis(trained.r2, chosen[None], 0),
+        np.take_along_axis(trained.without, chosen[None, :, None], 0),
+        found.defined,
+    )
+    means = statistics.mean_without(np.moveaxis(trained.without, -1, 1), found.defined.transpose(2, 0, 1))
+    member = inference.grouping(groups, count).of
+    return Evidence(
+        layers,
+        tuple(concepts),
+        count,
+        means.shape[-1],
+        float(splits.sum(1).mean()),
+        float((~splits).sum(1).mean()),
+        Known(everything.value[own], everything.deviation[own]),
+        trained.r2,
+        nested,
+        chosen,
+        controls,
+        partial,
+        tests,
+        trained.r2_left_out,
+        trained.dof,
+        trained.alpha_all,
+        Cases(
+            measures,
+            measures[None] - trained.errors,
+            trained.leverage,
+            np.moveaxis(trained.r2.mean(1)[..., None] - means, -1, 1)[:, member],
+        ),
+    )
+
+
+def pool(classes: Sequence[Evidence]) -> Evidence:
+    """The mean over independent classes of images: each counts the same, whatever the number of its images.
+
+    Raises:
+        ValueError: The classes differ in layers, measures, splits or controls.
+    """
+    first = classes[0]
+    if any(
+        (
+            one.layers,
+            one.concepts,
+            len(one.chosen),
+            {*one.controls},
+            one.partial is None,
+            one.permutation is None,
+        )
+        != (
+            first.layers,
+            first.concepts,
+            len(first.chosen),
+            {*first.controls},
+            first.partial is None,
+            first.permutation is None,
+        )
+        for one in classes
+    ):
+        raise ValueError("Only classes with the same layers, measures, splits and controls can be pooled.")
+
+    def mean(parts: Sequence[Known]) -> Known:
+        return Known(
+            np.mean([part.value for part in parts], axis=0),
+            np.concatenate([part.deviation for part in parts], axis=-1) / len(parts),
+        )
+
+    tests = None
+    if first.permutation is not None:
+        orders = [
+            np.concatenate([one.permutation.observed[..., None], one.permutation.null], axis=-1)
+            for one in classes
+            if one.permutation is not None
+        ]
+        tests = compare_orders(np.mean(orders, axis=0))
+    return first._replace(
+        images=sum(one.images for one in classes),
+        groups=sum(one.groups for one in classes),
+        n_train=float(np.mean([one.n_train for one in classes])),
+        n_test=float(np.mean([one.n_test for one in classes])),
+        r2=mean([one.r2 for one in classes]),
+        splits=np.mean([one.splits for one in classes], axis=0),
+        nested=mean([one.nested for one in classes]),
+        chosen=np.concatenate([one.chosen for one in classes]),
+        controls={name: mean([one.controls[name] for one in classes]) for name in first.controls},
+        partial=None if first.partial is None else mean([one.partial for one in classes if one.partial]),
+        permutation=tests,
+        r2_left_out=np.mean([one.r2_left_out for one in classes], axis=0),
+        dof=np.mean([one.dof for one in classes], axis=0),
+        alpha=np.exp(np.mean([np.log(one.alpha) for one in classes], axis=0)),
+        cases=None,
+    )
+
+
+def _known(
+    r2: Float[np.ndarray, "L S M"], without: Float[np.ndarray, "L S G M"], defined: Bool[np.ndarray, "S G M"]
+) -> Known:
+    means = statistics.mean_without(np.moveaxis(without, -1, 1), defined.transpose(2, 0, 1))
+    return Known(r2.mean(1), statistics.deviations(means))
