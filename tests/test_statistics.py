@@ -27,10 +27,10 @@ def test_bootstrap_of_a_mean_equals_drawing_values():
 def test_corrected_resampled_t():
     scores = np.array([0.5, 0.7, 0.6, 0.8])
     error = np.sqrt((1 / 4 + 30 / 70) * scores.var(ddof=1))
-    found = statistics.corrected_resampled_t(scores, 70, 30)
+    found = statistics.corrected_resampled_t(scores, 70.0, 30.0)
     np.testing.assert_allclose(found.interval, stats.t.interval(0.95, 3, 0.65, error))
     with pytest.raises(ValueError, match="at least two of them, got 1"):
-        statistics.corrected_resampled_t(scores[:1], 70, 30)
+        statistics.corrected_resampled_t(scores[:1], 70.0, 30.0)
 
 
 def test_mean_without_passes_over_splits_where_it_is_undefined():
