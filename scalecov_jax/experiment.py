@@ -1,8 +1,6 @@
 """The main job on one network: features, probes under three conditions, the layer to cut at, the pruned network."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +11,10 @@ from absl import logging
 from scalecov_jax.checkpoints import Network, random_network
 from scalecov_jax.concepts import scale
 from scalecov_jax.concepts.compute import check_measures
+from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import Features, Pooling, check_request, compute_features
-from scalecov_jax.images.example import Example, ImageError, Skipped, Source
+from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.models.architecture import available_layers, check_layer
-from scalecov_jax.models.pruning import Pruning, count_parameters, cumulative_parameters, prune
 from scalecov_jax.models.receptive_field import undefined_layers
 from scalecov_jax.probes import batch, sample_size
 from scalecov_jax.probes.splits import random_splits, shuffled
@@ -208,51 +206,6 @@ def layers_to_probe(
     return defined, undefined
 
 
-def pruned_network(network: Network, layer: str) -> Network:
-    """Cut a network after `layer`; its card says so.
-
-    Raises:
-        ValueError: The network has no such layer.
-    """
-    module, variables = prune(network.module, network.variables, network.architecture, layer)
-    card = dataclasses.replace(
-        network.card,
-        options={**network.card.options, "last": layer},
-        class_names=(),
-        notes={**network.card.notes, "pruned_after": layer},
-    )
-    return Network(module, variables, network.architecture, card)
-
-
-def check_pruning(
-    whole: Network, pruned: Network, source: Source, size: int | None = None, pooling: Pooling = "gap"
-) -> Pruning:
-    """Count what a cut keeps, and compare features of the whole and the pruned network on four images."""
-    layer = pruned.card.options["last"]
-    some: list[Example] = []
-    for index in range(len(source)):
-        with suppress(ImageError):
-            some.append(source[index])
-        if len(some) == 4:
-            break
-    first, second = (
-        compute_features(one, some, (layer,), size=size, batch_size=4, pooling=pooling).values[layer]
-        for one in (whole, pruned)
-    )
-    return Pruning(
-        layer,
-        parameters_to_cut(whole, layer),
-        count_parameters(pruned.variables),
-        float(np.abs(first - second).max()),
-    )
-
-
-def parameters_to_cut(whole: Network, layer: str) -> int:
-    """Parameters of the whole network without its classification head, or with it where the cut lies in the head."""
-    trunk = cumulative_parameters(whole.module, whole.architecture)
-    return trunk[whole.architecture.trunk] if layer in trunk else count_parameters(whole.variables)
-
-
 def _records(
     architecture: str,
     weights: str,
@@ -280,25 +233,3 @@ def _records(
         for row, layer in enumerate(layers)
         for split in range(r2.shape[1])
     ]
-
-
-def cached_features(path: Path | None, compute: Any) -> Features:
-    """Read features from `path`, or compute and write them (a file appears there only when it is complete)."""
-    if path is not None and path.exists():
-        with np.load(path, allow_pickle=False) as file:
-            names = [str(name) for name in file["layers"]]
-            skipped = tuple(Skipped(*map(str, row)) for row in file["skipped"])
-            return Features({name: file[f"layer_{name}"] for name in names}, file["indices"], skipped)
-    features = compute()
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path = path.with_suffix(".partial.npz")
-        np.savez(
-            partial_path,
-            layers=list(features.values),
-            indices=features.indices,
-            skipped=np.array(features.skipped, dtype=str).reshape(-1, 3),
-            **{f"layer_{name}": values for name, values in features.values.items()},
-        )
-        partial_path.replace(path)
-    return features

@@ -16,7 +16,7 @@ from orbax.checkpoint import v1 as ocp
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
-from scalecov_jax.experiment import pruned_network
+from scalecov_jax.cutting import pruned_network
 
 
 def same_variables(one, other):

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tiny_network import random_network
 
-from scalecov_jax.experiment import pruned_network
+from scalecov_jax.cutting import pruned_network
 from scalecov_jax.images.example import Example
 from scalecov_jax.images.patches import Patches
 from scalecov_jax.probes.batch import ALPHAS

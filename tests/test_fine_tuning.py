@@ -15,7 +15,7 @@ import optax
 import pytest
 from tiny_network import random_network
 
-from scalecov_jax.experiment import pruned_network
+from scalecov_jax.cutting import pruned_network
 from scalecov_jax.images.example import Example
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.transfer import fine_tuning

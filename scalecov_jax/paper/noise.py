@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.experiment import cached_features
+from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import Features, pooled_features
 from scalecov_jax.images import noise
 from scalecov_jax.images.batching import batches

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 
 from scalecov_jax import checkpoints
 from scalecov_jax.concepts import scale
-from scalecov_jax.experiment import cached_features
+from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import compute_features
 from scalecov_jax.images import scenes
 from scalecov_jax.images.example import MIN_IMAGES, Example, encode_jpeg, resize_image

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from scalecov_jax import checkpoints, experiment
+from scalecov_jax import checkpoints, cutting, experiment
 from scalecov_jax.features import POOLINGS, describe_undefined, dry_run
 from scalecov_jax.images import scenes
 from scalecov_jax.images.example import Skipped, Source, count_reasons, encode_jpeg
@@ -74,8 +74,8 @@ def run(
         )
         layer = next(one.layer for one in result.selected if one.estimator == "ridge")
         first = next(iter(sources.values()))
-        pruned = experiment.pruned_network(network, layer)
-        pruning = experiment.check_pruning(network, pruned, first, settings["input_size"], _pooling(settings))
+        pruned = cutting.pruned_network(network, layer)
+        pruning = cutting.check_pruning(network, pruned, first, settings["input_size"], _pooling(settings))
         checkpoints.save(folder / "pruned" / name, pruned, overwrite=True)
         results[name] = (network, result, pruning)
     facts = provenance(command, settings, networks, started)

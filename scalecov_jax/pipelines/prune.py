@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from scalecov_jax import checkpoints, experiment
+from scalecov_jax import checkpoints, cutting
 from scalecov_jax.models.pruning import count_parameters
 from scalecov_jax.scores import Estimator
 
@@ -24,9 +24,9 @@ def run(
         layer = selected_layer(
             Path(str(scores)) / "summary.json", network.architecture.name, Path(weights).name, estimator
         )
-    pruned = experiment.pruned_network(network, layer)
+    pruned = cutting.pruned_network(network, layer)
     checkpoints.save(Path(output), pruned)
-    before = experiment.parameters_to_cut(network, layer)
+    before = cutting.parameters_to_cut(network, layer)
     after = count_parameters(pruned.variables)
     return (
         f"{network.architecture.name} cut after {layer}: {before:,} -> {after:,} parameters "

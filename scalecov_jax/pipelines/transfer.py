@@ -12,7 +12,7 @@ from absl import logging
 from jaxtyping import Bool
 
 from scalecov_jax import checkpoints
-from scalecov_jax.experiment import cached_features
+from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import compute_features
 from scalecov_jax.images import tissue
 from scalecov_jax.images.annotated import read_annotated

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from scalecov_jax.checkpoints import Network, random_network
-from scalecov_jax.experiment import pruned_network
+from scalecov_jax.cutting import pruned_network
 from scalecov_jax.images.patches import Patches
 from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.layers import WHOLE

@@ -1,0 +1,56 @@
+"""Cut a network after a layer, and check what is left."""
+
+import dataclasses
+from contextlib import suppress
+
+import numpy as np
+
+from scalecov_jax.checkpoints import Network
+from scalecov_jax.features import Pooling, compute_features
+from scalecov_jax.images.example import Example, ImageError, Source
+from scalecov_jax.models.pruning import Pruning, count_parameters, cumulative_parameters, prune
+
+
+def pruned_network(network: Network, layer: str) -> Network:
+    """Cut a network after `layer`; its card says so.
+
+    Raises:
+        ValueError: The network has no such layer.
+    """
+    module, variables = prune(network.module, network.variables, network.architecture, layer)
+    card = dataclasses.replace(
+        network.card,
+        options={**network.card.options, "last": layer},
+        class_names=(),
+        notes={**network.card.notes, "pruned_after": layer},
+    )
+    return Network(module, variables, network.architecture, card)
+
+
+def check_pruning(
+    whole: Network, pruned: Network, source: Source, size: int | None = None, pooling: Pooling = "gap"
+) -> Pruning:
+    """Count what a cut keeps, and compare features of the whole and the pruned network on four images."""
+    layer = pruned.card.options["last"]
+    some: list[Example] = []
+    for index in range(len(source)):
+        with suppress(ImageError):
+            some.append(source[index])
+        if len(some) == 4:
+            break
+    first, second = (
+        compute_features(one, some, (layer,), size=size, batch_size=4, pooling=pooling).values[layer]
+        for one in (whole, pruned)
+    )
+    return Pruning(
+        layer,
+        parameters_to_cut(whole, layer),
+        count_parameters(pruned.variables),
+        float(np.abs(first - second).max()),
+    )
+
+
+def parameters_to_cut(whole: Network, layer: str) -> int:
+    """Parameters of the whole network without its classification head, or with it where the cut lies in the head."""
+    trunk = cumulative_parameters(whole.module, whole.architecture)
+    return trunk[whole.architecture.trunk] if layer in trunk else count_parameters(whole.variables)
