@@ -79,6 +79,7 @@ def scenes(config: ConfigDict) -> None:
     config.probe.images = "scenes"
     config.probe.image_class = "striped_disc,ringed_star,checkered_triangle"
     config.probe.input_size = 128
+    config.probe.nuisances = "mean_red,mean_green,mean_blue,box_centre_x,box_centre_y"  # scenes have no files
     config.transfer = _settings("tissue")
     config.transfer.trainable = "head"
     config.transfer.regions = 48

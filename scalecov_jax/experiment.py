@@ -1,25 +1,87 @@
-"""The main job on one network: features, probes under three conditions, the layer to cut at, the pruned network."""
+"""The main job on one network: features, probes under three conditions, and what the images say of every layer."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jaxtyping import Bool, Float
 
 from scalecov_jax.checkpoints import Network, random_network
-from scalecov_jax.concepts import scale
-from scalecov_jax.concepts.compute import check_measures
+from scalecov_jax.concepts.compute import Measured, check_measures, measure_all
+from scalecov_jax.concepts.measure import get_measures
+from scalecov_jax.evidence import Evidence, weigh
 from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import Features, Pooling, check_request, compute_features
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.receptive_field import undefined_layers
 from scalecov_jax.probes import batch, sample_size
-from scalecov_jax.probes.splits import random_splits, shuffled
-from scalecov_jax.scores import Condition, Estimator, Score
+from scalecov_jax.probes.controls import pixel_features
+from scalecov_jax.probes.probe import PROBES, cross_validate
+from scalecov_jax.probes.splits import make_splits, shuffled
+from scalecov_jax.scores import Condition, Score
 from scalecov_jax.selection import Selected, select_layers
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is regressed, on which splits, and what is inferred from it.
+
+    Attributes:
+        concepts: Names of concept measures, see `concepts.measure`; the first decides where to cut.
+        splitting: See `splits.make_splits`.
+        splits: Number of splits or folds.
+        seed: Of the splits, the shuffling, the permutations, the random weights and the projection of pixels.
+        alphas: Penalties of ridge to choose from.
+        probes: Further probes by name, see `probes.probe.PROBES`; least squares and ridge are always there.
+        permutations: For the tests; none if 0.
+        nuisances: Names of measures that should not matter.
+        pixels: Whether pixels alone are a control.
+        sizes: Numbers of training images for the sweep of `sample_size.sweep`; none when empty.
+    """
+
+    concepts: tuple[str, ...] = ("scale",)
+    splitting: str = "random"
+    splits: int = 25
+    seed: int = 0
+    alphas: Float[np.ndarray, " A"] = field(default_factory=lambda: batch.ALPHAS)
+    probes: tuple[str, ...] = ()
+    permutations: int = 0
+    nuisances: tuple[str, ...] = ()
+    pixels: bool = False
+    sizes: tuple[int, ...] = ()
+
+
+class ClassResult(NamedTuple):
+    """What was measured on the images of one class.
+
+    Attributes:
+        scores: One a concept, layer, condition, split and estimator.
+        evidence: See `evidence.weigh`.
+        indices: Which examples of the source were used.
+        names: Of these images.
+        groups: Of these images.
+        n_train: Images in one training part (the first, where they differ).
+        widths: Features of each layer D.
+        ranks: How many of them are linearly independent over all images.
+        skipped: Images left out because they could not be decoded.
+        sizes: R2 against the number of training images, if that was asked for.
+    """
+
+    scores: tuple[Score, ...]
+    evidence: Evidence
+    indices: np.ndarray
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    n_train: int
+    widths: dict[str, int]
+    ranks: dict[str, int]
+    skipped: tuple[Skipped, ...]
+    sizes: tuple[sample_size.SizeScore, ...]
 
 
 class ProbeResult(NamedTuple):
@@ -28,91 +90,100 @@ class ProbeResult(NamedTuple):
     Attributes:
         architecture: Name of the family.
         weights: Name of the weights.
-        scores: One a class, layer, condition, split and estimator.
-        widths: Features of each layer D, from input to output.
-        images: Images used of each class.
-        n_train: Images in one training part, of each class.
-        skipped: Images left out because they could not be decoded.
-        selected: The peak of each estimator over all classes.
+        concepts: Names of the measures.
+        classes: By class of images.
+        selected: For each concept the peak of each estimator over all classes.
         pooling: How maps became features.
         undefined: Layers left out because the pooling is not defined there, with the smallest size of the image in pixels at
             which it is; None where it is at none.
-        sizes: R2 against the number of training images, if that was asked for.
     """
 
     architecture: str
     weights: str
-    scores: tuple[Score, ...]
-    widths: dict[str, int]
-    images: dict[str, int]
-    n_train: dict[str, int]
-    skipped: tuple[Skipped, ...]
-    selected: tuple[Selected, ...]
-    pooling: Pooling = "gap"
-    undefined: Mapping[str, int | None] = {}
-    sizes: tuple[sample_size.SizeScore, ...] = ()
+    concepts: tuple[str, ...]
+    classes: Mapping[str, ClassResult]
+    selected: Mapping[str, tuple[Selected, ...]]
+    pooling: Pooling
+    undefined: Mapping[str, int | None]
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """Of all classes."""
+        return tuple(score for one in self.classes.values() for score in one.scores)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Features of each layer D, from input to output."""
+        return next(iter(self.classes.values())).widths
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Independent features of each layer, the most of any class: where least squares meets the number of training images."""
+        return {layer: max(one.ranks[layer] for one in self.classes.values()) for layer in self.widths}
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Images used of each class."""
+        return {name: len(one.indices) for name, one in self.classes.items()}
+
+    @property
+    def n_train(self) -> dict[str, int]:
+        """Images in one training part of each class."""
+        return {name: one.n_train for name, one in self.classes.items()}
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Images left out because they could not be decoded."""
+        return tuple(skip for one in self.classes.values() for skip in one.skipped)
 
 
 def probe(
     network: Network,
     weights: str,
     sources: Mapping[str, Source],
+    design: Design = Design(),
     *,
     layers: Sequence[str] = (),
-    splits: int = 25,
-    seed: int = 0,
-    alphas: np.ndarray = batch.ALPHAS,
     size: int | None = None,
     batch_size: int = 32,
     dtype: Any = jnp.float32,
     pooling: Pooling = "gap",
-    sizes: Sequence[int] = (),
     cache: Path | None = None,
     progress: bool = False,
 ) -> ProbeResult:
-    """Regress object scale from every layer of a network, of the same network with random weights, and shuffled.
+    """Regress concept measures from every layer of a network, of the same network with random weights, and shuffled.
 
     Args:
         network: Whose layers are probed.
         weights: Its name in the table of scores.
         sources: Images of each class.
+        design: What is regressed and inferred.
         layers: Layers to probe; all at which the pooling is defined when empty.
-        splits: Random splits into 70 % training and 30 % held-out images, the same for all layers and conditions.
-        seed: Of the splits, the shuffling and the random weights.
-        alphas: Penalties of ridge to choose from.
         size: Height and width to which images are resized, in pixels; the network's own when absent.
         batch_size: Images a forward pass.
         dtype: Of the forward pass.
         pooling: One of `features.POOLINGS`.
-        sizes: Numbers of training images for the sweep of `sample_size.sweep`; none when empty.
-        cache: Folder for the features; what lies there already is not computed again.
+        cache: Folder for features and measures; what lies there already is not computed again.
         progress: Whether to show progress bars on stderr.
 
     Raises:
-        ValueError: Layers that cannot be probed (see `layers_to_probe`), or images on which nothing can be regressed.
+        ValueError: Layers that cannot be probed (see `layers_to_probe`), unknown names in the design, or images on which nothing
+            can be regressed.
 
     Source: Graziani et al. 2021, sections 3.4 and 4.3.
     """
     layers, undefined = layers_to_probe(network, layers, size, pooling)
-    pooled = "" if pooling == "gap" else f"-{pooling}"
+    check_design(design)
+    measured = {name: measure(source, design, cache, progress) for name, source in sources.items()}
     networks: dict[Condition, Network] = {
         "trained": network,
-        "random_weights": random_network(network, seed),
+        "random_weights": random_network(network, design.seed),
     }
-    scores: list[Score] = []
-    skipped: list[Skipped] = []
-    images, n_train, widths = {}, {}, {}
-    measured = {image_class: scale.measure_all(source) for image_class, source in sources.items()}
-    for measures in measured.values():  # before any forward pass
-        check_measures(measures, [str(index) for index in range(len(measures))])
-        if sizes:
-            sample_size.usable_sizes(sizes, len(measures))
-    swept: list[sample_size.SizeScore] = []
+    pooled = "" if pooling == "gap" else f"-{pooling}"
+    classes = {}
     for image_class, source in sources.items():
-        measures = measured[image_class]
-        features: dict[str, Features] = {}
-        for condition, one in networks.items():
-            features[condition] = cached_features(
+        features: dict[Condition, Features] = {
+            condition: cached_features(
                 cache and cache / f"{weights}-{image_class}-{condition}{pooled}.npz",
                 lambda one=one, condition=condition, source=source, image_class=image_class: compute_features(
                     one,
@@ -125,55 +196,149 @@ def probe(
                     progress=f"{weights} {image_class} {condition}" if progress else None,
                 ),
             )
-        kept = features["trained"].indices
-        skipped += features["trained"].skipped
-        check_measures(measures[kept], [str(index) for index in kept])
-        masks = random_splits(len(kept), splits, seed)
-        widths = {layer: values.shape[1] for layer, values in features["trained"].values.items()}
-        images[image_class], n_train[image_class] = len(kept), int(masks[0].sum())
-        real = np.tile(measures[kept], (splits, 1))
-        both = np.stack([real, shuffled(measures[kept], splits, seed)], axis=-1)
-        logging.info(
-            "Solving %d layers x %d splits x %d penalties for %s.",
-            len(layers),
-            splits,
-            len(alphas),
-            image_class,
+            for condition, one in networks.items()
+        }
+        classes[image_class] = probe_class(
+            features,
+            measured[image_class],
+            source,
+            design,
+            architecture=network.architecture.name,
+            weights=weights,
+            image_class=image_class,
+            progress=progress,
         )
-        runs: list[tuple[tuple[Condition, ...], batch.ProbeScores]] = [
-            (
-                ("trained", "shuffled_measure"),
-                batch.score_layers(features["trained"].values, both, masks, alphas),
-            ),
-            (
-                ("random_weights",),
-                batch.score_layers(features["random_weights"].values, real[..., None], masks, alphas),
-            ),
-        ]
-        for conditions, solved in runs:
-            scores += _records(network.architecture.name, weights, image_class, layers, conditions, solved)
-        if sizes:
-            swept += sample_size.sweep(
-                features["trained"].values,
-                measures[kept],
-                sizes,
-                weights=weights,
-                image_class=image_class,
-                seed=seed,
-                alphas=alphas,
-                progress=f"{weights} {image_class} by n_train" if progress else None,
-            )
+    selected = {
+        concept: select_layers(
+            [s for one in classes.values() for s in one.scores if s.concept == concept], layers
+        )
+        for concept in design.concepts
+    }
     return ProbeResult(
-        network.architecture.name,
-        weights,
+        network.architecture.name, weights, design.concepts, classes, selected, pooling, undefined
+    )
+
+
+def check_design(design: Design) -> None:
+    """Make sure that every name in a design is known.
+
+    Raises:
+        ValueError: Unknown measures or probes, or a measure that comes twice.
+    """
+    get_measures((*design.concepts, *design.nuisances))
+    if unknown := [name for name in design.probes if name not in PROBES]:
+        raise ValueError(f"There is no probe {', '.join(unknown)}; there are {', '.join(PROBES)}.")
+
+
+def measure(source: Source, design: Design, cache: Path | None = None, progress: bool = False) -> Measured:
+    """Concept and nuisance measures of a source, before any forward pass.
+
+    Raises:
+        ValueError: See `compute.measure_all` and `compute.check_measures`; training parts that cannot be cut.
+    """
+    measured = measure_all(
+        get_measures((*design.concepts, *design.nuisances)),
+        source,
+        cache=cache and cache / "measures.csv",
+        progress="measures" if progress else None,
+    )
+    for values in measured.values.T[: len(design.concepts)]:
+        check_measures(values, measured.names)
+    if design.sizes:
+        sample_size.usable_sizes(design.sizes, len(measured.values))
+    return measured
+
+
+def probe_class(
+    features: Mapping[Condition, Features],
+    measured: Measured,
+    source: Source,
+    design: Design,
+    *,
+    architecture: str,
+    weights: str,
+    image_class: str,
+    progress: bool = False,
+) -> ClassResult:
+    """Probe the features of the images of one class.
+
+    Args:
+        features: With trained and with random weights.
+        measured: Concept measures, then nuisance measures.
+        source: The images, of which the pixels may be a control.
+        design: What is regressed and inferred.
+        architecture: For the scores.
+        weights: For the scores.
+        image_class: For the scores.
+        progress: Whether to show progress bars on stderr.
+
+    Raises:
+        ValueError: The splits cannot be made, or nothing can be regressed on the images that are left.
+    """
+    trained, random_weights = features["trained"], features["random_weights"]
+    kept, rows, _ = np.intersect1d(measured.indices, trained.indices, return_indices=True)
+    _, columns, _ = np.intersect1d(trained.indices, kept, return_indices=True)
+    names, groups = (tuple(one[row] for row in rows) for one in (measured.names, measured.groups))
+    measures = measured.values[rows, : len(design.concepts)]
+    nuisances = measured.values[rows, len(design.concepts) :]
+    for values in measures.T:
+        check_measures(values, names)
+    of_trained, of_random = (
+        {layer: values[columns] for layer, values in one.values.items()} for one in (trained, random_weights)
+    )
+    splits = make_splits(
+        design.splitting, len(kept), design.splits, design.seed, groups=groups, values=measures[:, 0]
+    )
+    label = f"{weights} {image_class}"
+    scores = _scores(
+        of_trained,
+        of_random,
+        measures,
+        splits,
+        design,
+        (architecture, weights, image_class),
+        label if progress else None,
+    )
+    grouped = len(set(groups)) < len(groups)
+    evidence = weigh(
+        of_trained,
+        measures,
+        design.concepts,
+        splits,
+        groups=groups,
+        random_weights=of_random,
+        pixels=pixel_features(source, kept, seed=design.seed) if design.pixels else None,
+        nuisances=nuisances if design.nuisances else None,
+        permutations=design.permutations,
+        blocks=groups if grouped else None,
+        alphas=design.alphas,
+        seed=design.seed,
+        progress=f"{label} evidence" if progress else None,
+    )
+    swept = (
+        sample_size.sweep(
+            of_trained,
+            measures[:, 0],
+            design.sizes,
+            weights=weights,
+            image_class=image_class,
+            seed=design.seed,
+            alphas=design.alphas,
+            progress=f"{label} by n_train" if progress else None,
+        )
+        if design.sizes
+        else []
+    )
+    return ClassResult(
         tuple(scores),
-        widths,
-        images,
-        n_train,
-        tuple(skipped),
-        select_layers(scores, layers),
-        pooling,
-        undefined,
+        evidence,
+        kept,
+        names,
+        groups,
+        int(splits[0].sum()),
+        {layer: values.shape[1] for layer, values in of_trained.items()},
+        {layer: sample_size.rank(values) for layer, values in of_trained.items()},
+        trained.skipped,
         tuple(swept),
     )
 
@@ -206,30 +371,56 @@ def layers_to_probe(
     return defined, undefined
 
 
-def _records(
-    architecture: str,
-    weights: str,
-    image_class: str,
-    layers: Sequence[str],
-    conditions: Sequence[Condition],
-    solved: batch.ProbeScores,
+def _scores(
+    trained: Mapping[str, np.ndarray],
+    random_weights: Mapping[str, np.ndarray],
+    measures: Float[np.ndarray, "N M"],
+    splits: Bool[np.ndarray, "S N"],
+    design: Design,
+    names: tuple[str, str, str],
+    progress: str | None,
 ) -> list[Score]:
-    estimators: tuple[tuple[Estimator, np.ndarray], ...] = (("ols", solved.ols), ("ridge", solved.ridge))
+    """Both estimators under three conditions, and the further probes on the trained network; see `probe`."""
+    count = len(splits)
+    real = np.tile(measures, (count, 1, 1))
+    control = np.stack([shuffled(values, count, design.seed) for values in measures.T], axis=-1)
+    logging.info(
+        "Solving %d layers x %d splits x %d penalties x %d measures for %s.",
+        len(trained), count, len(design.alphas), measures.shape[1], names[2],
+    )  # fmt: skip
+    both = batch.score_layers(trained, np.concatenate([real, control], axis=-1), splits, design.alphas)
+    bare = batch.score_layers(random_weights, real, splits, design.alphas)
+    first, second = np.arange(measures.shape[1]), measures.shape[1] + np.arange(measures.shape[1])
+    solved: list[tuple[Condition, str, np.ndarray, np.ndarray | None]] = []
+    conditions: tuple[tuple[Condition, batch.ProbeScores, np.ndarray], ...] = (
+        ("trained", both, first),
+        ("shuffled_measure", both, second),
+        ("random_weights", bare, first),
+    )
+    for condition, scores, columns in conditions:
+        solved += [
+            (condition, "ols", scores.ols[..., columns], None),
+            (condition, "ridge", scores.ridge[..., columns], scores.alpha[..., columns]),
+        ]
+    for name in design.probes:
+        r2 = cross_validate(PROBES[name], trained, real, splits, progress=progress and f"{progress} {name}")
+        solved.append(("trained", name, r2, None))
+    architecture, weights, image_class = names
     return [
         Score(
             architecture,
             weights,
             condition,
-            "scale",
+            concept,
             image_class,
             layer,
             split,
             estimator,
-            float(solved.alpha[row, split, target]) if estimator == "ridge" else None,
-            float(r2[row, split, target]),
+            None if alpha is None else float(alpha[row, split, column]),
+            float(r2[row, split, column]),
         )
-        for target, condition in enumerate(conditions)
-        for estimator, r2 in estimators
-        for row, layer in enumerate(layers)
-        for split in range(r2.shape[1])
+        for condition, estimator, r2, alpha in solved
+        for column, concept in enumerate(design.concepts)
+        for row, layer in enumerate(trained)
+        for split in range(count)
     ]

@@ -23,8 +23,8 @@ class Score(NamedTuple):
         image_class: The class whose images were used.
         layer: The layer whose pooled features were probed.
         split: Index of the random split.
-        estimator: ols (minimum norm) or ridge.
-        alpha: Penalty chosen on the training part; None for ols.
+        estimator: ols (minimum norm), ridge, or the name of another probe.
+        alpha: Penalty chosen on the training part; None for other estimators than ridge.
         r2: Coefficient of determination on the held-out part.
     """
 
@@ -35,7 +35,7 @@ class Score(NamedTuple):
     image_class: str
     layer: str
     split: int
-    estimator: Estimator
+    estimator: str
     alpha: float | None
     r2: float
 
@@ -67,11 +67,7 @@ def read_scores(path: Path) -> list[Score]:
             score = Score(*row)._replace(  # pyright: ignore[reportArgumentType]
                 split=int(row[6]), alpha=float(row[8]) if row[8] else None, r2=float(row[9])
             )
-            if (
-                score.condition not in CONDITIONS
-                or score.estimator not in ESTIMATORS
-                or not math.isfinite(score.r2)
-            ):
+            if score.condition not in CONDITIONS or not score.estimator or not math.isfinite(score.r2):
                 raise ValueError
         except (ValueError, TypeError, IndexError):
             problems.append(number)

@@ -122,15 +122,15 @@ def test_a_finished_section_is_not_run_again(finished, settings, monkeypatch):
 
 def test_an_interrupted_run_goes_on_to_the_same_figures(finished, settings, tmp_path, monkeypatch):
     some = {**settings, "sections": "resize,probe"}
-    interrupted = probe.scale.write_results
+    interrupted = probe.probing.write_results
 
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(probe.scale, "write_results", interrupt)
+    monkeypatch.setattr(probe.probing, "write_results", interrupt)
     with pytest.raises(KeyboardInterrupt):
         paper.run(some, str(tmp_path / "run"), command=["reproduce.py"])
-    monkeypatch.setattr(probe.scale, "write_results", interrupted)
+    monkeypatch.setattr(probe.probing, "write_results", interrupted)
     monkeypatch.setattr(resize, "run", interrupt)  # is finished
     paper.run(some, str(tmp_path / "run"), command=["reproduce.py"], resume=True)
     with (finished[0] / "compared.csv").open() as whole, (tmp_path / "run" / "compared.csv").open() as part:

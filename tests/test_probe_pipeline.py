@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from tiny_network import LAYERS, random_network
 
-from scalecov_jax import checkpoints, experiment
+from scalecov_jax import checkpoints, evidence_table, experiment
 from scalecov_jax.features import compute_features
 from scalecov_jax.images.sources import open_source
 from scalecov_jax.pipelines import probe, prune
@@ -138,7 +138,7 @@ def test_summary_agrees_with_the_scores(finished):
     assert summary["skipped"] == {}
     # 56 images to train: of the widths 8, 16 and 32 only the last is more than half of that.
     assert len(summary["warnings"]) == 1
-    assert all("at block_2 the number" in warning for warning in summary["warnings"])
+    assert all("at block_2 there are about as many" in warning for warning in summary["warnings"])
 
 
 def test_provenance_tells_how_to_repeat_the_run(finished, settings):
@@ -302,15 +302,99 @@ def test_probe_is_pure(settings):
             random_network(),
             "w",
             {CLASSES[0]: source},
+            experiment.Design(splits=2, seed=seed),
             layers=("block_1",),
-            splits=2,
-            seed=seed,
             batch_size=16,
             dtype=jnp.float32,
         )
         return result.scores
 
     assert scores(1) == scores(1) != scores(2)
+
+
+# Evidence
+
+
+@pytest.fixture(scope="module")
+def weighed(settings, tmp_path_factory):
+    """Two concepts, grouped splits, and every control, on few images."""
+    folder = tmp_path_factory.mktemp("weighed")
+    names = [f"{one}_{index:04d}" for one in CLASSES for index in range(60)]
+    lines = [f"{name},patient {index // 3}" for index, name in enumerate(names)]
+    (folder / "patients.csv").write_text("\n".join(["image,patient", *lines]) + "\n")
+    changed = {
+        **settings,
+        "concept": "log_scale,mean_red",
+        "scenes": 60,
+        "splitting": "grouped",
+        "groups": f"csv:{folder / 'patients.csv'}:patient",
+        "permutations": 39,
+        "nuisances": "mean_green,box_centre_x",
+        "pixels": True,
+        "probes": "local_ridge",
+        "layers": "stem,block_1",
+    }
+    run(changed, folder / "run")
+    return changed, folder / "run"
+
+
+def test_evidence_is_tabled_for_every_class_concept_and_layer(weighed):
+    _, workdir = weighed
+    layers = read_table(workdir / "layers.csv", evidence_table.LayerRow)
+    keys = {(row.concept, row.image_class, row.layer) for row in layers}
+    assert keys == {
+        (concept, name, layer)
+        for concept in ("log_scale", "mean_red")
+        for name in (*CLASSES, "all")
+        for layer in ("stem", "block_1")
+    }
+    assert len(layers) == len(keys)
+    assert {(row.images, row.groups) for row in layers if row.image_class != "all"} == {(60, 20)}
+    assert {(row.images, row.groups) for row in layers if row.image_class == "all"} == {(120, 40)}
+    for row in layers:
+        assert row.low < row.r2 < row.high
+        assert 1 / 40 <= row.p <= 1
+        assert 1 < row.dof < 60
+    against = {row.against for row in read_table(workdir / "contrasts.csv", evidence_table.ContrastRow)}
+    assert against == {
+        "peak",
+        "random_weights",
+        "pixels",
+        "nuisances",
+        "shuffled_measure",
+        "beyond_nuisances",
+    }
+    choices = read_table(workdir / "choices.csv", evidence_table.ChoiceRow)
+    assert all(row.r2 <= row.best_r2 + 1e-9 and row.low < row.r2 < row.high for row in choices)
+    cases = read_table(workdir / "images.csv", evidence_table.CaseRow)
+    assert len(cases) == 2 * 2 * 2 * 60
+    assert {row.group for row in cases} == {f"patient {index}" for index in range(40)}
+
+
+def test_scores_hold_every_concept_and_probe(weighed):
+    scores = read_scores(weighed[1] / "scores.csv")
+    assert {(s.concept, s.estimator) for s in scores if s.condition == "trained"} == {
+        (concept, estimator)
+        for concept in ("log_scale", "mean_red")
+        for estimator in ("ols", "ridge", "local_ridge")
+    }
+    concepts = summary_of(weighed[1])["concepts"]
+    for concept in ("log_scale", "mean_red"):
+        some = [s for s in scores if s.concept == concept]
+        for one in select_layers(some, ("stem", "block_1")):
+            assert concepts[concept]["selected"][one.estimator]["layer"] == one.layer
+    found = concepts["mean_red"]["evidence"]["all"]
+    assert found["interval"][0] < found["r2"] < found["interval"][1]
+    assert found["layer"] in found["may_be_best"]
+
+
+def test_measures_are_kept_and_read_again(weighed, tmp_path, monkeypatch):
+    changed, workdir = weighed
+    before = (workdir / "layers.csv").read_bytes()
+    measured = (workdir / "features" / "measures.csv").read_text()
+    assert measured.count("mean_green") == 120
+    run(changed, workdir, resume=True)
+    assert (workdir / "layers.csv").read_bytes() == before
 
 
 # Photographs
@@ -444,6 +528,18 @@ def test_photographs_that_cannot_be_used(photographs, tmp_path, boxes, broken, c
         ({"seed": -1}, "config.seed is -1"),
         ({"alpha_min": 0.0}, "0 < alpha_min <= alpha_max"),
         ({"alpha_max": 0.01}, "0 < alpha_min <= alpha_max"),
+        ({"concept": "scael"}, "There is no concept measure 'scael'. Did you mean .*scale"),
+        ({"concept": ""}, "config.concept is empty"),
+        ({"concept": "scale,scale"}, "scale comes twice"),
+        ({"nuisances": "redness"}, "There is no concept measure 'redness'"),
+        ({"nuisances": "file_size"}, "file_size.*striped_disc_0000"),
+        ({"probes": "lasso"}, "There is no probe lasso; there are ridge"),
+        (
+            {"splitting": "groupd"},
+            "config.splitting is 'groupd'; expected one of random, stratified, grouped",
+        ),
+        ({"permutations": 5}, "config.permutations is 5; expected 0 for none, or at least 19"),
+        ({"groups": "patients.csv"}, "expected csv:PATH:COLUMN"),
         ({"dtype": "float16"}, "'float16'; expected one of float32, bfloat16"),
         ({"pooling": "mean"}, "config.pooling is 'mean'; expected one of gap, max, corrected_gap"),
         (

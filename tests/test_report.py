@@ -141,7 +141,7 @@ def test_every_layer_has_a_row_and_the_selected_one_is_marked():
     html = page.render_report(tiny_report())
     rows = re.findall(r'<tr( class="peak")?><th scope="row">(\w+)', html)
     assert rows == [("", "stem"), ("", "block1"), (' class="peak"', "block2")]
-    assert html.count('title="D is near n_train"') == 1  # stem: 0.5, block1: 1.1, block2: 3
+    assert html.count('title="about as many independent features') == 1  # stem: 0.5, block1: 1.1, block2: 3
     assert "−5.49 ± 0.01" in html
 
 

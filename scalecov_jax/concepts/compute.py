@@ -30,18 +30,21 @@ class Measured(NamedTuple):
     Attributes:
         values: Finite, float64.
         names: Of the images.
+        groups: Of the images: what must not be split between training and test.
         indices: Which examples of the source the rows come from.
         skipped: The images that could not be decoded.
     """
 
     values: Float[np.ndarray, "N M"]
     names: tuple[str, ...]
+    groups: tuple[str, ...]
     indices: Int[np.ndarray, " N"]
     skipped: tuple[Skipped, ...]
 
 
 class _Outcome(NamedTuple):
     name: str
+    group: str
     values: tuple[float | Exception, ...]
 
 
@@ -103,7 +106,8 @@ def measure_all(
     _check_outcomes(names, kept)
     values = np.array([one.values for one in kept], np.float64).reshape(-1, len(names))
     image_names = tuple(one.name for one in kept)
-    return Measured(values, image_names, np.array(list(outcomes), np.int64), tuple(skipped))
+    groups = tuple(one.group for one in kept)
+    return Measured(values, image_names, groups, np.array(list(outcomes), np.int64), tuple(skipped))
 
 
 def check_measures(values: Float[np.ndarray, "N"], names: Sequence[str]) -> None:
@@ -158,7 +162,7 @@ def _measure(
             if content and one.reads_pixels:
                 cached.add(example.name, content, one.name, value)
         values.append(value)
-    return _Outcome(example.name, tuple(values))
+    return _Outcome(example.name, example.group, tuple(values))
 
 
 def _in_order(

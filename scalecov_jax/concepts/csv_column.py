@@ -27,6 +27,25 @@ def csv_column(path: str | Path, column: str) -> Callable[[Example], float]:
     Raises:
         ValueError: No such file or column; when measuring, an image without line, with several, or without a finite number.
     """
+    read = csv_text(path, column)
+
+    def measure(example: Example) -> float:
+        text, number = read(example.name)
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{example.name}: line {number} of {path} has {column} {text!r}, expected a number."
+            )
+        return value
+
+    return measure
+
+
+def csv_text(path: str | Path, column: str) -> Callable[[str], tuple[str, int]]:
+    """From the name of an image to the text in its line, such as its patient, and the number of the line; see `csv_column`."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected a CSV file with one line an image.")
@@ -47,27 +66,19 @@ def csv_column(path: str | Path, column: str) -> Callable[[Example], float]:
         if name:
             rows[_parts(name)[-1]].append((number, name, (row[column] or "").strip()))
 
-    def measure(example: Example) -> float:
-        found = rows.get(_parts(example.name)[-1], [])
-        same = [row for row in found if row[1] == example.name]
-        found = same or [row for row in found if _end_alike(row[1], example.name)]
+    def read(name: str) -> tuple[str, int]:
+        found = rows.get(_parts(name)[-1], [])
+        same = [row for row in found if row[1] == name]
+        found = same or [row for row in found if _end_alike(row[1], name)]
         if len(found) != 1:
             numbers = ", ".join(str(number) for number, _, _ in found)
             raise ValueError(
-                f"{example.name}: {f'lines {numbers}' if found else 'no line'} of {path} {'name' if found else 'names'} it."
+                f"{name}: {f'lines {numbers}' if found else 'no line'} of {path} {'name' if found else 'names'} it."
             )
         number, _, text = found[0]
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise ValueError(
-                f"{example.name}: line {number} of {path} has {column} {text!r}, expected a number."
-            )
-        return value
+        return text, number
 
-    return measure
+    return read
 
 
 def _parts(name: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from scalecov_jax.images.example import (
+    Example,
     ImageError,
     Skipped,
     count_reasons,
@@ -81,6 +82,26 @@ class AnnotatedFolder:
             one.group,
             one.name,
         )
+
+
+@dataclass(frozen=True)
+class MaskedImages:
+    """The images of an annotated folder as examples: `mask` holds instance numbers where they are known, else the foreground."""
+
+    folder: AnnotatedFolder
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, index: int) -> Example:
+        """Decode an image and its annotation.
+
+        Raises:
+            ImageError: One of the files cannot be decoded.
+        """
+        one = self.folder[index]
+        mask = one.labels if one.labels is not None else None if one.mask is None else one.mask > 127
+        return Example(one.image, None, None, mask, one.group, one.name)
 
 
 def read_annotated(folder: str | Path, magnification: float = 0.0) -> AnnotatedFolder:

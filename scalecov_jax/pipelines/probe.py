@@ -2,20 +2,22 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from absl import logging
 
 from scalecov_jax import checkpoints, cutting, experiment
+from scalecov_jax.concepts.csv_column import csv_text
 from scalecov_jax.features import POOLINGS, describe_undefined, dry_run
 from scalecov_jax.images import scenes
 from scalecov_jax.images.example import Skipped, Source, count_reasons, encode_jpeg
-from scalecov_jax.images.sources import SCENES, open_source
+from scalecov_jax.images.sources import SCENES, open_source, regroup
 from scalecov_jax.models.architecture import get_architecture
 from scalecov_jax.models.pruning import Pruning
 from scalecov_jax.pipelines.settings import DTYPES, load_networks, names
-from scalecov_jax.report import page, scale
+from scalecov_jax.probes.splits import Kind
+from scalecov_jax.report import page, probing
 from scalecov_jax.report.provenance import provenance
 from scalecov_jax.workdir import open_workdir
 
@@ -53,6 +55,7 @@ def run(
     if estimate_only:
         return _estimate(networks, sources, settings)
 
+    design = _design(settings)
     folder = open_workdir(workdir, settings, resume=resume, overwrite=overwrite)
     results: dict[str, tuple[checkpoints.Network, experiment.ProbeResult, Pruning]] = {}
     for name, network in networks.items():
@@ -60,26 +63,25 @@ def run(
             network,
             name,
             sources,
+            design,
             layers=names(settings["layers"]),
-            splits=settings["splits"],
-            seed=settings["seed"],
-            alphas=np.geomspace(settings["alpha_min"], settings["alpha_max"], settings["alphas"]),
             size=settings["input_size"],
             batch_size=settings["batch_size"],
             dtype=DTYPES[settings["dtype"]],
             pooling=_pooling(settings),
-            sizes=_sizes(settings),
             cache=folder / "features",
             progress=True,
         )
-        layer = next(one.layer for one in result.selected if one.estimator == "ridge")
+        layer = next(one.layer for one in result.selected[result.concepts[0]] if one.estimator == "ridge")
         first = next(iter(sources.values()))
         pruned = cutting.pruned_network(network, layer)
         pruning = cutting.check_pruning(network, pruned, first, settings["input_size"], _pooling(settings))
         checkpoints.save(folder / "pruned" / name, pruned, overwrite=True)
         results[name] = (network, result, pruning)
     facts = provenance(command, settings, networks, started)
-    scale.write_results(folder, settings["title"], results, skipped, facts, _scene_section(settings))
+    probing.write_results(
+        folder, settings["title"], results, sources, skipped, facts, _scene_section(settings)
+    )
     return _table(results) + f"\n\nReport: {folder / 'report.html'}"
 
 
@@ -106,7 +108,35 @@ def _open(settings: Mapping[str, Any]) -> tuple[dict[str, Source], list[Skipped]
             size=settings["input_size"],
         )
         skipped += left_out
+    if column := settings.get("groups", ""):
+        read = csv_text(*_csv(column))
+        sources = {name: regroup(source, lambda image: read(image)[0]) for name, source in sources.items()}
     return sources, skipped
+
+
+def _csv(text: str) -> tuple[str, str]:
+    path, _, column = text.removeprefix("csv:").rpartition(":")
+    if not (text.startswith("csv:") and path and column):
+        raise ValueError(
+            f"config.groups is {text!r}; expected csv:PATH:COLUMN, as in csv:patients.csv:patient."
+        )
+    return path, column
+
+
+def _design(settings: Mapping[str, Any]) -> experiment.Design:
+    """Settings that earlier versions did not have count as not asked for."""
+    return experiment.Design(
+        concepts=names(settings.get("concept", "scale")),
+        splitting=settings.get("splitting", "random"),
+        splits=settings["splits"],
+        seed=settings["seed"],
+        alphas=np.geomspace(settings["alpha_min"], settings["alpha_max"], settings["alphas"]),
+        probes=names(settings.get("probes", "")),
+        permutations=settings.get("permutations", 0),
+        nuisances=names(settings.get("nuisances", "")),
+        pixels=settings.get("pixels", False),
+        sizes=_sizes(settings),
+    )
 
 
 def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
@@ -134,7 +164,18 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
         raise ValueError(f"config.dtype is {settings['dtype']!r}; expected one of {', '.join(DTYPES)}.")
     if _pooling(settings) not in POOLINGS:
         raise ValueError(f"config.pooling is {_pooling(settings)!r}; expected one of {', '.join(POOLINGS)}.")
-    _sizes(settings)
+    design = _design(settings)
+    experiment.check_design(design)
+    if not design.concepts:
+        raise ValueError("config.concept is empty; expected names such as scale, separated by commas.")
+    if design.splitting not in get_args(Kind):
+        raise ValueError(
+            f"config.splitting is {design.splitting!r}; expected one of {', '.join(get_args(Kind))}."
+        )
+    if 0 < design.permutations < 19 or design.permutations < 0:
+        raise ValueError(
+            f"config.permutations is {design.permutations}; expected 0 for none, or at least 19, such as 1000."
+        )
     networks = load_networks(settings["weights"], expected)
     for network in networks.values():
         _layers(network, settings)
@@ -183,7 +224,7 @@ def _estimate(
 def _table(results: Mapping[str, tuple[checkpoints.Network, experiment.ProbeResult, Pruning]]) -> str:
     lines = [f"{'weights':<16}{'estimator':<11}{'layer':<14}{'R2 mean':>8}{'R2 sd':>8}"]
     for name, (_, result, pruning) in results.items():
-        for one in result.selected:
+        for one in result.selected[result.concepts[0]]:
             lines.append(f"{name:<16}{one.estimator:<11}{one.layer:<14}{one.r2_mean:>8.3f}{one.r2_sd:>8.3f}")
         removed = 100 * (1 - pruning.parameters_after / pruning.parameters_before)
         lines.append(

@@ -103,7 +103,7 @@ def sweep(
     kept = usable_sizes(sizes, count)
     orders = [np.random.default_rng((seed, split, 2)).permutation(count) for split in range(splits)]
     targets = np.tile(measures[None, :, None], (splits, 1, 1))
-    ranks = {layer: _rank(values) for layer, values in features.items()}
+    ranks = {layer: rank(values) for layer, values in features.items()}
     rows = []
     # One call a size: padded to the largest, the small ones would cost as much.
     for size in tqdm(kept, desc=progress, unit="size", disable=progress is None):
@@ -156,8 +156,8 @@ def dips(rows: Sequence[SizeScore]) -> list[Dip]:
     return found
 
 
-def _rank(features: Float[np.ndarray, "N D"]) -> int:
-    """Linearly independent columns, up to the rounding of float32."""
+def rank(features: Float[np.ndarray, "N D"]) -> int:
+    """Linearly independent features about their mean, up to the rounding of float32."""
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     scale = centred.std(0)
     columns = centred[:, scale > 0] / scale[scale > 0]

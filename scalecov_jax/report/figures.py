@@ -184,6 +184,7 @@ def ols_against_width(
         title: Drawn above the axes.
     """
     scores, floor = list(scores), -100.0
+    widths = {layer: width for layer, width in widths.items() if width}  # a layer may be constant
     series: tuple[tuple[Condition, Estimator, str, str, str], ...] = (
         ("trained", "ridge", "ridge", "o", BLUE),
         ("trained", "ols", "least squares", "D", RED),

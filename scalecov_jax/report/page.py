@@ -104,8 +104,10 @@ def layer_rows(
     widths: Mapping[str, int],
     n_train: int,
     image_class: str | None = None,
+    *,
+    ranks: Mapping[str, int] | None = None,
 ) -> list[LayerRow]:
-    """Summarise the scores of each layer of `widths`, given in depth order."""
+    """Summarise the scores of each layer of `widths`, given in depth order; `ranks` counts independent features."""
     scores = list(scores)
 
     def summary(condition: Condition, estimator: Estimator) -> dict[str, tuple[float, float]]:
@@ -123,7 +125,7 @@ def layer_rows(
         LayerRow(
             layer=layer,
             width=width,
-            ratio=width / n_train,
+            ratio=(ranks or widths)[layer] / n_train,
             ols=ols.get(layer),
             ridge=ridge.get(layer),
             ridge_random_weights=random_weights.get(layer),
@@ -182,12 +184,35 @@ def score_images(
 
 
 def answer_sentence(
-    concept: str, selected: Selected, splits: int, images: str, pruning: Pruning | None = None
+    concept: str,
+    selected: Selected,
+    splits: int,
+    images: str,
+    pruning: Pruning | None = None,
+    interval: tuple[float, float] | None = None,
+    others: Sequence[str] = (),
 ) -> str:
-    """The result in words; `images` counts and names them, such as "334 car images"."""
+    """The result in words.
+
+    Args:
+        concept: What is read.
+        selected: The layer.
+        splits: Number of splits.
+        images: Counts and names them, such as "334 car images".
+        pruning: The cut there.
+        interval: Of 95 %; the sd over splits is told when absent.
+        others: Layers that may be the best as well.
+    """
     name = {"ols": "least squares", "ridge": "ridge"}[selected.estimator]
-    score = f"{name} R² {number(selected.r2_mean)} ± {number(selected.r2_sd)}, {splits} splits, {images}"
+    spread = f" ± {number(selected.r2_sd)}"
+    if interval is not None:
+        spread = f", 95 % interval {number(interval[0])} to {number(interval[1])}"
+    score = f"{name} R² {number(selected.r2_mean)}{spread}, {splits} splits, {images}"
     sentence = f"{concept} is best readable at {selected.layer} ({score})"
+    if others:
+        sentence += (
+            f"; {' and '.join([', '.join(others[:-1]), others[-1]] if others[1:] else others)} may be as good"
+        )
     if pruning:
         kept = pruning.parameters_after / pruning.parameters_before
         sentence += f"; cutting there keeps {100 * kept:.0f} % of the parameters"
