@@ -116,10 +116,10 @@ def contrast_bars(contrasts: Sequence[ContrastRow], title: str = "") -> Figure:
         alike = rows if name == "peak" else [row for row in contrasts if row.against != "peak"]
         limits = low, high = _limits([(row.low, row.high) for row in alike])
         axes.axhline(0, color=_GREY, linewidth=1, zorder=3)
+        heights = np.clip([row.difference for row in rows], *limits)
+        fill = [BLUE if row.low > 0 or row.high < 0 else "white" for row in rows]
+        axes.bar(range(len(rows)), heights, 0.62, color=fill, edgecolor=BLUE, linewidth=1.2, zorder=2)
         for k, row in enumerate(rows):
-            fill = BLUE if row.low > 0 or row.high < 0 else "white"
-            style = {"facecolor": fill, "edgecolor": BLUE, "linewidth": 1.2, "zorder": 2}
-            axes.bar(k, np.clip(row.difference, *limits), 0.62, **style)
             _interval(axes, k, (row.low, row.high), limits, DARK)
         axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
         axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -172,7 +172,7 @@ def _limits(intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _arrows(
-    axes: Axes, x: float, interval: tuple[float, float], limits: tuple[float, float], color: str
+    axes: Axes, x: int, interval: tuple[float, float], limits: tuple[float, float], color: str
 ) -> None:
     for edge, beyond, marker in zip(
         limits, (interval[0] < limits[0], interval[1] > limits[1]), "v^", strict=True
@@ -182,7 +182,7 @@ def _arrows(
 
 
 def _interval(
-    axes: Axes, x: float, interval: tuple[float, float], limits: tuple[float, float], color: str
+    axes: Axes, x: int, interval: tuple[float, float], limits: tuple[float, float], color: str
 ) -> None:
     axes.vlines(x, *np.clip(interval, *limits), color=color, linewidth=1.7, zorder=4)
     _arrows(axes, x, interval, limits, color)
@@ -190,7 +190,7 @@ def _interval(
 
 def _point(
     axes: Axes,
-    x: float,
+    x: int,
     value: float,
     interval: tuple[float, float],
     limits: tuple[float, float],

@@ -19,14 +19,14 @@ READING = {
     "R²": "says how well a linear probe on the pooled features of a layer predicts the concept on images it was not fitted to. "
     "1 is perfect, 0 is no better than always answering the mean, below 0 is worse than that: the probe over-fitted. A "
     "negative R² does not show that the network ignores the concept.",
-    "Two estimators.": "Least squares is what was published. Where a layer has about as many features (D) as there are training "
-    "images (n_train), least squares fits the training images exactly and fails on others, whatever the layer knows. Ridge, "
-    "with its penalty chosen on the training images alone, does not have this dip; read it to compare layers.",
+    "Two estimators.": "Least squares is what was published. Where a layer has about as many features (D) as there are "
+    "training images (n_train), least squares fits the training images exactly and fails on others, whatever the layer knows. "
+    "Ridge, with its penalty chosen on the training images alone, does not have this dip; read it to compare layers.",
     "Controls.": "Random weights show what the architecture gives without learning. The shuffled measure shows what the probe "
     "finds where there is nothing to find: about 0 for ridge, far below 0 for least squares.",
-    "± is one standard deviation over random splits": "of the same images: how much the score hangs on the split. The splits share "
-    "their images, so that it does not tell what other images would give, and more splits would not make new images. That is what "
-    "95 % intervals are for, written as 0.59 to 0.81, where the page gives them.",
+    "± is one standard deviation over random splits": "of the same images: how much the score hangs on the split. As the "
+    "splits share their images, it does not tell what other images would give, and more splits would not make new images. "
+    "The 95 % intervals tell that, where the page gives them, such as 0.59 to 0.81.",
 }
 """What explains the scores of probes."""
 
