@@ -15,6 +15,21 @@ from scalecov_jax.report import figures, style
 from scalecov_jax.scores import Condition, Estimator, Score
 from scalecov_jax.selection import Selected, interpolates
 
+READING = {
+    "R²": "says how well a linear probe on the pooled features of a layer predicts the concept on images it was not fitted to. "
+    "1 is perfect, 0 is no better than always answering the mean, below 0 is worse than that: the probe over-fitted. A "
+    "negative R² does not show that the network ignores the concept.",
+    "Two estimators.": "Least squares is what was published. Where a layer has about as many features (D) as there are "
+    "training images (n_train), least squares fits the training images exactly and fails on others, whatever the layer knows. "
+    "Ridge, with its penalty chosen on the training images alone, does not have this dip; read it to compare layers.",
+    "Controls.": "Random weights show what the architecture gives without learning. The shuffled measure shows what the probe "
+    "finds where there is nothing to find: about 0 for ridge, far below 0 for least squares.",
+    "± is one standard deviation over random splits": "of the same images: how much the score hangs on the split. As the "
+    "splits share their images, it does not tell what other images would give, and more splits would not make new images. "
+    "The 95 % intervals tell that, where the page gives them, such as 0.59 to 0.81.",
+}
+"""What explains the scores of probes."""
+
 
 class Image(NamedTuple):
     """A picture embedded in the page.
@@ -85,7 +100,7 @@ class Report(NamedTuple):
         skipped: Names of the images left out, by reason.
         sections: Extra parts after the results.
         provenance: Command, seed, versions, config, checksum, device, date, wall time; in this order.
-        reading: How to read the page, term by term; what explains the scores of probes if empty.
+        reading: How to read the page, term by term.
     """
 
     title: str
@@ -95,7 +110,7 @@ class Report(NamedTuple):
     skipped: Mapping[str, Sequence[str]] = {}
     sections: Sequence[Section] = ()
     provenance: Mapping[str, str] = {}
-    reading: Mapping[str, str] = {}
+    reading: Mapping[str, str] = READING
 
 
 def layer_rows(
