@@ -1,7 +1,6 @@
 """The main job on one network: features, probes under three conditions, and what the images say of every layer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +10,8 @@ from absl import logging
 from jaxtyping import Bool, Float
 
 from scalecov_jax.checkpoints import Network, random_network
-from scalecov_jax.concepts.compute import Measured, check_measures, measure_all
-from scalecov_jax.concepts.measure import get_measures
+from scalecov_jax.concepts.compute import Measured, check_measures
+from scalecov_jax.design import Design, check_design, measure
 from scalecov_jax.evidence import Evidence, weigh
 from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import Features, Pooling, check_request, compute_features
@@ -25,35 +24,6 @@ from scalecov_jax.probes.probe import PROBES, cross_validate
 from scalecov_jax.probes.splits import make_splits, shuffled
 from scalecov_jax.scores import Condition, Score
 from scalecov_jax.selection import Selected, select_layers
-
-
-@dataclass(frozen=True)
-class Design:
-    """What is regressed, on which splits, and what is inferred from it.
-
-    Attributes:
-        concepts: Names of concept measures, see `concepts.measure`; the first decides where to cut.
-        splitting: See `splits.make_splits`.
-        splits: Number of splits or folds.
-        seed: Of the splits, the shuffling, the permutations, the random weights and the projection of pixels.
-        alphas: Penalties of ridge to choose from.
-        probes: Further probes by name, see `probes.probe.PROBES`; least squares and ridge are always there.
-        permutations: For the tests; none if 0.
-        nuisances: Names of measures that should not matter.
-        pixels: Whether pixels alone are a control.
-        sizes: Numbers of training images for the sweep of `sample_size.sweep`; none when empty.
-    """
-
-    concepts: tuple[str, ...] = ("scale",)
-    splitting: str = "random"
-    splits: int = 25
-    seed: int = 0
-    alphas: Float[np.ndarray, " A"] = field(default_factory=lambda: batch.ALPHAS)
-    probes: tuple[str, ...] = ()
-    permutations: int = 0
-    nuisances: tuple[str, ...] = ()
-    pixels: bool = False
-    sizes: tuple[int, ...] = ()
 
 
 class ClassResult(NamedTuple):
@@ -141,7 +111,7 @@ def probe(
     network: Network,
     weights: str,
     sources: Mapping[str, Source],
-    design: Design = Design(),
+    design: Design,
     *,
     layers: Sequence[str] = (),
     size: int | None = None,
@@ -217,36 +187,6 @@ def probe(
     return ProbeResult(
         network.architecture.name, weights, design.concepts, classes, selected, pooling, undefined
     )
-
-
-def check_design(design: Design) -> None:
-    """Make sure that every name in a design is known.
-
-    Raises:
-        ValueError: Unknown measures or probes, or a measure that comes twice.
-    """
-    get_measures((*design.concepts, *design.nuisances))
-    if unknown := [name for name in design.probes if name not in PROBES]:
-        raise ValueError(f"There is no probe {', '.join(unknown)}; there are {', '.join(PROBES)}.")
-
-
-def measure(source: Source, design: Design, cache: Path | None = None, progress: bool = False) -> Measured:
-    """Concept and nuisance measures of a source, before any forward pass.
-
-    Raises:
-        ValueError: See `compute.measure_all` and `compute.check_measures`; training parts that cannot be cut.
-    """
-    measured = measure_all(
-        get_measures((*design.concepts, *design.nuisances)),
-        source,
-        cache=cache and cache / "measures.csv",
-        progress="measures" if progress else None,
-    )
-    for values in measured.values.T[: len(design.concepts)]:
-        check_measures(values, measured.names)
-    if design.sizes:
-        sample_size.usable_sizes(design.sizes, len(measured.values))
-    return measured
 
 
 def probe_class(

@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_network import LAYERS, random_network
 
 from scalecov_jax import checkpoints, evidence_table, experiment
+from scalecov_jax.design import Design
 from scalecov_jax.features import compute_features
 from scalecov_jax.images.sources import open_source
 from scalecov_jax.pipelines import probe, prune
@@ -137,8 +138,8 @@ def test_summary_agrees_with_the_scores(finished):
     assert summary["widths"] == {"stem": 8, "block_1": 16, "block_2": 32}
     assert summary["skipped"] == {}
     # 56 images to train: of the widths 8, 16 and 32 only the last is more than half of that.
-    assert len(summary["warnings"]) == 1
-    assert all("at block_2 there are about as many" in warning for warning in summary["warnings"])
+    assert sum("at block_2 there are about as many" in warning for warning in summary["warnings"]) == 1
+    assert all(warning.startswith("tiny, ") for warning in summary["warnings"])
 
 
 def test_provenance_tells_how_to_repeat_the_run(finished, settings):
@@ -302,7 +303,7 @@ def test_probe_is_pure(settings):
             random_network(),
             "w",
             {CLASSES[0]: source},
-            experiment.Design(splits=2, seed=seed),
+            Design(splits=2, seed=seed),
             layers=("block_1",),
             batch_size=16,
             dtype=jnp.float32,

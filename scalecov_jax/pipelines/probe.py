@@ -9,6 +9,7 @@ from absl import logging
 
 from scalecov_jax import checkpoints, cutting, experiment
 from scalecov_jax.concepts.csv_column import csv_text
+from scalecov_jax.design import Design, check_design
 from scalecov_jax.features import POOLINGS, describe_undefined, dry_run
 from scalecov_jax.images import scenes
 from scalecov_jax.images.example import Skipped, Source, count_reasons, encode_jpeg
@@ -123,9 +124,9 @@ def _csv(text: str) -> tuple[str, str]:
     return path, column
 
 
-def _design(settings: Mapping[str, Any]) -> experiment.Design:
+def _design(settings: Mapping[str, Any]) -> Design:
     """Settings that earlier versions did not have count as not asked for."""
-    return experiment.Design(
+    return Design(
         concepts=names(settings.get("concept", "scale")),
         splitting=settings.get("splitting", "random"),
         splits=settings["splits"],
@@ -165,7 +166,7 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
     if _pooling(settings) not in POOLINGS:
         raise ValueError(f"config.pooling is {_pooling(settings)!r}; expected one of {', '.join(POOLINGS)}.")
     design = _design(settings)
-    experiment.check_design(design)
+    check_design(design)
     if not design.concepts:
         raise ValueError("config.concept is empty; expected names such as scale, separated by commas.")
     if design.splitting not in get_args(Kind):

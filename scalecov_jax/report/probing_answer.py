@@ -1,0 +1,130 @@
+"""What a run of probes found, in words and for summary.json."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scalecov_jax import evidence_table
+from scalecov_jax.evidence import Evidence, pool
+from scalecov_jax.experiment import ProbeResult
+from scalecov_jax.features import describe_undefined
+from scalecov_jax.images.example import Skipped, count_reasons
+from scalecov_jax.models.pruning import Pruning
+from scalecov_jax.report import evidence_answer, figures, page
+from scalecov_jax.report.style import PLAIN_NAMES
+from scalecov_jax.selection import interpolates
+
+
+def evidence_of(result: ProbeResult) -> dict[str, Evidence]:
+    """The evidence of each class, and of all of them together where there are several."""
+    classes = {name: one.evidence for name, one in result.classes.items()}
+    return classes if len(classes) == 1 else {**classes, evidence_table.ALL: pool([*classes.values()])}
+
+
+def summarise(result: ProbeResult, pruning: Pruning, skipped: Sequence[Skipped]) -> dict[str, Any]:
+    """What summary.json says of one network; `selected` is of the first concept."""
+    selected = {
+        concept: {
+            one.estimator: {"layer": one.layer, "r2_mean": one.r2_mean, "r2_sd": one.r2_sd} for one in found
+        }
+        for concept, found in result.selected.items()
+    }
+    return {
+        "architecture": result.architecture,
+        "weights": result.weights,
+        "selected": selected[result.concepts[0]],
+        "concepts": {
+            concept: {"selected": selected[concept], "evidence": _evidence_summary(result, concept)}
+            for concept in result.concepts
+        },
+        "images": result.images,
+        "n_train": result.n_train,
+        "widths": result.widths,
+        "ranks": result.ranks,
+        "pooling": result.pooling,
+        "undefined": dict(result.undefined),
+        "pruning": pruning._asdict(),
+        "skipped": count_reasons([*skipped, *result.skipped]),
+        "warnings": warnings(result),
+    }
+
+
+def _evidence_summary(result: ProbeResult, concept: str) -> dict[str, Any]:
+    """By class: the best layer with its interval, what may be the best, and what a choice on the training part alone gives."""
+    found = {}
+    for name, evidence in evidence_of(result).items():
+        rows = [r for r in evidence_table.layer_rows(result.weights, name, evidence) if r.concept == concept]
+        choices = evidence_table.choice_rows(result.weights, name, evidence)
+        choice = next(row for row in choices if row.concept == concept)
+        best = max(rows, key=lambda row: row.r2)
+        found[name] = {
+            "layer": best.layer,
+            "r2": best.r2,
+            "interval": [best.low, best.high],
+            "may_be_best": [row.layer for row in rows if row.may_be_best],
+            "p_family": best.p_family,
+            "chosen_inside": {
+                "r2": choice.r2,
+                "interval": [choice.low, choice.high],
+                "layers": choice.chosen,
+            },
+            "groups": best.groups,
+        }
+    return found
+
+
+def warnings(result: ProbeResult) -> list[str]:
+    """Sentences on layers left out, where least squares interpolates, and where ridge met values it had never seen."""
+    messages, name = [], PLAIN_NAMES.get(result.architecture, result.architecture)
+    if result.undefined:
+        messages.append(
+            f"{name}: {result.pooling} is undefined at {describe_undefined(result.undefined)}. These layers are left out, and "
+            "the best layer is the best of the others."
+        )
+    for n_train in sorted({*result.n_train.values()}):
+        classes = ", ".join(one for one, count in result.n_train.items() if count == n_train)
+        layers = [layer for layer, rank in result.ranks.items() if interpolates(rank / n_train)]
+        if layers:
+            messages.append(
+                f"{name}, {classes}: at {', '.join(layers)} there are about as many independent features as training images "
+                f"({n_train}); the R² of least squares there tells of the sample size, not of the layer. Read ridge."
+            )
+    ridge = figures.layer_values(result.scores, result.architecture, "trained", "ridge")
+    failed = [
+        f"{layer} (R² below −1 in {sum(value < -1 for value in r2)} of {len(r2)} splits, down to {page.number(min(r2))}; "
+        f"median {page.number(float(np.median(r2)))})"
+        for layer, r2 in ridge.items()
+        if min(r2) < -1
+    ]
+    if failed:
+        messages.append(
+            f"{name}: ridge too fails where a feature that is almost constant in the training part takes a value far outside its "
+            f"range in the held-out part: {', '.join(failed)}. Read the median there, not the mean."
+        )
+    image_class, evidence = list(evidence_of(result).items())[-1]
+    messages += [f"{name}, {image_class}: {one}" for one in evidence_answer.warnings(evidence)]
+    return messages
+
+
+def answer(result: ProbeResult, pruning: Pruning) -> str:
+    """One sentence a concept."""
+    total, splits = sum(result.images.values()), len({score.split for score in result.scores})
+    images = f"{total} images of {', '.join(result.images)}"
+    sentences = []
+    for concept in result.concepts:
+        ridge = next(one for one in result.selected[concept] if one.estimator == "ridge")
+        name, evidence = list(evidence_of(result).items())[-1]
+        rows = [r for r in evidence_table.layer_rows(result.weights, name, evidence) if r.concept == concept]
+        sentences.append(
+            page.answer_sentence(
+                evidence_answer.concept_title(concept),
+                ridge,
+                splits,
+                images,
+                pruning if concept == result.concepts[0] else None,
+                next((row.low, row.high) for row in rows if row.layer == ridge.layer),
+                [row.layer for row in rows if row.may_be_best and row.layer != ridge.layer],
+            )
+        )
+    return f"{PLAIN_NAMES.get(result.architecture, result.architecture)}: {' '.join(sentences)}"
