@@ -37,7 +37,7 @@ class ClassResult(NamedTuple):
         groups: Of these images.
         n_train: Images in one training part (the first, where they differ).
         widths: Features of each layer D.
-        ranks: How many of them are linearly independent over all images.
+        ranks: How many of them are linearly independent, as far as the images can tell: D where more would need more images.
         skipped: Images left out because they could not be decoded.
         sizes: R2 against the number of training images, if that was asked for.
     """
@@ -277,7 +277,7 @@ def probe_class(
         groups,
         int(splits[0].sum()),
         {layer: values.shape[1] for layer, values in of_trained.items()},
-        {layer: sample_size.rank(values) for layer, values in of_trained.items()},
+        {layer: _independent(values) for layer, values in of_trained.items()},
         trained.skipped,
         tuple(swept),
     )
@@ -309,6 +309,12 @@ def layers_to_probe(
     defined = tuple(layer for layer in known if layer not in undefined)
     check_request(network, defined or known, size, pooling)
     return defined, undefined
+
+
+def _independent(features: Float[np.ndarray, "N D"]) -> int:
+    count, width = features.shape
+    rank = sample_size.rank(features)
+    return rank if rank < count - 1 else width
 
 
 def _scores(
