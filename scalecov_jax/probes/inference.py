@@ -94,32 +94,58 @@ def infer(
     return Inference(*stacked[:4], defined[0] > 0, *stacked[4:])  # pyright: ignore[reportCallIssue]
 
 
+def held_out(
+    features: Mapping[str, Float[np.ndarray, "N _"]],
+    targets: Float[np.ndarray, "N M"],
+    splits: Bool[np.ndarray, "S N"],
+    *,
+    alphas: Float[np.ndarray, " A"] = ALPHAS,
+    progress: str | None = None,
+) -> deletion.HeldOut:
+    """Held-out R2, penalty and inner R2 of every layer, split and target, without what `infer` adds: arrays [L, S, M]."""
+    return deletion.HeldOut(
+        *map(np.stack, zip(*_chunks(features, targets, splits, alphas, progress), strict=True))
+    )  # pyright: ignore[reportArgumentType]
+
+
 def mean_r2(
     features: Mapping[str, Float[np.ndarray, "N _"]],
     targets: Float[np.ndarray, "N M"],
     splits: Bool[np.ndarray, "S N"],
     *,
-    nuisances: Float[np.ndarray, "N K"] | None = None,
     alphas: Float[np.ndarray, " A"] = ALPHAS,
     progress: str | None = None,
 ) -> Float[np.ndarray, "L M"]:
     """Mean over splits of the held-out R2 of ridge for thousands of targets, such as permuted measures; see `infer`.
 
-    Targets go through in chunks of equal size, operators formed in float64 are applied in float32.
+    Targets go through in chunks of equal size; see `deletion.held_out` for the precision.
     """
+    return np.stack([one.r2.mean(0) for one in _chunks(features, targets, splits, alphas, progress)])
+
+
+def _chunks(
+    features: Mapping[str, np.ndarray],
+    targets: np.ndarray,
+    splits: np.ndarray,
+    alphas: np.ndarray,
+    progress: str | None,
+) -> list[deletion.HeldOut]:
+    """`deletion.HeldOut` of each layer, `CHUNK` targets at a time."""
     _check(features, targets, splits, alphas)
     parts, y = _parts(splits), np.asarray(targets, np.float64)
     count = y.shape[1]
-    width = max(deletion.MANY, min(CHUNK, count))
-    chunks = [np.take(y, np.arange(start, start + width) % count, axis=1) for start in range(0, count, width)]
+    width = min(CHUNK, count)
+    starts = range(0, count, width)
+    chunks = [np.take(y, np.arange(start, start + width) % count, axis=1) for start in starts]
 
-    def one(gram: Array, unpenalised: Array) -> Any:
-        means = [
-            _mean_r2(gram, unpenalised, chunk, parts, np.asarray(alphas, np.float64)) for chunk in chunks
+    def one(gram: Array, unpenalised: Array) -> deletion.HeldOut:
+        found = [
+            _held_out(gram, unpenalised, chunk, parts, np.asarray(alphas, np.float64)) for chunk in chunks
         ]
-        return np.concatenate(means)[:count]
+        joined = (np.concatenate(values, axis=-1)[..., :count] for values in zip(*found, strict=True))
+        return deletion.HeldOut(*joined)  # pyright: ignore[reportArgumentType]
 
-    return np.stack(_every_layer(one, features, nuisances, progress))
+    return _every_layer(one, features, None, progress)
 
 
 def grouping(groups: Sequence[Any] | np.ndarray | None, count: int) -> deletion.Groups:
@@ -218,10 +244,10 @@ def _infer(
 
 
 @jax.jit
-def _mean_r2(
+def _held_out(
     gram: Array, unpenalised: Array, targets: Array, parts: deletion.Parts, alphas: Array
-) -> Float[Array, " M"]:
-    return deletion.held_out(deletion.factorise(gram, unpenalised), targets, parts, alphas).r2.mean(0)
+) -> deletion.HeldOut:
+    return deletion.held_out(deletion.factorise(gram, unpenalised), targets, parts, alphas)
 
 
 def _parts(splits: Bool[np.ndarray, "S N"]) -> deletion.Parts:
