@@ -103,9 +103,9 @@ def held_out(
     progress: str | None = None,
 ) -> deletion.HeldOut:
     """Held-out R2, penalty and inner R2 of every layer, split and target, without what `infer` adds: arrays [L, S, M]."""
-    return deletion.HeldOut(
-        *map(np.stack, zip(*_chunks(features, targets, splits, alphas, progress), strict=True))
-    )  # pyright: ignore[reportArgumentType]
+    every = _chunks(features, targets, splits, alphas, progress)
+    r2, alpha, inner = (np.stack(values) for values in zip(*every, strict=True))
+    return deletion.HeldOut(r2, alpha, inner)  # pyright: ignore[reportArgumentType]
 
 
 def mean_r2(
