@@ -119,14 +119,15 @@ def weigh(
         ValueError: See `inference.infer` and `permutation.permutation_test`.
     """
     layers, count = tuple(features), len(measures)
-    compared = {**{("", layer): values for layer, values in features.items()}}
-    compared |= {("random_weights", layer): values for layer, values in (random_weights or {}).items()}
-    compared |= {} if pixels is None else {("pixels", ""): pixels}
-    found = inference.infer(compared, measures, splits, groups, alphas=alphas, progress=progress)  # pyright: ignore[reportArgumentType]
+    compared = {"trained": features, "random_weights": random_weights or {}}
+    compared |= {} if pixels is None else {"pixels": {"all": pixels}}
+    kinds = [kind for kind, some in compared.items() for _ in some]
+    every = {f"{kind} {layer}": values for kind, some in compared.items() for layer, values in some.items()}
+    found = inference.infer(every, measures, splits, groups, alphas=alphas, progress=progress)
     everything = _known(found.r2, found.without, found.defined)
     controls = {}
-    for name in dict.fromkeys(kind for kind, _ in compared if kind):
-        rows = [index for index, (kind, _) in enumerate(compared) if kind == name]
+    for name in dict.fromkeys(kind for kind in kinds if kind != "trained"):
+        rows = [index for index, kind in enumerate(kinds) if kind == name]
         controls[name] = Known(everything.value[rows], everything.deviation[rows])
     own = slice(0, len(layers))
     trained = inference.Inference(
