@@ -295,24 +295,20 @@ def summarise(rows: Sequence[Sequence[str]]) -> list[Cell]:
 
 
 def tables(cells: Sequence[Cell]) -> str:
-    """Markdown, one table a study and row a cell: coverage in %, (misses above and below), median width."""
+    """Markdown, one table a study and quantity: coverage in %, (misses above/below), median width; else the mean."""
     lines = []
-    for study in dict.fromkeys(cell.study for cell in cells):
-        for quantity in dict.fromkeys(cell.quantity for cell in cells if cell.study == study):
-            own = [cell for cell in cells if (cell.study, cell.quantity) == (study, quantity)]
-            methods = list(dict.fromkeys(cell.method for cell in own))
-            lines += [
-                "",
-                f"{study}: {quantity}",
-                "",
-                f"| design | N | D | expected | {' | '.join(methods)} |",
-                "|---" * (4 + len(methods)) + "|",
-            ]
-            for row in dict.fromkeys((cell.design, cell.images, cell.features) for cell in own):
-                by = {cell.method: cell for cell in own if (cell.design, cell.images, cell.features) == row}
-                lines.append(
-                    f"| {' | '.join(row)} | {by[methods[0]].expected:.3f} | {' | '.join(show(by[m]) for m in methods)} |"
-                )
+    for study, quantity in dict.fromkeys((cell.study, cell.quantity) for cell in cells):
+        own = [cell for cell in cells if (cell.study, cell.quantity) == (study, quantity)]
+        methods = [*dict.fromkeys(cell.method for cell in own)]
+        designs = [*dict.fromkeys(cell.design for cell in own)]
+        rows: dict[tuple[str, ...], dict[str, Cell]] = {}
+        for cell in sorted(own, key=lambda cell: designs.index(cell.design)):
+            rows.setdefault((cell.design, cell.images, cell.features), {})[cell.method] = cell
+        lines += ["", f"{study}: {quantity}", "", f"| design | N | D | expected | {' | '.join(methods)} |"]
+        lines += ["|---" * (4 + len(methods)) + "|"]
+        for row, by in rows.items():
+            shown = (f"{by[methods[0]].expected:.3f}", *(show(by[method]) for method in methods))
+            lines.append(f"| {' | '.join((*row, *shown))} |")
     return "\n".join(lines[1:])
 
 
