@@ -116,7 +116,7 @@ def load(folder: Path) -> Network:
             raise ValueError("its _METADATA is missing or damaged")
         module: Any = architecture.module(**card.options)
         check_layer(architecture, module.last)
-        abstract = abstract_variables(module, architecture)
+        abstract = abstract_variables(module, architecture, card.input_size)
         _check_shapes(stored.metadata, abstract)
         variables = ocp.load(
             str(folder), jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)

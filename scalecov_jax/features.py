@@ -16,7 +16,7 @@ from tqdm import tqdm
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Skipped, Source
-from scalecov_jax.models.folding import fold
+from scalecov_jax.models.folding import fold, folded
 from scalecov_jax.models.layers import global_average_pool
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.models.receptive_field import check_size, clean_regions, undefined_layers
@@ -144,7 +144,7 @@ def check_request(network: Network, layers: Sequence[str], size: int | None, poo
             pooling that is not defined there (see `check_pooling`).
     """
     size = size or network.card.input_size
-    module = network.module.clone(folded=True)  # pyright: ignore[reportCallIssue]  # as the forward pass has it
+    module = folded(network.module)  # as the forward pass has it
     check_size(module, size, layers, network.architecture.name)
     check_pooling(module, size, layers, pooling)
     return size
@@ -236,9 +236,7 @@ def _sharded_forward(
 
     The weights are an argument of the compiled function, so that random and trained ones share one compilation.
     """
-    module, variables = network.module, network.variables
-    if not module.folded:  # pyright: ignore[reportAttributeAccessIssue]
-        module, variables = fold(module, variables, network.architecture.epsilon)
+    module, variables = fold(network.module, network.variables, network.architecture.epsilon)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 

@@ -12,8 +12,8 @@ from jaxtyping import Float
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.models.architecture import available_layers
-from scalecov_jax.models.names import LAYOUTS, source_name
 from scalecov_jax.models.preprocessing import preprocess
+from scalecov_jax.models.sources import KerasModel, Layout, source_name
 
 TOLERANCE = 1e-4
 
@@ -103,24 +103,10 @@ def _keras_outputs(
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """Outputs of the Keras model at every layer that the network has."""
     module: Any = network.module
-    name = network.architecture.name
-    options = {
-        "width": 1.0,
-        "folded": False,
-        "count_padding": False,
-        "use_scale": False,
-        "stride_on_3x3": False,
-        "max_pool_padding": 1,
-    }
-    different = {k: getattr(module, k) for k, v in options.items() if getattr(module, k, v) != v}
-    if different:
-        given = ", ".join(f"{option}={value}" for option, value in different.items())
-        raise ValueError(
-            f"keras.applications has no {name} with {given}, so there is nothing to compare with."
-        )
+    reference, layout = _keras_sources(network)
     layers = available_layers(network.architecture, module)
-    top = "pre_softmax" in layers
-    build = {"inception_v3": keras.applications.InceptionV3, "resnet50": keras.applications.ResNet50}[name]
+    top = module.last in network.architecture.head
+    build = getattr(keras.applications, reference.builder)
     head = {"classes": module.classes, "classifier_activation": None} if top else {}
     model = build(weights=None, include_top=top, input_shape=None if top else x.shape[1:], **head)
     if top and x.shape[1:] != model.input_shape[1:]:
@@ -132,14 +118,35 @@ def _keras_outputs(
             **head,
         )
     by_name = _name_layers(keras, model)
-    _set_weights(network, by_name)
-    outputs = {layer: by_name[_keras_layer(name, layer)].output for layer in layers if layer != "softmax"}
+    _set_weights(network, layout, by_name)
+    names = {layer: reference.outputs.get(layer, layer) for layer in layers if layer != "softmax"}
+    outputs = {layer: by_name[name].output for layer, name in names.items()}
     if "softmax" in layers:
         outputs["softmax"] = keras.layers.Softmax()(outputs["pre_softmax"])
     # A list, not a dict: Keras warns about a dict whose order it does not know.
     with jax.numpy_rank_promotion("allow"):
         values = keras.Model(model.inputs, list(outputs.values())).predict(x, verbose=0)
     return dict(zip(outputs, values if isinstance(values, list) else [values], strict=True))
+
+
+def _keras_sources(network: Network) -> tuple[KerasModel, Layout]:
+    """Keras's model and its names, if it computes what the network does."""
+    family, module = network.architecture, network.module
+    if family.sources.keras is None:
+        raise ValueError(f"keras.applications has no {family.name}, so there is nothing to compare with.")
+    default = family.module()
+    free = {"last", "classes", "parent", "name"}
+    different = {
+        option: value
+        for option in family.module.__dataclass_fields__
+        if option not in free and (value := getattr(module, option)) != getattr(default, option)
+    }
+    if different:
+        given = ", ".join(f"{option}={value}" for option, value in different.items())
+        raise ValueError(
+            f"keras.applications has no {family.name} with {given}, so there is nothing to compare with."
+        )
+    return family.sources.keras, family.sources.layouts[0]
 
 
 def _name_layers(keras: Any, model: Any) -> dict[str, Any]:
@@ -158,22 +165,8 @@ def _name_layers(keras: Any, model: Any) -> dict[str, Any]:
     return named
 
 
-def _keras_layer(architecture: str, layer: str) -> str:
-    """Which Keras layer puts out what one of our layers does."""
-    if layer == "pre_softmax":
-        return "predictions"
-    if architecture == "inception_v3":
-        return layer.replace("conv2d_", "activation_")
-    if layer == "max_pool":
-        return "pool1_pool"
-    layout = next(layout for layout in LAYOUTS if layout.architecture == architecture)
-    block = next(path for path in layout.blocks if path.startswith(f"{layer}/"))
-    return block.partition("/")[2].rpartition("_")[0] + "_add"
-
-
-def _set_weights(network: Network, layers: dict[str, Any]) -> None:
+def _set_weights(network: Network, layout: Layout, layers: dict[str, Any]) -> None:
     """Fill the Keras layers from the network's variables."""
-    layout = next(layout for layout in LAYOUTS if layout.architecture == network.architecture.name)
     sources = {source_name(layout, path): values for path, values in flatten_dict(network.variables).items()}
     for name in {str(source).partition("/")[0] for source in sources}:
         layer = layers[name]

@@ -12,10 +12,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
 from scalecov_jax.checkpoints import Card, Network, network
-from scalecov_jax.models.architecture import Architecture, check_layer, get_architecture
-from scalecov_jax.models.names import LAYOUTS, Layout, all_names, source_name
+from scalecov_jax.models.architecture import ARCHITECTURES, Architecture, check_layer, get_architecture
 from scalecov_jax.models.preprocessing import PREPROCESSINGS, Preprocessing
 from scalecov_jax.models.pruning import abstract_variables
+from scalecov_jax.models.sources import Layout, owner, possible_names, source_name
 from scalecov_jax.models.weight_files import WeightFile, read_weights
 
 SHOWN = 4
@@ -91,21 +91,42 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
 
 
 def _recognise(name: str, file: WeightFile, family: Architecture) -> Layout:
-    """The layout that explains most of the file's tensors; of equals, one of the wanted architecture."""
-    candidates = [layout for layout in LAYOUTS if layout.family == file.family]
-    known = {id(layout): len(all_names(layout) & file.tensors.keys()) for layout in candidates}
-    best = max(candidates, key=lambda layout: (known[id(layout)], layout.architecture == family.name))
+    """The layout that explains most of the file's tensors.
+
+    Of equals one of which the file holds all from the input to somewhere (a ResNet50 lacks the middle of a ResNet101), and of
+    these one of the wanted architecture.
+    """
+    candidates = [
+        (one, layout)
+        for one in ARCHITECTURES.values()
+        for layout in one.sources.layouts
+        if layout.family == file.family
+    ]
+    ours = [layout for one, layout in candidates if one is family]
+    if not ours:
+        known = ", ".join(layout.title for layout in family.sources.layouts) or "none at all"
+        raise ValueError(
+            f"{name} cannot be read as a {family.name}, of which these layouts are known: {known}."
+        )
+    known = {id(layout): len(possible_names(layout) & file.tensors.keys()) for _, layout in candidates}
+
+    def rank(candidate: tuple[Architecture, Layout]) -> tuple[int, bool, bool]:
+        one, layout = candidate
+        owners = {owner(layout, tensor) for tensor in file.tensors}
+        present = [module in owners for module in dict.fromkeys(layout.modules.values())]
+        return known[id(layout)], present == sorted(present, reverse=True), one is family
+
+    found, best = max(candidates, key=rank)
     if known[id(best)] <= (len(file.tensors) - len(_ignored(file, best))) / 2:
-        ours = [layout for layout in candidates if layout.architecture == family.name]
-        examples = " or ".join(next(iter(layout.blocks.values())).conv for layout in ours)
+        examples = " or ".join(next(iter(layout.modules.values())) for layout in ours)
         raise ValueError(
             f"{name} holds no {family.name} that is known: its {len(file.tensors)} tensors are {_some(list(file.tensors))}, and "
             f"the first convolution would be called {examples}."
         )
-    if best.architecture != family.name:
+    if found is not family:
         raise ValueError(
-            f"{name} holds {best.architecture} ({best.title}: {known[id(best)]} of its {len(file.tensors)} tensors are named so) "
-            f"and not {family.name}; pass --architecture={best.architecture}."
+            f"{name} holds {found.name} ({best.title}: {known[id(best)]} of its {len(file.tensors)} tensors are named so) "
+            f"and not {family.name}; pass --architecture={found.name}."
         )
     return best
 
@@ -123,38 +144,29 @@ def _options(
 ) -> dict[str, Any]:
     """The fields of the module that differ from their defaults."""
     default = family.module()
-    options = {
-        "last": last or family.layers[-1],
-        "width": _infer_width(file, layout, family),
-        **layout.options,
-    }
+    options: dict[str, Any] = {"last": last or family.layers[-1], **layout.options}
+    if hasattr(default, "width"):
+        options["width"] = _infer_width(file, layout, family)
     if hasattr(default, "use_scale") and layout.family != "torch":
         options["use_scale"] = any(name.endswith("/gamma") for name in file.tensors)
-    head = next((file.tensors[name] for name in _head_kernel(layout) if name in file.tensors), None)
+    head = file.tensors.get(str(source_name(layout, ("params", "pre_softmax", "kernel"))))
     if head is not None and head.ndim == 2 and options["last"] in ("pre_softmax", "softmax"):
         options["classes"] = head.shape[0 if layout.family == "torch" else 1]
     if hasattr(default, "max_pool_padding"):
         options["max_pool_padding"] = max_pool_padding
     elif max_pool_padding != 1:
-        raise ValueError(f"{family.name} has no max_pool_padding; only resnet50 comes in both variants.")
+        raise ValueError(f"{family.name} has no max_pool_padding; only ResNets come in both variants.")
     return {name: value for name, value in options.items() if value != getattr(default, name)}
-
-
-def _head_kernel(layout: Layout) -> list[str]:
-    return [str(source_name(layout, ("params", "pre_softmax", "kernel")))]
 
 
 def _infer_width(file: WeightFile, layout: Layout, family: Architecture) -> float:
     """The shortest decimal w with round(w f) filters wherever the full network has f; else the median ratio."""
-    full: Any = flatten_dict(abstract_variables(family.module(), family)["params"], sep="/")
+    full: Any = flatten_dict(abstract_variables(family.module(), family)["params"])
     low, high, ratios = 0.0, np.inf, []
-    for path in layout.blocks:
-        values = file.tensors.get(str(source_name(layout, ("params", *path.split("/"), "kernel"))))
-        if values is not None and values.ndim == 4:
-            filters, found = (
-                full[f"{path}/kernel"].shape[-1],
-                values.shape[0 if layout.family == "torch" else -1],
-            )
+    for path, leaf in full.items():
+        values = file.tensors.get(str(source_name(layout, ("params", *path))))
+        if path[-1] == "kernel" and leaf.ndim == 4 and values is not None and values.ndim == 4:
+            filters, found = leaf.shape[-1], values.shape[0 if layout.family == "torch" else -1]
             ratios.append(found / filters)
             low, high = max(low, (found - 0.5) / filters), min(high, (found + 0.5) / filters)
     if low > high:
@@ -177,7 +189,7 @@ def _fill(
     absent = {path: source for path, source in sources.items() if source and source not in file.tensors}
     used = {*sources.values(), *_ignored(file, layout)}
     left = [tensor for tensor in file.tensors if tensor not in used]
-    beyond = _beyond(layout, left) if last else {}
+    beyond = _beyond(layout, family, options, left) if last else {}
     unexpected = [tensor for tensor in left if tensor not in beyond]
     filled, wrong, invalid = {}, [], []
     for path, source in sources.items():
@@ -223,14 +235,11 @@ def _convert(
     return np.ascontiguousarray(values, np.float32)
 
 
-def _beyond(layout: Layout, left: list[str]) -> dict[str, str]:
-    """The layer of each tensor that a whole network would use."""
-    owners = {names.conv: path for path, names in layout.blocks.items()}
-    owners |= {names.norm: path for path, names in layout.blocks.items()}
-    owners[layout.head] = "pre_softmax"
-    separator = "." if layout.family == "torch" else "/"
-    known = all_names(layout)
-    return {n: owners[n.rpartition(separator)[0]].partition("/")[0] for n in left if n in known}
+def _beyond(layout: Layout, family: Architecture, options: dict[str, Any], left: list[str]) -> dict[str, str]:
+    """The layer of each tensor that the whole network would use."""
+    whole = family.module(**{**options, "last": family.layers[-1]})
+    layers = {source_name(layout, path): path[1] for path in flatten_dict(abstract_variables(whole, family))}
+    return {tensor: layers[tensor] for tensor in left if tensor in layers}
 
 
 def _deepest(file: WeightFile, layout: Layout, family: Architecture, options: dict[str, Any]) -> str:

@@ -49,9 +49,17 @@ def prune(module: nn.Module, variables: Any, architecture: Architecture, layer: 
     return cut, _select(variables, abstract_variables(cut, architecture))
 
 
-def abstract_variables(module: nn.Module, architecture: Architecture) -> Any:
-    """Shapes and dtypes of every variable of a module, without computing anything."""
-    images = jax.ShapeDtypeStruct((1, architecture.input_size, architecture.input_size, 3), jnp.float32)
+def abstract_variables(module: nn.Module, architecture: Architecture, size: int | None = None) -> Any:
+    """Shapes and dtypes of every variable of a module, without computing anything.
+
+    Args:
+        module: The network.
+        architecture: Its family.
+        size: Height and width of the images in pixels, on which they depend where maps are flattened; the family's own when
+            absent.
+    """
+    size = size or architecture.input_size
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), images)
 
 
@@ -62,10 +70,9 @@ def count_parameters(variables: Any) -> int:
 
 def cumulative_parameters(module: nn.Module, architecture: Architecture) -> dict[str, int]:
     """Number of parameters up to and including each layer of the whole network, its classification head left out."""
-    layers = architecture.layers[: architecture.layers.index(architecture.trunk) + 1]
     return {
         layer: count_parameters(abstract_variables(module.clone(last=layer), architecture))  # pyright: ignore[reportCallIssue]
-        for layer in layers
+        for layer in architecture.trunk_layers
     }
 
 

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import safetensors
 
-from scalecov_jax.models.names import Family
+from scalecov_jax.models.sources import Family
 
 MAX_VALUES = 2**29
 
@@ -141,9 +141,7 @@ def _number_from_one(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     renamed = {}
     for name, values in tensors.items():
         match, leaf = matches[name], name.partition("/")[2]
-        if match and match[1] == "dense":
-            name = f"dense/{leaf}"
-        elif match:
+        if match:
             name = f"{match[1]}_{int(match[2] or 0) - first[match[1]] + 1}/{leaf}"
         renamed[name] = values
     return renamed

@@ -76,7 +76,7 @@ def map_layers(network: Network, layers: Sequence[str] = ()) -> tuple[str, ...]:
     """
     family = network.architecture
     known = available_layers(family, network.module)
-    maps = tuple(layer for layer in known if layer not in ("pre_softmax", "softmax"))
+    maps = tuple(layer for layer in known if layer not in family.head)
     for layer in layers:
         check_layer(family, layer, known[-1])
         if layer not in maps:

@@ -80,7 +80,7 @@ def classes_of(network: Network) -> int:
         )
     size = network.card.input_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    variables = abstract_variables(network.module, network.architecture)
+    variables = abstract_variables(network.module, network.architecture, size)
     return jax.eval_shape(network.module.apply, variables, images).shape[-1]  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -183,9 +183,8 @@ def classify(
 
     Source: Graziani et al. 2021, section 4.1.
     """
-    if not network.module.folded:  # pyright: ignore[reportAttributeAccessIssue]
-        module, variables = fold(network.module, network.variables, network.architecture.epsilon)
-        network = network._replace(module=module, variables=variables)
+    module, variables = fold(network.module, network.variables, network.architecture.epsilon)
+    network = network._replace(module=module, variables=variables)
 
     def compute(size: int, resize_filter: Filter) -> Features:
         computed = compute_features(

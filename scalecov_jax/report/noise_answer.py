@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.paper.compared import Compared
 from scalecov_jax.paper.noise import POOLED, Clean, Pooled
 from scalecov_jax.paper.noise_probes import (
@@ -21,7 +22,6 @@ from scalecov_jax.paper.noise_probes import (
     Target,
 )
 from scalecov_jax.report import page
-from scalecov_jax.report.style import PLAIN_NAMES
 from scalecov_jax.scores import ESTIMATORS, Estimator
 from scalecov_jax.tables import read_table
 
@@ -52,7 +52,7 @@ class Layers(NamedTuple):
     @property
     def name(self) -> str:
         """For people."""
-        return PLAIN_NAMES.get(self.architecture, self.architecture)
+        return plain_name(self.architecture)
 
 
 class Finished(NamedTuple):

@@ -12,10 +12,10 @@ from scalecov_jax.experiment import ProbeResult
 from scalecov_jax.features import Pooling, describe_undefined
 from scalecov_jax.images.boxes import OTHER_CLASS
 from scalecov_jax.images.example import Skipped, count_reasons
+from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.models.pruning import Pruning, cumulative_parameters
 from scalecov_jax.probes.sample_size import SizeScore
 from scalecov_jax.report import figures, page, sample_size, sketches, style
-from scalecov_jax.report.style import PLAIN_NAMES
 from scalecov_jax.scores import write_scores
 from scalecov_jax.selection import Selected, interpolates, select_layers
 from scalecov_jax.tables import write_table
@@ -49,7 +49,7 @@ def summarise(result: ProbeResult, pruning: Pruning, skipped: Sequence[Skipped])
 
 def warnings(result: ProbeResult) -> list[str]:
     """Sentences on layers left out, where least squares interpolates, and where ridge met values it had never seen."""
-    messages, name = [], PLAIN_NAMES.get(result.architecture, result.architecture)
+    messages, name = [], plain_name(result.architecture)
     if result.undefined:
         messages.append(
             f"{name}: {result.pooling} is undefined at {describe_undefined(result.undefined)}. These layers are left out, and "
@@ -106,7 +106,7 @@ def write_results(
         total = sum(result.images.values())
         images = f"{total} images of {', '.join(result.images)}"
         answers.append(
-            f"{PLAIN_NAMES.get(result.architecture, result.architecture)}: "
+            f"{plain_name(result.architecture)}: "
             + page.answer_sentence(
                 "object scale", ridge, len({s.split for s in result.scores}), images, pruning
             )
@@ -176,8 +176,7 @@ def _architecture_parts(
             )
         parts.append(
             page.ArchitectureResult(
-                PLAIN_NAMES.get(result.architecture, result.architecture)
-                + (f", {image_class}" if image_class else ""),
+                plain_name(result.architecture) + (f", {image_class}" if image_class else ""),
                 f"{count} images of {shown}; {n_train} to train"
                 + (" for each class" if image_class is None and len(result.images) > 1 else "")
                 + f"; features: {_POOLED[result.pooling]}; weights: {network.card.origin}",

@@ -25,7 +25,6 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "scalecov_jax",
 }
-PLAIN_NAMES = {"inception_v3": "InceptionV3", "resnet50": "ResNet50"}  # of architectures, for people
 WIDTH = 5.0  # inches; with the fonts above, text keeps about 10 px when shown 400 px wide
 
 
