@@ -16,7 +16,7 @@ from scalecov_jax.features import Features, Pooling, check_request, compute_feat
 from scalecov_jax.images.example import Example, ImageError, Skipped, Source
 from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.folding import folded
-from scalecov_jax.models.pruning import Pruning, count_parameters, cumulative_parameters, prune
+from scalecov_jax.models.pruning import Pruning, abstract_variables, count_parameters, prune
 from scalecov_jax.models.receptive_field import undefined_layers
 from scalecov_jax.probes import batch, sample_size
 from scalecov_jax.probes.splits import random_splits, shuffled
@@ -248,8 +248,10 @@ def check_pruning(
 
 def parameters_to_cut(whole: Network, layer: str) -> int:
     """Parameters of the whole network without its classification head, or with it where the cut lies in the head."""
-    trunk = cumulative_parameters(whole.module, whole.architecture)
-    return trunk[whole.architecture.trunk] if layer in trunk else count_parameters(whole.variables)
+    family = whole.architecture
+    if layer not in family.trunk_layers:
+        return count_parameters(whole.variables)
+    return count_parameters(abstract_variables(whole.module.clone(last=family.trunk), family))  # pyright: ignore[reportCallIssue]
 
 
 def _records(

@@ -1,6 +1,6 @@
 """The receptive field of any layer, and which of its positions no padding reaches, derived from the module itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -138,6 +138,22 @@ def check_size(module: nn.Module, size: int, layers: Sequence[str], name: str) -
         )
 
 
+def check_variables(module: nn.Module, params: Mapping[str, Any], size: int, name: str) -> None:
+    """Make sure that parameters fit images of `size` x `size` pixels, as they may not where maps are flattened.
+
+    Raises:
+        ValueError: One has another shape than such images need; says which.
+    """
+    given: dict[Any, Any] = flatten_dict(dict(params))
+    for path, shape in _trace(module, size, size).parameters.items():
+        if path in given and given[path].shape != shape:
+            raise ValueError(
+                f"The weights of {name} were made for images of another size than {size} x {size} pixels: "
+                f"{'/'.join(path)} is {list(given[path].shape)} and would have to be {list(shape)}. Take images of the size "
+                f"they were made for, or layers before {path[0]}."
+            )
+
+
 def clean_regions(
     module: nn.Module, height: int, width: int, layers: Sequence[str]
 ) -> dict[str, Region | None]:
@@ -193,14 +209,24 @@ class _Tap(NamedTuple):
     seen: Seen
 
 
+class _Trace(NamedTuple):
+    """Every captured output of a module on images of one size, and the shape of each parameter, by path."""
+
+    taps: dict[tuple[str, ...], _Tap]
+    parameters: dict[tuple[str, ...], tuple[int, ...]]
+
+
 @lru_cache(maxsize=512)
-def _trace(module: nn.Module, height: int, width: int) -> dict[tuple[str, ...], _Tap]:
-    """Every captured output by its path; traced (as the module is initialised, in one pass), not computed."""
+def _trace(module: nn.Module, height: int, width: int) -> _Trace:
+    """Traced (as the module is initialised, in one pass), not computed."""
     paths: list[tuple[str, ...]] = []
+    parameters: dict[tuple[str, ...], tuple[int, ...]] = {}
 
     def forward(x: Any) -> list[Any]:
         key = jax.random.key(0)
         created: Any = module.init_with_output(key, x, capture_intermediates=True, mutable=True)[1]
+        leaves: dict[Any, Any] = flatten_dict(created.get("params", {}))
+        parameters.update({path: leaf.shape for path, leaf in leaves.items()})
         captured: dict[Any, Any] = flatten_dict(created["intermediates"])
         outputs = {
             path[:-1]: values[0]
@@ -213,11 +239,12 @@ def _trace(module: nn.Module, height: int, width: int) -> dict[tuple[str, ...], 
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
     jaxpr, shapes = jax.make_jaxpr(forward, return_shape=True)(images)
     seen = interpret(jaxpr, [image(images.shape)])
-    return {path: _Tap(shape.shape, one) for path, shape, one in zip(paths, shapes, seen, strict=True)}
+    rows = zip(paths, shapes, seen, strict=True)
+    return _Trace({path: _Tap(shape.shape, one) for path, shape, one in rows}, parameters)
 
 
 def _tap(module: nn.Module, height: int, width: int, layer: str) -> _Tap:
-    taps = _trace(module, height, width)
+    taps = _trace(module, height, width).taps
     found = [path for path in taps if layer in (path[-1], "/".join(path))]
     if len(found) == 1:
         return taps[found[0]]

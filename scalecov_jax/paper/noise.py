@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiment import cached_features
-from scalecov_jax.features import Features, pooled_features
+from scalecov_jax.features import Features, pooled_features, shortened
 from scalecov_jax.images import noise
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Skipped
@@ -128,7 +128,7 @@ def noise_features(
     """Both poolings of noise images of every width, in one forward pass an image and one compilation a width.
 
     Args:
-        network: Network; its batch normalisation is folded first.
+        network: Network; it is cut after the last of the layers, and its batch normalisation folded, first.
         clean: From `clean_layers`; its layers are pooled.
         sizes: Widths in pixels, ascending. Images are made at each width, never resized.
         per_size: Images of each width.
@@ -142,7 +142,7 @@ def noise_features(
     Source: Graziani et al. 2021, section 4.2.
     """
     layers = tuple(clean)
-    forward = _Forward(network, dtype)
+    forward = _Forward(shortened(network, layers), dtype)
     rows = -(-min(batch_size, per_size) // jax.device_count()) * jax.device_count()
     found: dict[int, dict[str, np.ndarray]] = {}
     with tqdm(total=len(sizes) * per_size, desc=name, unit="img", disable=not progress) as bar:

@@ -19,7 +19,7 @@ from scalecov_jax.images.example import Example, Filter, Skipped, resize_image
 from scalecov_jax.images.labelled import Label, LabelledImages
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.pruning import abstract_variables
-from scalecov_jax.models.receptive_field import check_size
+from scalecov_jax.models.receptive_field import check_size, check_variables
 
 OUTPUT = "softmax"
 FILLED = "filled"
@@ -221,13 +221,19 @@ def check_sizes(networks: Mapping[str, Network], sizes: Sequence[int]) -> None:
     """Refuse sizes that a network cannot take.
 
     Raises:
-        ValueError: Names every such network and the smallest size that it takes.
+        ValueError: Names every such network and the smallest size that it takes, or what in it takes one size alone.
     """
     problems = []
     for name, network in networks.items():
         try:
             check_size(network.module, min(sizes), [OUTPUT], name)
         except ValueError as error:
+            problems.append(f"{error} Leave out the sizes below.")
+            continue
+        try:
+            for size in (min(sizes), max(sizes)):
+                check_variables(network.module, network.variables["params"], size, name)
+        except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise ValueError(f"{' '.join(problems)} Leave out the sizes below.")
+        raise ValueError(" ".join(problems))
