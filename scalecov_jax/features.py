@@ -133,7 +133,7 @@ def check_pooling(
 def describe_undefined(undefined: Mapping[str, int | None]) -> str:
     """Layers and the smallest image on which each has a pixel that padding does not reach, in words."""
     return ", ".join(
-        f"{layer} ({'no map' if size is None else f'defined from {size} pixels'})"
+        f"{layer} ({'sees the whole image' if size is None else f'defined from {size} pixels'})"
         for layer, size in undefined.items()
     )
 

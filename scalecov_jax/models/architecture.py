@@ -89,7 +89,7 @@ ARCHITECTURES = {
                 network.__name__,
                 sources=resnet.sources(network),
             )
-            for network in (resnet.ResNet50,)
+            for network in (resnet.ResNet50, resnet.ResNet101, resnet.ResNet152)
         ),
     )
 }

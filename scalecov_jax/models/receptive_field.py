@@ -57,15 +57,17 @@ def receptive_field(
         options: Fields of the module, such as max_pool_padding=0.
 
     Raises:
-        ValueError: No such architecture, option or layer, a layer without a map, an image that is too small or not square, or
-            an operation whose window cannot be derived; says which.
+        ValueError: No such architecture, option or layer, a layer that sees the whole image, an image that is too small or
+            not square, or an operation whose window cannot be derived; says which.
 
     Source: the recursion is that of Araujo, Norris, Sim: Computing Receptive Fields of Convolutional Neural Networks, 2019.
     """
     family, module, size = _resolve(architecture, options, input_size)
     window = _window_at(family, module, size, layer, axis)
     if window is None:
-        raise ValueError(f"{layer} of {family.name} has no map: every output sees the whole image.")
+        vector = len(_tap(module, size, size, layer).shape) != 4
+        why = "it is a vector" if vector else "as after global pooling or squeeze-and-excitation"
+        raise ValueError(f"Every value of {layer} of {family.name} sees the whole image: {why}.")
     return ReceptiveField(window.size, window.stride, window.offset)
 
 
@@ -85,7 +87,7 @@ def clean_region(
         options: See `receptive_field`.
 
     Returns:
-        None ("undefined") where padding reaches every position or the layer has no map.
+        None ("undefined") where padding reaches every position, or every position sees the whole image.
 
     Raises:
         ValueError: See `receptive_field`.
@@ -98,7 +100,7 @@ def clean_region(
 
 
 def smallest_clean_size(architecture: Architecture | str, layer: str, **options: Any) -> int | None:
-    """Height and width in pixels of the smallest square image at which a layer has a clean position; None without a map.
+    """Height and width in pixels of the smallest square image at which a layer has a clean position; None where it sees it all.
 
     It is j * ceil(-l / j) + RF + l, in the terms of `clean_region`.
 
@@ -157,7 +159,7 @@ def check_variables(module: nn.Module, params: Mapping[str, Any], size: int, nam
 def clean_regions(
     module: nn.Module, height: int, width: int, layers: Sequence[str]
 ) -> dict[str, Region | None]:
-    """First and last clean row, first and last clean column of each layer; None where there is none or no map.
+    """First and last clean row, first and last clean column of each layer; None where there is none.
 
     Args:
         module: A network.
@@ -188,7 +190,8 @@ def undefined_layers(
         layers: See `receptive_field`.
 
     Returns:
-        For each the height and width of the smallest square image on which it has one, in pixels; None if it has no map.
+        For each the height and width of the smallest square image on which it has one, in pixels; None where every value
+        sees the whole image.
 
     Raises:
         ValueError: See `clean_regions`.
@@ -264,7 +267,7 @@ def _tap(module: nn.Module, height: int, width: int, layer: str) -> _Tap:
 
 
 def _window(module: nn.Module, height: int, width: int, layer: str, axis: Axis) -> Window | None:
-    """What a layer's rows or columns see; None where the layer has no map."""
+    """What a layer's rows or columns see; None where every value sees the whole image."""
     shape, seen = _tap(module, height, width, layer)
     if len(shape) != 4:
         return None

@@ -49,12 +49,12 @@ class Residual(nn.Module):
         first, second = (1, self.stride) if self.stride_on_3x3 else (self.stride, 1)
         shortcut = x
         if self.project:
-            shortcut = conv(4 * self.features, stride=self.stride, relu=False, name=f"{self.prefix}_0")(
+            shortcut = conv(4 * self.features, stride=self.stride, activation=None, name=f"{self.prefix}_0")(
                 x, train
             )
         x = conv(self.features, stride=first, name=f"{self.prefix}_1")(x, train)
         x = conv(self.features, (3, 3), second, 1, name=f"{self.prefix}_2")(x, train)
-        x = conv(4 * self.features, relu=False, name=f"{self.prefix}_3")(x, train)
+        x = conv(4 * self.features, activation=None, name=f"{self.prefix}_3")(x, train)
         return shortcut + x
 
 

@@ -34,12 +34,12 @@ class Clean(NamedTuple):
 
     Attributes:
         layer: Its name.
-        needed: Width of the smallest image with such a position, in pixels.
+        needed: Width of the smallest image with such a position, in pixels; None where every position sees the whole image.
         positions: How many there are, by the width of the image, for each of the widths from `needed` on.
     """
 
     layer: str
-    needed: int
+    needed: int | None
     positions: dict[int, int]
 
     @property
@@ -101,11 +101,9 @@ def clean_layers(network: Network, layers: Sequence[str], sizes: Sequence[int]) 
     clean = {}
     for layer in layers:
         needed = smallest_clean_size(network.architecture, layer, **network.card.options)
-        if needed is None:
-            raise ValueError(f"{layer} of {network.architecture.name} has no map to pool.")
         positions = {}
         for size in sizes:
-            if size >= needed and (region := regions[size][layer]):
+            if needed is not None and size >= needed and (region := regions[size][layer]):
                 (top, bottom), (left, right) = region
                 positions[size] = (bottom - top + 1) * (right - left + 1)
         clean[layer] = Clean(layer, needed, positions)

@@ -4,7 +4,15 @@ from typing import Any
 
 from scalecov_jax.paper.noise_probes import TARGETS, Setting, Target
 from scalecov_jax.report import page
-from scalecov_jax.report.noise_answer import Finished, effect_of, limits_of, median, middle, undefined_of
+from scalecov_jax.report.noise_answer import (
+    Finished,
+    below,
+    effect_of,
+    limits_of,
+    median,
+    middle,
+    undefined_of,
+)
 from scalecov_jax.scores import Estimator
 
 TARGET_NAMES: dict[Target, str] = {
@@ -34,7 +42,10 @@ def describe(run: Finished, weights: str) -> str:
             f"widths alone, in px: {listed}; GAP on the same widths stands beside it."
         )
     if undefined := undefined_of(one):
-        listed = ", ".join(f"{layer} {needed}" for layer, needed in undefined.items())
+        listed = ", ".join(
+            f"{layer} {'none is large enough, for each position sees the whole image' if needed is None else needed}"
+            for layer, needed in undefined.items()
+        )
         paragraphs.append(
             "Undefined on too many of these widths; corrected GAP would need images of at least, in px: "
             f"{listed}."
@@ -83,7 +94,7 @@ def layer_table(run: Finished, weights: str) -> page.Table:
                 median(_distance(run, weights, layer)),
             ]
         else:
-            cells += [f"undefined below {one.needed[layer]}", *["–"] * 5]
+            cells += [f"undefined {below(one.needed[layer], '')}", *["–"] * 5]
         effects = [effect_of(run, weights, layer, pooling) for pooling in ("gap", "corrected_gap")]
         cells += [f"{page.number(100 * one.between_widths, 0)} %" if one else "–" for one in effects]
         rows.append((layer, *cells))
@@ -145,7 +156,7 @@ def terminal_table(run: Finished) -> str:
                 )
                 cells += [median(values) for values in corrected]
             else:
-                cells += ["undefined", f"below {one.needed[layer]} px"]
+                cells += ["undefined", below(one.needed[layer])]
             lines.append(f"{weights:<16}{layer:<11}" + "".join(f"{cell:>21}" for cell in cells))
     return "\n".join(lines)
 
