@@ -24,7 +24,7 @@ from scalecov_jax.models.pruning import (
 TOLERANCE = 1e-4
 
 
-def random_network(name: str, **options) -> Network:
+def random_network(name: str, input_size: int | None = None, **options) -> Network:
     """Random kernels, and statistics of which none is 0 or 1, so that leaving one out shows."""
     architecture = get_architecture(name)
     rng = np.random.default_rng(7)
@@ -35,11 +35,12 @@ def random_network(name: str, **options) -> Network:
         low, high = (0.5, 1.5) if path[-1] in ("scale", "var") else (0.05, 0.3)
         return rng.uniform(low, high, leaf.shape)
 
-    abstract = flatten_dict(abstract_variables(architecture.module(**options), architecture))
+    abstract = flatten_dict(abstract_variables(architecture.module(**options), architecture, input_size))
     variables = {path: draw(path, leaf).astype(np.float32) for path, leaf in abstract.items()}
     if ("params", "pre_softmax", "kernel") in variables:
         variables["params", "pre_softmax", "kernel"] *= 0.1  # Else softmax is 1 for one class.
-    card = Card(name, options, architecture.preprocessing, architecture.input_size, "random")
+    size = input_size or architecture.input_size
+    card = Card(name, options, architecture.preprocessing, size, "random")
     return network(unflatten_dict(variables), card)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from scalecov_jax.models import inception_v3, resnet
+from scalecov_jax.models import inception_v3, mobilenet_v2, resnet, vgg16
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.preprocessing import Preprocessing
 from scalecov_jax.models.sources import Sources
@@ -90,6 +90,26 @@ ARCHITECTURES = {
                 sources=resnet.sources(network),
             )
             for network in (resnet.ResNet50, resnet.ResNet101, resnet.ResNet152)
+        ),
+        Architecture(
+            "vgg16",
+            vgg16.VGG16,
+            vgg16.LAYERS,
+            input_size=224,
+            preprocessing="caffe",
+            title="VGG16",
+            head=vgg16.HEAD,
+            sources=vgg16.SOURCES,
+        ),
+        Architecture(
+            "mobilenet_v2",
+            mobilenet_v2.MobileNetV2,
+            mobilenet_v2.LAYERS,
+            mobilenet_v2.EPSILON,
+            224,
+            "tf",
+            "MobileNetV2",
+            sources=mobilenet_v2.SOURCES,
         ),
     )
 }

@@ -108,15 +108,8 @@ def _keras_outputs(
     top = module.last in network.architecture.head
     build = getattr(keras.applications, reference.builder)
     head = {"classes": module.classes, "classifier_activation": None} if top else {}
-    model = build(weights=None, include_top=top, input_shape=None if top else x.shape[1:], **head)
-    if top and x.shape[1:] != model.input_shape[1:]:
-        # With its head, keras.applications insists on one size; the layers themselves do not.
-        model = build(
-            weights=None,
-            include_top=True,
-            input_tensor=keras.Input(x.shape[1:]),
-            **head,
-        )
+    # Through a tensor, for with its head keras.applications insists on one size; the layers themselves do not.
+    model = build(weights=None, include_top=top, input_tensor=keras.Input(x.shape[1:]), **head)
     by_name = _name_layers(keras, model)
     _set_weights(network, layout, by_name)
     names = {layer: reference.outputs.get(layer, layer) for layer in layers if layer != "softmax"}
@@ -170,4 +163,7 @@ def _set_weights(network: Network, layout: Layout, layers: dict[str, Any]) -> No
     sources = {source_name(layout, path): values for path, values in flatten_dict(network.variables).items()}
     for name in {str(source).partition("/")[0] for source in sources}:
         layer = layers[name]
-        layer.set_weights([sources[f"{name}/{variable.name}"] for variable in layer.weights])
+        # Axes of length 1 may stand elsewhere.
+        layer.set_weights(
+            [sources[f"{name}/{variable.name}"].reshape(variable.shape) for variable in layer.weights]
+        )

@@ -150,8 +150,8 @@ def _options(
     if hasattr(default, "use_scale") and layout.family != "torch":
         options["use_scale"] = any(name.endswith("/gamma") for name in file.tensors)
     head = file.tensors.get(str(source_name(layout, ("params", "pre_softmax", "kernel"))))
-    if head is not None and head.ndim == 2 and options["last"] in ("pre_softmax", "softmax"):
-        options["classes"] = head.shape[0 if layout.family == "torch" else 1]
+    if head is not None and head.ndim in (2, 4) and options["last"] in ("pre_softmax", "softmax"):
+        options["classes"] = head.shape[0 if layout.family == "torch" else -1]
     if hasattr(default, "max_pool_padding"):
         options["max_pool_padding"] = max_pool_padding
     elif max_pool_padding != 1:
@@ -197,7 +197,7 @@ def _fill(
         if source is None:
             filled[path] = np.zeros(shape, np.float32)
         elif source in file.tensors:
-            values = _convert(file.tensors[source], path, layout, family.epsilon)
+            values = _convert(file.tensors[source], path, shape, layout, family.epsilon)
             if values is None or not np.isfinite(values).all():
                 invalid.append(source)
             elif values.shape != shape:
@@ -221,13 +221,22 @@ def _fill(
 
 
 def _convert(
-    values: np.ndarray, path: tuple[str, ...], layout: Layout, epsilon: float
+    values: np.ndarray, path: tuple[str, ...], shape: tuple[int, ...], layout: Layout, epsilon: float
 ) -> Float[np.ndarray, "..."] | None:
-    """One tensor in our layout and precision; None if it holds no floating-point numbers or a negative variance."""
+    """One tensor in our layout and precision; None if it holds no floating-point numbers or a negative variance.
+
+    Axes of length 1 may stand elsewhere, and a convolution over a whole map is a dense layer.
+    """
     if values.dtype.kind != "f":
         return None
     if layout.family == "torch":
         values = values.transpose(2, 3, 1, 0) if values.ndim == 4 else values.T
+    if values.ndim == 2 and (side := layout.flattened.get(path[-2])) and values.shape[0] % side**2 == 0:
+        values = values.reshape(-1, side, side, values.shape[1]).transpose(1, 2, 0, 3)
+    if values.ndim == 4 and len(shape) == 2:
+        values = values.reshape(-1, values.shape[-1])
+    if [n for n in values.shape if n > 1] == [n for n in shape if n > 1]:
+        values = values.reshape(shape)
     if path[-1] == "var":
         if (values < 0).any():
             return None

@@ -28,6 +28,8 @@ class Layout:
         epsilon: What the source adds to the variances.
         options: Fields of our module that make it compute what the source computes.
         ignored: Tensors without a counterpart: what they are, and a regular expression.
+        flattened: Dense layers whose inputs the source flattens channel by channel, and not pixel by pixel as we do, with the
+            height and width of the map that they take.
     """
 
     title: str
@@ -36,6 +38,7 @@ class Layout:
     epsilon: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
     ignored: Mapping[str, str] = field(default_factory=dict)
+    flattened: Mapping[str, int] = field(default_factory=dict)
 
 
 class KerasModel(NamedTuple):
