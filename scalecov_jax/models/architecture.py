@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from scalecov_jax.models import inception_v3, mobilenet_v2, resnet, vgg16
+from scalecov_jax.models import densenet, efficientnet, inception_v3, mobilenet_v2, resnet, vgg16
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.preprocessing import Preprocessing
 from scalecov_jax.models.sources import Sources
@@ -110,6 +110,22 @@ ARCHITECTURES = {
             "tf",
             "MobileNetV2",
             sources=mobilenet_v2.SOURCES,
+        ),
+        Architecture(
+            "densenet121",
+            densenet.DenseNet121,
+            densenet.LAYERS,
+            densenet.EPSILON,
+            title="DenseNet121",
+            sources=densenet.SOURCES,
+        ),
+        Architecture(
+            "efficientnet_b0",
+            efficientnet.EfficientNetB0,
+            efficientnet.LAYERS,
+            efficientnet.EPSILON,
+            title="EfficientNetB0",
+            sources=efficientnet.SOURCES,
         ),
     )
 }

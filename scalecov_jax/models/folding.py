@@ -1,4 +1,4 @@
-"""Batch normalisation at inference as part of the convolution before it."""
+"""Batch normalisation at inference as part of the convolution before it, or as one multiplication and one addition."""
 
 from typing import Any
 
@@ -9,10 +9,11 @@ from flax import linen as nn
 def fold(module: nn.Module, variables: Any, epsilon: float) -> tuple[nn.Module, Any]:
     """Fold every batch normalisation into its convolution.
 
-    With s = scale / sqrt(var + epsilon): kernel' = kernel s, bias' = (bias - mean) s + offset.
+    With s = scale / sqrt(var + epsilon): kernel' = kernel s, bias' = (bias - mean) s + offset. Where none comes right before
+    (`NormBlock`), s takes the place of the scale. Layer normalisation depends on the image and stays.
 
     Args:
-        module: A network of `ConvBlock`s.
+        module: A network of `ConvBlock`s and `NormBlock`s.
         variables: Its params and batch_stats.
         epsilon: The architecture's.
 
@@ -29,6 +30,8 @@ def fold(module: nn.Module, variables: Any, epsilon: float) -> tuple[nn.Module, 
         norm, statistics = params["norm"], stats["norm"]
         scale = norm.get("scale", 1.0) / jnp.sqrt(statistics["var"] + epsilon)
         bias = (params.get("bias", 0.0) - statistics["mean"]) * scale + norm["bias"]
+        if "kernel" not in params:
+            return {"scale": scale, "bias": bias}
         return {"kernel": params["kernel"] * scale.reshape(1, 1, 1, -1), "bias": bias}
 
     return changed, {"params": walk(variables["params"], variables.get("batch_stats", {}))}

@@ -153,6 +153,31 @@ class ConvBlock(nn.Module):
         return self.activation(x) if self.activation else x
 
 
+class NormBlock(nn.Module):
+    """Batch normalisation and ReLU of what no convolution comes before.
+
+    y = relu(scale (x - mean) / sqrt(var + epsilon) + offset). When `folded`, it is relu(scale x + bias).
+
+    Attributes:
+        epsilon: Added to the variance.
+        folded: Whether the variables hold the statistics in scale and bias.
+    """
+
+    epsilon: float = 1e-3
+    folded: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H W C"]:
+        """Apply the block; with `train`, normalise by the batch and update the running statistics."""
+        if self.folded:
+            scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+            bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+            scale, bias = (one.astype(x.dtype).reshape(1, 1, 1, -1) for one in (scale, bias))
+            return nn.relu(x * scale + bias)
+        norm = nn.BatchNorm(not train, momentum=MOMENTUM, epsilon=self.epsilon, dtype=x.dtype, name="norm")
+        return nn.relu(norm(x))
+
+
 class MaxPool(nn.Module):
     """`max_pool` as a module, so that its output can be captured."""
 

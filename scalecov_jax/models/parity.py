@@ -118,7 +118,8 @@ def _keras_outputs(
         outputs["softmax"] = keras.layers.Softmax()(outputs["pre_softmax"])
     # A list, not a dict: Keras warns about a dict whose order it does not know.
     with jax.numpy_rank_promotion("allow"):
-        values = keras.Model(model.inputs, list(outputs.values())).predict(x, verbose=0)
+        first = by_name[reference.after].output if reference.after else model.inputs
+        values = keras.Model(first, list(outputs.values())).predict(x, verbose=0)
     return dict(zip(outputs, values if isinstance(values, list) else [values], strict=True))
 
 
@@ -149,6 +150,7 @@ def _name_layers(keras: Any, model: Any) -> dict[str, Any]:
         (keras.layers.Conv2D, "conv2d"),
         (keras.layers.BatchNormalization, "batch_normalization"),
         (keras.layers.Activation, "activation"),
+        (keras.layers.Normalization, "normalization"),
     ):
         automatic = [
             layer for layer in model.layers if isinstance(layer, kind) and layer.name.startswith(prefix)
@@ -160,7 +162,9 @@ def _name_layers(keras: Any, model: Any) -> dict[str, Any]:
 
 def _set_weights(network: Network, layout: Layout, layers: dict[str, Any]) -> None:
     """Fill the Keras layers from the network's variables."""
-    sources = {source_name(layout, path): values for path, values in flatten_dict(network.variables).items()}
+    sources: dict[Any, Any] = {
+        source_name(layout, path): values for path, values in flatten_dict(network.variables).items()
+    }
     for name in {str(source).partition("/")[0] for source in sources}:
         layer = layers[name]
         # Axes of length 1 may stand elsewhere.

@@ -61,6 +61,7 @@ def port(
     path = Path(path)
     file = read_weights(path)
     layout = _recognise(path.name, file, family)
+    _check_preprocessing(path.name, file, layout, preprocessing)
     options = _options(file, layout, family, last, max_pool_padding)
     variables, beyond = _fill(path.name, file, layout, family, options, last)
     classes = options.get("classes", family.module().classes)  # pyright: ignore[reportAttributeAccessIssue]
@@ -129,6 +130,15 @@ def _recognise(name: str, file: WeightFile, family: Architecture) -> Layout:
             f"and not {family.name}; pass --architecture={found.name}."
         )
     return best
+
+
+def _check_preprocessing(name: str, file: WeightFile, layout: Layout, given: Preprocessing) -> None:
+    try:
+        declared = layout.declared(file.tensors)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be used: {error}.") from error
+    if declared not in (None, given):
+        raise ValueError(f"{name} expects the preprocessing {declared} and not {given}; pass it.")
 
 
 def _ignored(file: WeightFile, layout: Layout) -> dict[str, str]:

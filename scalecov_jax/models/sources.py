@@ -5,9 +5,13 @@ family of networks has its own beside its module.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from scalecov_jax.models.preprocessing import Preprocessing
 
 Family = Literal["keras", "keras_unnamed", "torch"]
 
@@ -30,6 +34,7 @@ class Layout:
         ignored: Tensors without a counterpart: what they are, and a regular expression.
         flattened: Dense layers whose inputs the source flattens channel by channel, and not pixel by pixel as we do, with the
             height and width of the map that they take.
+        declared: What a file says of the preprocessing, if it says so; raises ValueError if there is no such.
     """
 
     title: str
@@ -39,6 +44,7 @@ class Layout:
     options: Mapping[str, Any] = field(default_factory=dict)
     ignored: Mapping[str, str] = field(default_factory=dict)
     flattened: Mapping[str, int] = field(default_factory=dict)
+    declared: Callable[[Mapping[str, np.ndarray]], Preprocessing | None] = lambda tensors: None
 
 
 class KerasModel(NamedTuple):
@@ -47,10 +53,12 @@ class KerasModel(NamedTuple):
     Attributes:
         builder: Name of the function that builds it.
         outputs: Our layers that Keras calls by another name.
+        after: The layer after which ours begins, where preprocessing is part of the model.
     """
 
     builder: str
     outputs: Mapping[str, str]
+    after: str = ""
 
 
 class Official(NamedTuple):

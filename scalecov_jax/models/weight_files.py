@@ -15,11 +15,22 @@ from scalecov_jax.models.sources import Family
 MAX_VALUES = 2**29
 
 _KERAS_LEAF = re.compile(
-    r"(?:^|_)(kernel|bias|gamma|beta|moving_mean|moving_variance|running_mean|running_std|W|b)(?:_\d+)?(?::\d+)?$"
+    r"(?:^|_)(depthwise_kernel|kernel|bias|gamma|beta|moving_mean|moving_variance|running_mean|running_std|mean|variance|count|W|b"
+    r"|[Vv]ariable)(?:_\d+)?(?::\d+)?$"
 )
-# Keras 1 said running_std, yet it held the variance.
-_KERAS_1 = {"W": "kernel", "b": "bias", "running_mean": "moving_mean", "running_std": "moving_variance"}
-_AUTOMATIC = re.compile(r"(conv2d|batch_normalization|dense)(?:_(\d+))?")
+# Keras 1 said running_std, yet it held the variance. A variable without a name is the scale of ConvNeXt's layers.
+_RENAMED = {
+    "W": "kernel",
+    "b": "bias",
+    "running_mean": "moving_mean",
+    "running_std": "moving_variance",
+    "depthwise_kernel": "kernel",
+    "Variable": "gamma",
+    "variable": "gamma",
+}
+_AUTOMATIC = re.compile(
+    r"(conv2d|depthwise_conv2d|batch_normalization|layer_normalization|normalization|layer_scale|dense)(?:_(\d+))?"
+)
 
 
 class WeightFile(NamedTuple):
@@ -85,7 +96,7 @@ def _read_hdf5(path: Path) -> WeightFile:
         for name, dataset in _datasets(root):
             layer, _, rest = name.partition("/")
             found = _KERAS_LEAF.search(rest.rpartition("/")[2])
-            leaf = _KERAS_1.get(found[1], found[1]) if found else rest
+            leaf = _RENAMED.get(found[1], found[1]) if found else rest
             if f"{layer}/{leaf}" in tensors:
                 raise ValueError(
                     f"{layer} holds more than one {leaf}, as a network inside a network does; save that one alone"
@@ -113,11 +124,14 @@ def _read_keras_3(layers: Any) -> WeightFile:
 def _keras_3_leaves(variables: dict[str, np.ndarray]) -> tuple[str, ...]:
     """What the numbered variables of a layer are, from their count and the rank of the first."""
     norm = ("gamma", "beta", "moving_mean", "moving_variance")
-    if next(iter(variables.values())).ndim > 1:
-        leaves = ("kernel", "bias")[: len(variables)]
+    count, ranks = len(variables), [values.ndim for values in variables.values()]
+    if ranks[0] > 1:
+        leaves = ("kernel", "bias")[:count]
+    elif ranks == [1, 1, 0]:
+        leaves = ("mean", "variance", "count")
     else:
-        leaves = norm[-len(variables) :] if len(variables) >= 3 else ()
-    return leaves if len(leaves) == len(variables) else tuple(variables)
+        leaves = norm[:count] if count < 3 else norm[-count:]
+    return leaves if len(leaves) == count else tuple(variables)
 
 
 def _datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
