@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from scalecov_jax.models import densenet, efficientnet, inception_v3, mobilenet_v2, resnet, vgg16
+from scalecov_jax.models import convnext, densenet, efficientnet, inception_v3, mobilenet_v2, resnet, vgg16
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.preprocessing import Preprocessing
 from scalecov_jax.models.sources import Sources
@@ -126,6 +126,13 @@ ARCHITECTURES = {
             efficientnet.EPSILON,
             title="EfficientNetB0",
             sources=efficientnet.SOURCES,
+        ),
+        Architecture(
+            "convnext_tiny",
+            convnext.ConvNeXtTiny,
+            convnext.LAYERS,
+            title="ConvNeXt-Tiny",
+            sources=convnext.SOURCES,
         ),
     )
 }

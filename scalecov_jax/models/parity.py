@@ -14,6 +14,7 @@ from scalecov_jax.checkpoints import Network
 from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.preprocessing import preprocess
 from scalecov_jax.models.sources import KerasModel, Layout, source_name
+from scalecov_jax.models.weight_files import leaf_name
 
 TOLERANCE = 1e-4
 
@@ -110,7 +111,7 @@ def _keras_outputs(
     head = {"classes": module.classes, "classifier_activation": None} if top else {}
     # Through a tensor, for with its head keras.applications insists on one size; the layers themselves do not.
     model = build(weights=None, include_top=top, input_tensor=keras.Input(x.shape[1:]), **head)
-    by_name = _name_layers(keras, model)
+    by_name = _name_layers(model)
     _set_weights(network, layout, by_name)
     names = {layer: reference.outputs.get(layer, layer) for layer in layers if layer != "softmax"}
     outputs = {layer: by_name[name].output for layer, name in names.items()}
@@ -143,20 +144,16 @@ def _keras_sources(network: Network) -> tuple[KerasModel, Layout]:
     return family.sources.keras, family.sources.layouts[0]
 
 
-def _name_layers(keras: Any, model: Any) -> dict[str, Any]:
-    """Layers by name, with automatic names numbered from 1 in the order in which they were made."""
-    named = {layer.name: layer for layer in model.layers}
-    for kind, prefix in (
-        (keras.layers.Conv2D, "conv2d"),
-        (keras.layers.BatchNormalization, "batch_normalization"),
-        (keras.layers.Activation, "activation"),
-        (keras.layers.Normalization, "normalization"),
-    ):
-        automatic = [
-            layer for layer in model.layers if isinstance(layer, kind) and layer.name.startswith(prefix)
-        ]
-        automatic.sort(key=lambda layer: [int(number) for number in re.findall(r"_(\d+)$", layer.name)])
-        named |= {f"{prefix}_{i}": layer for i, layer in enumerate(automatic, start=1)}
+def _name_layers(model: Any) -> dict[str, Any]:
+    """Layers and other steps by name, with automatic names numbered from 1 in the order in which they were made."""
+    named = {step.name: step for step in model.operations}
+    for kind in ("conv2d", "batch_normalization", "activation", "normalization", "add"):
+        found = {
+            int(match[1] or 0): step
+            for step in model.operations
+            if (match := re.fullmatch(rf"{kind}(?:_(\d+))?", step.name))
+        }
+        named |= {f"{kind}_{i}": found[number] for i, number in enumerate(sorted(found), start=1)}
     return named
 
 
@@ -169,5 +166,8 @@ def _set_weights(network: Network, layout: Layout, layers: dict[str, Any]) -> No
         layer = layers[name]
         # Axes of length 1 may stand elsewhere.
         layer.set_weights(
-            [sources[f"{name}/{variable.name}"].reshape(variable.shape) for variable in layer.weights]
+            [
+                sources[f"{name}/{leaf_name(variable.name)}"].reshape(variable.shape)
+                for variable in layer.weights
+            ]
         )

@@ -15,7 +15,7 @@ from scalecov_jax.checkpoints import Card, Network, network
 from scalecov_jax.models.architecture import ARCHITECTURES, Architecture, check_layer, get_architecture
 from scalecov_jax.models.preprocessing import PREPROCESSINGS, Preprocessing
 from scalecov_jax.models.pruning import abstract_variables
-from scalecov_jax.models.sources import Layout, owner, possible_names, source_name
+from scalecov_jax.models.sources import Layout, possible_names, source_name
 from scalecov_jax.models.weight_files import WeightFile, read_weights
 
 SHOWN = 4
@@ -105,20 +105,23 @@ def _recognise(name: str, file: WeightFile, family: Architecture) -> Layout:
     ]
     ours = [layout for one, layout in candidates if one is family]
     if not ours:
-        known = ", ".join(layout.title for layout in family.sources.layouts) or "none at all"
+        titles = ", ".join(layout.title for layout in family.sources.layouts) or "none at all"
         raise ValueError(
-            f"{name} cannot be read as a {family.name}, of which these layouts are known: {known}."
+            f"{name} cannot be read as {family.name}, of which these layouts are known: {titles}."
         )
-    known = {id(layout): len(possible_names(layout) & file.tensors.keys()) for _, layout in candidates}
+
+    def present(layout: Layout) -> list[int]:
+        modules = dict.fromkeys(layout.modules.values())  # one of Keras's may stand for several of ours
+        return [len(possible_names(layout, module) & file.tensors.keys()) for module in modules]
 
     def rank(candidate: tuple[Architecture, Layout]) -> tuple[int, bool, bool]:
-        one, layout = candidate
-        owners = {owner(layout, tensor) for tensor in file.tensors}
-        present = [module in owners for module in dict.fromkeys(layout.modules.values())]
-        return known[id(layout)], present == sorted(present, reverse=True), one is family
+        counts = present(candidate[1])
+        held = [count > 0 for count in counts]
+        return sum(counts), held == sorted(held, reverse=True), candidate[0] is family
 
     found, best = max(candidates, key=rank)
-    if known[id(best)] <= (len(file.tensors) - len(_ignored(file, best))) / 2:
+    known = sum(present(best))
+    if known <= (len(file.tensors) - len(_ignored(file, best))) / 2:
         examples = " or ".join(next(iter(layout.modules.values())) for layout in ours)
         raise ValueError(
             f"{name} holds no {family.name} that is known: its {len(file.tensors)} tensors are {_some(list(file.tensors))}, and "
@@ -126,7 +129,7 @@ def _recognise(name: str, file: WeightFile, family: Architecture) -> Layout:
         )
     if found is not family:
         raise ValueError(
-            f"{name} holds {found.name} ({best.title}: {known[id(best)]} of its {len(file.tensors)} tensors are named so) "
+            f"{name} holds {found.name} ({best.title}: {known} of its {len(file.tensors)} tensors are named so) "
             f"and not {family.name}; pass --architecture={found.name}."
         )
     return best

@@ -103,6 +103,7 @@ _KERAS_LEAVES = {
     "norm/bias": "/beta",
     "norm/mean": "/moving_mean",
     "norm/var": "/moving_variance",
+    "gamma": "/gamma",
 }
 _TORCH_LEAVES = {
     "kernel": ".weight",
@@ -111,6 +112,7 @@ _TORCH_LEAVES = {
     "norm/bias": ".bias",
     "norm/mean": ".running_mean",
     "norm/var": ".running_var",
+    "gamma": "",
 }
 LEAVES = {"keras": _KERAS_LEAVES, "keras_unnamed": _KERAS_LEAVES, "torch": _TORCH_LEAVES}
 
@@ -125,14 +127,9 @@ def source_name(layout: Layout, path: tuple[str, ...]) -> str | None:
     return layout.modules[module] + LEAVES[layout.family][f"norm/{leaf}" if normalises else leaf]
 
 
-def possible_names(layout: Layout) -> set[str]:
-    """Every tensor that a file of this layout could hold."""
-    return {name + suffix for name in layout.modules.values() for suffix in LEAVES[layout.family].values()}
-
-
-def owner(layout: Layout, tensor: str) -> str:
-    """The source's name of the module that a tensor belongs to."""
-    return tensor.rpartition("." if layout.family == "torch" else "/")[0]
+def possible_names(layout: Layout, module: str) -> set[str]:
+    """Every tensor that a file of this layout could hold of a module, by the source's name of it."""
+    return {module + suffix for suffix in LEAVES[layout.family].values()}
 
 
 def blocks(names: Mapping[str, tuple[str, str]], head: str) -> dict[str, str]:

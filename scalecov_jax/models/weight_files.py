@@ -75,6 +75,12 @@ def read_weights(path: Path) -> WeightFile:
     return file
 
 
+def leaf_name(variable: str) -> str:
+    """What a Keras variable is in its layer, by its own name; empty if that does not say."""
+    found = _KERAS_LEAF.search(variable)
+    return _RENAMED.get(found[1], found[1]) if found else ""
+
+
 def _guard(path: Path, kind: str, read: Callable[[Path], WeightFile]) -> WeightFile:
     """Name the file in whatever a reader runs into."""
     try:
@@ -95,8 +101,7 @@ def _read_hdf5(path: Path) -> WeightFile:
         tensors: dict[str, np.ndarray] = {}
         for name, dataset in _datasets(root):
             layer, _, rest = name.partition("/")
-            found = _KERAS_LEAF.search(rest.rpartition("/")[2])
-            leaf = _RENAMED.get(found[1], found[1]) if found else rest
+            leaf = leaf_name(rest.rpartition("/")[2]) or rest
             if f"{layer}/{leaf}" in tensors:
                 raise ValueError(
                     f"{layer} holds more than one {leaf}, as a network inside a network does; save that one alone"
