@@ -54,17 +54,37 @@ def compare_with_keras(
         ImportError: Keras is not installed.
         ValueError: keras.applications has no such network.
     """
-    keras = _import_keras()
     height = height or network.card.input_size
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 256, (images, height, width or height, 3)).astype(np.uint8)
+    width = width or height
+    model = keras_model(network, height, width)
+    pixels = np.random.default_rng(seed).integers(0, 256, (images, height, width, 3)).astype(np.uint8)
     x = jax.device_get(preprocess(jax.numpy.asarray(pixels), network.card.preprocessing))
-    expected = _keras_outputs(keras, network, x)
+    expected = _keras_outputs(model, network, x)
     found = capture(network, x)
     return [
         LayerError(layer, expected[layer].shape, relative_error(found[layer], expected[layer]))
         for layer in expected
     ]
+
+
+def keras_model(network: Network, height: int, width: int) -> Any:
+    """The model of keras.applications with a network's variables, for images of one size.
+
+    Raises:
+        ImportError: Keras is not installed.
+        ValueError: keras.applications has no such network.
+    """
+    keras = _import_keras()
+    module: Any = network.module
+    reference, layout = _keras_sources(network)
+    top = module.last in network.architecture.head
+    build = getattr(keras.applications, reference.builder)
+    head = {"classes": module.classes, "classifier_activation": None} if top else {}
+    # Through a tensor, for with its head keras.applications insists on one size; the layers themselves do not.
+    with jax.numpy_rank_promotion("allow"):
+        model = build(weights=None, include_top=top, input_tensor=keras.Input((height, width, 3)), **head)
+    _set_weights(network, layout, _name_layers(model))
+    return model
 
 
 def relative_error(found: Float[np.ndarray, "..."], expected: Float[np.ndarray, "..."]) -> float:
@@ -100,26 +120,19 @@ def _import_keras() -> Any:
 
 
 def _keras_outputs(
-    keras: Any, network: Network, x: Float[np.ndarray, "N H W 3"]
+    model: Any, network: Network, x: Float[np.ndarray, "N H W 3"]
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """Outputs of the Keras model at every layer that the network has."""
-    module: Any = network.module
-    reference, layout = _keras_sources(network)
-    layers = available_layers(network.architecture, module)
-    top = module.last in network.architecture.head
-    build = getattr(keras.applications, reference.builder)
-    head = {"classes": module.classes, "classifier_activation": None} if top else {}
-    # Through a tensor, for with its head keras.applications insists on one size; the layers themselves do not.
-    model = build(weights=None, include_top=top, input_tensor=keras.Input(x.shape[1:]), **head)
-    by_name = _name_layers(model)
-    _set_weights(network, layout, by_name)
+    keras = _import_keras()
+    reference, _ = _keras_sources(network)
+    layers, by_name = available_layers(network.architecture, network.module), _name_layers(model)
     names = {layer: reference.outputs.get(layer, layer) for layer in layers if layer != "softmax"}
     outputs = {layer: by_name[name].output for layer, name in names.items()}
     if "softmax" in layers:
         outputs["softmax"] = keras.layers.Softmax()(outputs["pre_softmax"])
+    first = by_name[reference.after].output if reference.after else model.inputs
     # A list, not a dict: Keras warns about a dict whose order it does not know.
     with jax.numpy_rank_promotion("allow"):
-        first = by_name[reference.after].output if reference.after else model.inputs
         values = keras.Model(first, list(outputs.values())).predict(x, verbose=0)
     return dict(zip(outputs, values if isinstance(values, list) else [values], strict=True))
 

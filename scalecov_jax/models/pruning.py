@@ -1,5 +1,6 @@
 """Cutting a network after a layer."""
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -58,7 +59,11 @@ def abstract_variables(module: nn.Module, architecture: Architecture, size: int 
         size: Height and width of the images in pixels, on which they depend where maps are flattened; the family's own when
             absent.
     """
-    size = size or architecture.input_size
+    return jax.tree.map(lambda leaf: leaf, _traced_variables(module, size or architecture.input_size))
+
+
+@lru_cache(maxsize=64)
+def _traced_variables(module: nn.Module, size: int) -> Any:
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), images)
 

@@ -29,7 +29,7 @@ _RENAMED = {
     "variable": "gamma",
 }
 _AUTOMATIC = re.compile(
-    r"(conv2d|depthwise_conv2d|batch_normalization|layer_normalization|normalization|layer_scale|dense)(?:_(\d+))?"
+    r"(conv2d|depthwise_conv2d|batch_normalization|layer_normalization|normalization|layer_scale|sequential|dense)(?:_(\d+))?"
 )
 
 
@@ -111,17 +111,32 @@ def _read_hdf5(path: Path) -> WeightFile:
 
 
 def _read_keras_3(layers: Any) -> WeightFile:
-    """Variables are numbered; a group is called by its class and, since Keras 3.8 or so, keeps the layer's name."""
+    """Variables are numbered; a group is called by its class and, since Keras 3.8 or so, keeps the layer's name.
+
+    A small stack of layers goes by its own name, as in the older formats, and a network inside a network by those inside it.
+    """
     values: dict[str, dict[str, np.ndarray]] = {}
     for name, dataset in _datasets(layers):
         group, _, number = name.partition("/vars/")
         values.setdefault(group, {})[number] = dataset[()]
-    names = {group: layers[group]["vars"].attrs.get("name") for group in values if "vars" in layers[group]}
-    named = all(names.get(group) is not None for group in values)
-    tensors = {
-        f"{names[group] if named else group}/{leaf}": variables[number]
+    leaves = {
+        group: dict(zip(_keras_3_leaves(variables), variables.values(), strict=True))
         for group, variables in values.items()
-        for number, leaf in zip(variables, _keras_3_leaves(variables), strict=True)
+    }
+    inside: dict[str, list[str]] = {}
+    for group, found in leaves.items():
+        inside.setdefault(group.partition("/")[0], []).extend(found)
+    stacks = {outer for outer, found in inside.items() if len({*found}) == len(found)}
+    owners = {group: outer if (outer := group.partition("/")[0]) in stacks else group for group in leaves}
+    names = {
+        owner: layers[owner]["vars"].attrs.get("name") if "vars" in layers[owner] else None
+        for owner in owners.values()
+    }
+    named = all(name is not None for name in names.values())
+    tensors = {
+        f"{names[owner] if named else owner}/{leaf}": values
+        for group, owner in owners.items()
+        for leaf, values in leaves[group].items()
     }
     return WeightFile("keras" if named else "keras_unnamed", _number_from_one(tensors))
 
