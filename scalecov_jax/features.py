@@ -16,9 +16,8 @@ from tqdm import tqdm
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Skipped, Source
-from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.folding import fold, folded
-from scalecov_jax.models.layers import global_average_pool
+from scalecov_jax.models.layers import WHOLE, global_average_pool
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.models.pruning import prune
 from scalecov_jax.models.receptive_field import check_size, check_variables, clean_regions, undefined_layers
@@ -165,9 +164,11 @@ def shortened(network: Network, layers: Sequence[str]) -> Network:
 
 
 def _shortest(network: Network, layers: Sequence[str]) -> nn.Module:
-    known = available_layers(network.architecture, network.module)
-    last = max(layers, key=known.index) if {*layers} <= {*known} else network.module.last  # pyright: ignore[reportAttributeAccessIssue]
-    return network.module if last == network.module.last else network.module.clone(last=last)  # pyright: ignore[reportAttributeAccessIssue,reportCallIssue]
+    module: Any = network.module
+    known = [*network.architecture.trunk_layers, WHOLE, *network.architecture.head]
+    known = known[: known.index(module.last) + 1]
+    last = max(layers, key=known.index) if {*layers} <= {*known} else module.last
+    return module if last == module.last else module.clone(last=last)
 
 
 def compute_features(

@@ -122,7 +122,7 @@ def _recognise(name: str, file: WeightFile, family: Architecture) -> Layout:
     found, best = max(candidates, key=rank)
     known = sum(present(best))
     if known <= (len(file.tensors) - len(_ignored(file, best))) / 2:
-        examples = " or ".join(next(iter(layout.modules.values())) for layout in ours)
+        examples = " or ".join(dict.fromkeys(next(iter(layout.modules.values())) for layout in ours))
         raise ValueError(
             f"{name} holds no {family.name} that is known: its {len(file.tensors)} tensors are {_some(list(file.tensors))}, and "
             f"the first convolution would be called {examples}."

@@ -73,8 +73,9 @@ class VGG16(nn.Module):
                 x = MaxPool(size=2, name=layer)(x)
             if self.last == layer:
                 return x
+        pooled = GlobalAveragePool(name=WHOLE)(x)  # not what fc1 sees, but the whole network pooled
         if self.last == WHOLE:
-            return GlobalAveragePool(name=WHOLE)(x)
+            return pooled
         x = x.reshape(len(x), -1)
         for layer in DENSE:
             x = FullyConnected(round(4096 * self.width), name=layer)(x)
