@@ -271,7 +271,6 @@ def test_receptive_field_of_every_layer(name, published):
 @pytest.mark.parametrize(
     ("name", "layer", "size"),
     [
-        ("convnext_tiny", "stage_0_block_1", (48, 40)),
         ("convnext_tiny", "downsampling_block_0", (48, 40)),
         ("mobilenet_v2", "block_3_project_BN", (60, 53)),
         ("efficientnet_b0", "stem_activation", (20, 17)),
