@@ -21,7 +21,12 @@ from scalecov_jax.models.folding import fold
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.port import port
 from scalecov_jax.models.preprocessing import TORCH_MEAN, TORCH_SD, preprocess
-from scalecov_jax.models.pruning import abstract_variables, count_parameters, prune
+from scalecov_jax.models.pruning import (
+    abstract_variables,
+    count_parameters,
+    cumulative_parameters,
+    prune,
+)
 from scalecov_jax.models.receptive_field import _window, clean_region, receptive_field, undefined_layers
 
 # Height and width of the images: odd and even ones, for steps of 2 pad them differently.
@@ -153,6 +158,16 @@ def test_preprocessing_of_efficientnet_is_what_keras_computes():
 def test_parameter_counts(name, count):
     """As Keras counts."""
     assert count_parameters(abstract_variables(ARCHITECTURES[name].module(), ARCHITECTURES[name])) == count
+
+
+def test_parameters_up_to_a_layer_are_those_of_the_cut_network():
+    family = ARCHITECTURES["densenet121"]
+    module = family.module(width=0.125)
+    cumulative = cumulative_parameters(module, family)
+    assert tuple(cumulative) == family.trunk_layers
+    for layer in ("pool1", "pool2_pool", "conv3_block2_concat", "relu"):
+        cut_module = module.clone(last=layer)
+        assert cumulative[layer] == count_parameters(abstract_variables(cut_module, family))
 
 
 # Layers whose cut, folding and training are looked at: of the first third, to compile little.

@@ -59,13 +59,16 @@ def abstract_variables(module: nn.Module, architecture: Architecture, size: int 
         size: Height and width of the images in pixels, on which they depend where maps are flattened; the family's own when
             absent.
     """
-    return jax.tree.map(lambda leaf: leaf, _traced_variables(module, size or architecture.input_size))
+    shapes = _remembered_variables(module, size or architecture.input_size)
+    return jax.tree.map(lambda leaf: leaf, shapes)  # a copy
 
 
-@lru_cache(maxsize=64)
-def _traced_variables(module: nn.Module, size: int) -> Any:
+def _trace_variables(module: nn.Module, size: int) -> Any:
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), images)
+
+
+_remembered_variables = lru_cache(maxsize=64)(_trace_variables)
 
 
 def count_parameters(variables: Any) -> int:
@@ -74,11 +77,22 @@ def count_parameters(variables: Any) -> int:
 
 
 def cumulative_parameters(module: nn.Module, architecture: Architecture) -> dict[str, int]:
-    """Number of parameters up to and including each layer of the whole network, its classification head left out."""
-    return {
-        layer: count_parameters(abstract_variables(module.clone(last=layer), architecture))  # pyright: ignore[reportCallIssue]
-        for layer in architecture.trunk_layers
-    }
+    """Number of parameters up to and including each layer of the whole network, its classification head left out.
+
+    Those that exist when the layer is computed, for a network that stops there makes no others.
+    """
+    layers, counts = architecture.trunk_layers, {}
+
+    def count(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        result = call(*args, **kwargs)
+        if context.method_name == "__call__" and context.module.name in layers:
+            counts[context.module.name] = count_parameters(context.module.scope.root.variables())
+        return result
+
+    trunk = module.clone(last=architecture.trunk)  # pyright: ignore[reportCallIssue]
+    with nn.intercept_methods(count):
+        _trace_variables(trunk, architecture.input_size)
+    return {layer: counts[layer] for layer in layers}
 
 
 def _select(variables: Any, needed: Any) -> Any:
