@@ -39,12 +39,12 @@ def port(
     Args:
         path: Keras `.h5` or `.weights.h5`, or torchvision or timm `.safetensors` or `.pth`.
         architecture: Name of the family.
-        preprocessing: What the weights expect at the input. Keras: tf for InceptionV3, caffe for ResNet50. torchvision:
-            torch for ResNet50; tf for its ported InceptionV3, which it runs with `transform_input`, whose composition with
-            the torch preprocessing is tf.
+        preprocessing: What the weights expect at the input. Keras: that of the architecture. torchvision and timm: torch, but
+            tf for torchvision's ported InceptionV3, which it runs with `transform_input`, whose composition with the torch
+            preprocessing is tf. A file that says so itself (Keras's EfficientNet) is held to it.
         last: Layer to stop after; the end of the network when absent.
         class_names: Names of the outputs of the head; none when unknown.
-        max_pool_padding: Of ResNet50; 0 reproduces Keras before 2.2.3.
+        max_pool_padding: Of ResNets; 0 reproduces Keras before 2.2.3.
 
     Raises:
         ValueError: An unknown name, a file that cannot be read or belongs to another architecture, tensors that are

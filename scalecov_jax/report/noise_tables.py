@@ -145,7 +145,9 @@ def terminal_table(run: Finished) -> str:
     """R2 of the width at every layer, for the terminal."""
     few = f"{run.settings['train']} images"
     heads: tuple[Any, ...] = (f"GAP, {few}", "GAP, larger", f"corrected, {few}", "corrected, larger")
-    lines = [f"{'weights':<16}{'layer':<11}" + "".join(f"{head:>21}" for head in heads)]
+    first = max(16, *(len(name) + 2 for name in run.networks))
+    second = max(11, *(len(layer) + 2 for one in run.networks.values() for layer in one.needed))
+    lines = [f"{'weights':<{first}}{'layer':<{second}}" + "".join(f"{head:>21}" for head in heads)]
     for weights, one in run.networks.items():
         for layer in one.needed:
             limits = limits_of(run, one, layer)
@@ -157,7 +159,7 @@ def terminal_table(run: Finished) -> str:
                 cells += [median(values) for values in corrected]
             else:
                 cells += ["undefined", below(one.needed[layer])]
-            lines.append(f"{weights:<16}{layer:<11}" + "".join(f"{cell:>21}" for cell in cells))
+            lines.append(f"{weights:<{first}}{layer:<{second}}" + "".join(f"{cell:>21}" for cell in cells))
     return "\n".join(lines)
 
 
