@@ -60,6 +60,7 @@ def test_every_layer_equals_keras(both, monkeypatch):
         assert row.error <= TOLERANCE, row
 
 
+@pytest.mark.parametrize("both", [name for name in SIZES if name != "resnet152"], indirect=True)
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 def test_files_written_by_keras(both, tmp_path):
     """One Keras model in all of its formats, with and without its head."""
@@ -210,7 +211,7 @@ def test_training_updates_every_running_statistic(name):
     assert all((before[path] != after[path]).all() for path in before)
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", ["vgg16", "convnext_tiny"])
 def test_the_whole_network_ends_in_its_pooled_trunk(name):
     family = ARCHITECTURES[name]
     module = family.module(width=0.125, last=WHOLE)
@@ -287,7 +288,7 @@ def test_receptive_field_of_every_layer(name, published):
     ("name", "layer", "size"),
     [
         ("convnext_tiny", "downsampling_block_0", (48, 40)),
-        ("mobilenet_v2", "block_3_project_BN", (60, 53)),
+        ("mobilenet_v2", "block_1_project_BN", (30, 27)),
         ("efficientnet_b0", "stem_activation", (20, 17)),
         ("efficientnet_b0", "block1a_project_bn", (20, 17)),
     ],
@@ -343,7 +344,7 @@ def test_vgg16_takes_other_sizes_up_to_its_poolings():
 
 
 def test_random_convnext_begins_with_its_own_layer_scale():
-    given = random_network("convnext_tiny", input_size=32, width=0.125, last="stage_0_block_0")
+    given = random_network("convnext_tiny", input_size=32, width=0.0625, last="stage_0_block_0")
     fresh = flatten_dict(reinitialised(given, 0).variables["params"])
     assert np.unique(fresh["stage_0_block_0", "layer_scale", "gamma"]) == [np.float32(1e-6)]
     assert fresh["stem", "conv", "kernel"].std() > 0.01
