@@ -177,7 +177,13 @@ def declared_preprocessing(tensors: Mapping[str, np.ndarray]) -> Preprocessing |
     )
 
 
-_TIMM = {1: ("conv_dw", "conv_pw"), 6: ("conv_pw", "conv_dw", "conv_pwl")}  # by expansion
+# The convolutions of a block: Keras's kind, convolution and normalisation.
+_STEPS = {
+    "expand": ("conv2d", "expand_conv", "expand_bn"),
+    "dwconv": ("depthwise_conv2d", "dwconv", "bn"),
+    "project": ("conv2d", "project_conv", "project_bn"),
+}
+_TIMM = {2: ("conv_dw", "conv_pw"), 3: ("conv_pw", "conv_dw", "conv_pwl")}  # by the number of them
 
 
 def _layouts() -> tuple[Layout, ...]:
@@ -190,31 +196,27 @@ def _layouts() -> tuple[Layout, ...]:
 
     add("stem_activation", "conv2d", ("stem_conv", "stem_bn"), _pair("features.0"), ("conv_stem", "bn1"))
     for block in BLOCKS:
-        path, inner = f"{block.layer}/{block.prefix}", f"features.{block.stage + 1}.{block.number}.block"
-        depthwise = len(_TIMM[block.expansion]) - 2  # its number among the convolutions
-        for number, conv in enumerate(_TIMM[block.expansion]):
-            step = ("expand", "dwconv", "project")[number - depthwise + 1]
-            keras_names = {
-                "expand": (f"{block.prefix}_expand_conv", f"{block.prefix}_expand_bn"),
-                "dwconv": (f"{block.prefix}_dwconv", f"{block.prefix}_bn"),
-                "project": (f"{block.prefix}_project_conv", f"{block.prefix}_project_bn"),
-            }[step]
-            at = number + (step == "project")  # after squeeze-and-excitation
-            timm_block = f"blocks.{block.stage}.{block.number}"
+        path, prefix = f"{block.layer}/{block.prefix}", block.prefix
+        theirs, brief = (
+            f"features.{block.stage + 1}.{block.number}.block",
+            f"blocks.{block.stage}.{block.number}",
+        )
+        steps = list(_STEPS)[block.expansion == 1 :]
+        for number, (step, conv) in enumerate(zip(steps, _TIMM[len(steps)], strict=True)):
+            kind, ours, norm = _STEPS[step]
             add(
                 f"{path}_{step}",
-                "depthwise_conv2d" if step == "dwconv" else "conv2d",
-                keras_names,
-                _pair(f"{inner}.{at}"),
-                (f"{timm_block}.{conv}", f"{timm_block}.bn{number + 1}"),
+                kind,
+                (f"{prefix}_{ours}", f"{prefix}_{norm}"),
+                _pair(f"{theirs}.{number + (step == 'project')}"),  # squeeze-and-excitation counts before it
+                (f"{brief}.{conv}", f"{brief}.bn{number + 1}"),
             )
             if step == "dwconv":
-                for name, theirs in (("reduce", "fc1"), ("expand", "fc2")):
+                for name, dense in (("reduce", "fc1"), ("expand", "fc2")):
                     module = f"{path}_se_{name}"
-                    keras[module] = f"{block.prefix}_se_{name}"
-                    torchvision[module] = f"{inner}.{number + 1}.{theirs}"
-                    timm[module] = f"{timm_block}.se.conv_{name}"
-                    kinds[module] = "conv2d"
+                    keras[module], kinds[module] = f"{prefix}_se_{name}", "conv2d"
+                    torchvision[module] = f"{theirs}.{number + 1}.{dense}"
+                    timm[module] = f"{brief}.se.conv_{name}"
     add("top_activation", "conv2d", ("top_conv", "top_bn"), _pair("features.8"), ("conv_head", "bn2"))
     keras["pre_softmax"], torchvision["pre_softmax"] = "predictions", "classifier.1"
     timm["pre_softmax"], kinds["pre_softmax"] = "classifier", "dense"

@@ -16,9 +16,7 @@ from scalecov_jax.models.preprocessing import Preprocessing
 Family = Literal["keras", "keras_unnamed", "torch"]
 
 KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
-TRACKED = {
-    "num_batches_tracked": r"\.num_batches_tracked$"
-}  # torch counts batches, and nothing depends on it
+TRACKED = {"num_batches_tracked": r"\.num_batches_tracked$"}  # in torch; nothing depends on it
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Official(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """All of them for one architecture."""
+    """All of them for one architecture; the first layout is that of Keras's model, if there is one."""
 
     layouts: tuple[Layout, ...] = ()
     keras: KerasModel | None = None
