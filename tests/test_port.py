@@ -322,7 +322,16 @@ def test_files_in_other_formats(inception, tmp_path):
     with pytest.raises(ValueError, match=r"hollow\.h5 holds no weights"):
         port(tmp_path / "hollow.h5", "inception_v3", "tf")
     other = write_keras(tmp_path / "vgg.h5", {"block1_conv1/kernel": np.zeros((3, 3, 3, 64), np.float32)})
-    with pytest.raises(ValueError, match=r"vgg\.h5 holds no inception_v3.*block1_conv1/kernel.*conv2d_1"):
+    with pytest.raises(
+        ValueError, match=r"vgg\.h5 holds vgg16 .* and not inception_v3; pass --architecture=vgg16"
+    ):
+        port(other, "inception_v3", "tf")
+    other = write_keras(
+        tmp_path / "xception.h5", {"block1_conv9/kernel": np.zeros((3, 3, 3, 32), np.float32)}
+    )
+    with pytest.raises(
+        ValueError, match=r"xception\.h5 holds no inception_v3.*block1_conv9/kernel.*conv2d_1"
+    ):
         port(other, "inception_v3", "tf")
     with h5py.File(tmp_path / "huge.h5", "w") as file:
         file.create_dataset("conv2d_1/kernel:0", (2**20, 2**20), np.float32, chunks=(1024, 1024))
