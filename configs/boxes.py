@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.title = "Where does object scale live?"
-    config.architecture = "resnet50"  # or inception_v3; must be that of the weights
+    config.architecture = "resnet50"  # must be that of the weights
     config.weights = ""  # checkpoint made by scripts/port_weights.py, pretrain.py or prune.py
     config.images = ""  # folder in VOC layout, tfds:<data_dir>, annotated:<folder with masks>, or scenes
     config.image_class = "car"  # several are separated by commas

@@ -1,14 +1,17 @@
 """Networks on disk: variables in orbax, and with them everything needed to use them rightly."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 from flax import linen as nn
+from jaxtyping import Array
 from orbax.checkpoint import v1 as ocp
 
 from scalecov_jax.models.architecture import Architecture, check_layer, get_architecture
@@ -16,6 +19,7 @@ from scalecov_jax.models.preprocessing import PREPROCESSINGS, Preprocessing
 from scalecov_jax.models.pruning import abstract_variables
 
 FORMAT = 1
+NEUTRAL = {"bias": 0.0, "mean": 0.0, "scale": 1.0, "var": 1.0}
 
 
 @dataclass(frozen=True)
@@ -61,19 +65,38 @@ def network(variables: Any, card: Card) -> Network:
 def random_network(like: Network, seed: int) -> Network:
     """The same network with random weights as Keras draws them: Glorot uniform kernels, neutral biases and statistics.
 
+    Variables of other names have the values with which their module begins.
+
     Source: Graziani et al. 2021, section 4.3 (the baseline of random weights).
     """
     glorot = jax.nn.initializers.glorot_uniform()
-    leaves, tree = jax.tree.flatten_with_path(abstract_variables(like.module, like.architecture))
+    leaves, tree = jax.tree.flatten_with_path(
+        abstract_variables(like.module, like.architecture, like.card.input_size)
+    )
+    names: list[str] = [path[-1].key for path, _ in leaves]  # pyright: ignore[reportAttributeAccessIssue]
+    others = _initial_values(like, seed, [name not in ("kernel", *NEUTRAL) for name in names])
     variables = []
-    for number, (path, leaf) in enumerate(leaves):
-        name = path[-1].key  # pyright: ignore[reportAttributeAccessIssue]
+    for number, (name, (_, leaf)) in enumerate(zip(names, leaves, strict=True)):
         if name == "kernel":
             variables.append(glorot(jax.random.fold_in(jax.random.key(seed), number), leaf.shape))
         else:
-            variables.append(np.full(leaf.shape, name in ("scale", "var"), np.float32))
+            variables.append(
+                np.full(leaf.shape, NEUTRAL[name], np.float32) if name in NEUTRAL else next(others)
+            )
     card = dataclasses.replace(like.card, origin=f"random, seed {seed}", sha256="")
     return Network(like.module, jax.device_get(jax.tree.unflatten(tree, variables)), like.architecture, card)
+
+
+def _initial_values(like: Network, seed: int, wanted: list[bool]) -> Iterator[Array]:
+    """The initial values of some variables; the compiler leaves out whatever they do not need."""
+
+    @jax.jit
+    def initialise(key: Any) -> list[Any]:
+        images = jnp.zeros((1, like.card.input_size, like.card.input_size, 3))
+        leaves = jax.tree.leaves(like.module.init(key, images))
+        return [leaf for leaf, one in zip(leaves, wanted, strict=True) if one]
+
+    return iter(initialise(jax.random.key(seed)) if any(wanted) else [])
 
 
 def save(folder: Path, saved: Network, *, overwrite: bool = False) -> None:
@@ -116,7 +139,7 @@ def load(folder: Path) -> Network:
             raise ValueError("its _METADATA is missing or damaged")
         module: Any = architecture.module(**card.options)
         check_layer(architecture, module.last)
-        abstract = abstract_variables(module, architecture)
+        abstract = abstract_variables(module, architecture, card.input_size)
         _check_shapes(stored.metadata, abstract)
         variables = ocp.load(
             str(folder), jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)

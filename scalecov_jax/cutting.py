@@ -8,7 +8,7 @@ import numpy as np
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.features import Pooling, compute_features
 from scalecov_jax.images.example import Example, ImageError, Source
-from scalecov_jax.models.pruning import Pruning, count_parameters, cumulative_parameters, prune
+from scalecov_jax.models.pruning import Pruning, abstract_variables, count_parameters, prune
 
 
 def pruned_network(network: Network, layer: str) -> Network:
@@ -52,5 +52,7 @@ def check_pruning(
 
 def parameters_to_cut(whole: Network, layer: str) -> int:
     """Parameters of the whole network without its classification head, or with it where the cut lies in the head."""
-    trunk = cumulative_parameters(whole.module, whole.architecture)
-    return trunk[whole.architecture.trunk] if layer in trunk else count_parameters(whole.variables)
+    family = whole.architecture
+    if layer not in family.trunk_layers:
+        return count_parameters(whole.variables)
+    return count_parameters(abstract_variables(whole.module.clone(last=family.trunk), family))  # pyright: ignore[reportCallIssue]

@@ -17,6 +17,7 @@ from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import Features, Pooling, check_request, compute_features
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.models.architecture import available_layers, check_layer
+from scalecov_jax.models.folding import folded
 from scalecov_jax.models.receptive_field import undefined_layers
 from scalecov_jax.probes import batch, sample_size
 from scalecov_jax.probes.controls import pixel_features
@@ -304,8 +305,7 @@ def layers_to_probe(
         check_request(network, layers, size, pooling)
         return layers, {}
     size = check_request(network, known, size, "gap")
-    folded = network.module.clone(folded=True)  # pyright: ignore[reportCallIssue]  # as the forward pass has it
-    undefined = undefined_layers(folded, size, known)
+    undefined = undefined_layers(folded(network.module), size, known)
     defined = tuple(layer for layer in known if layer not in undefined)
     check_request(network, defined or known, size, pooling)
     return defined, undefined

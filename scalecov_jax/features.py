@@ -16,10 +16,11 @@ from tqdm import tqdm
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Skipped, Source
-from scalecov_jax.models.folding import fold
-from scalecov_jax.models.layers import global_average_pool
+from scalecov_jax.models.folding import fold, folded
+from scalecov_jax.models.layers import WHOLE, global_average_pool
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
-from scalecov_jax.models.receptive_field import check_size, clean_regions, undefined_layers
+from scalecov_jax.models.pruning import prune
+from scalecov_jax.models.receptive_field import check_size, check_variables, clean_regions, undefined_layers
 
 Pooling = Literal["gap", "max", "corrected_gap"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -131,7 +132,7 @@ def check_pooling(
 def describe_undefined(undefined: Mapping[str, int | None]) -> str:
     """Layers and the smallest image on which each has a pixel that padding does not reach, in words."""
     return ", ".join(
-        f"{layer} ({'no map' if size is None else f'defined from {size} pixels'})"
+        f"{layer} ({'sees the whole image' if size is None else f'defined from {size} pixels'})"
         for layer, size in undefined.items()
     )
 
@@ -140,14 +141,34 @@ def check_request(network: Network, layers: Sequence[str], size: int | None, poo
     """The size of the images in pixels, after making sure that `layers` can be pooled on them; nothing is computed.
 
     Raises:
-        ValueError: A layer that the network has not, images so small that a map has no pixel (says which size has), or a
-            pooling that is not defined there (see `check_pooling`).
+        ValueError: A layer that the network has not, images so small that a map has no pixel (says which size has), a pooling
+            that is not defined there (see `check_pooling`), or weights for images of another size.
     """
     size = size or network.card.input_size
-    module = network.module.clone(folded=True)  # pyright: ignore[reportCallIssue]  # as the forward pass has it
-    check_size(module, size, layers, network.architecture.name)
+    name = network.architecture.name
+    module = folded(network.module)  # as the forward pass has it
+    check_size(module, size, layers, name)
     check_pooling(module, size, layers, pooling)
+    check_variables(folded(_shortest(network, layers)), network.variables["params"], size, name)
     return size
+
+
+def shortened(network: Network, layers: Sequence[str]) -> Network:
+    """The network stopped after the last of `layers`; as it is, if one of them lies inside another layer."""
+    module = _shortest(network, layers)
+    if module is network.module:
+        return network
+    last: str = module.last  # pyright: ignore[reportAttributeAccessIssue]
+    module, variables = prune(network.module, network.variables, network.architecture, last)
+    return network._replace(module=module, variables=variables)
+
+
+def _shortest(network: Network, layers: Sequence[str]) -> nn.Module:
+    module: Any = network.module
+    known = [*network.architecture.trunk_layers, WHOLE, *network.architecture.head]
+    known = known[: known.index(module.last) + 1]
+    last = max(layers, key=known.index) if {*layers} <= {*known} else module.last
+    return module if last == module.last else module.clone(last=last)
 
 
 def compute_features(
@@ -164,7 +185,7 @@ def compute_features(
     """Pooled features of a whole source, data-parallel over all devices.
 
     Args:
-        network: Network; its batch normalisation is folded first.
+        network: Network; it is cut after the last of `layers`, and its batch normalisation folded, first.
         source: Examples; those that cannot be decoded are left out and named.
         layers: See `pooled_features`.
         size: Height and width to which images are resized, in pixels; the network's own when absent.
@@ -207,6 +228,7 @@ def dry_run(
         ValueError: See `check_request`.
     """
     size = check_request(network, layers, size, pooling)
+    network = shortened(network, layers)
     forward, batch_size = _sharded_forward(network, tuple(layers), batch_size, dtype, pooling)
     images = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3)).astype(np.uint8)
     pooled = jax.block_until_ready(forward(images))
@@ -236,9 +258,8 @@ def _sharded_forward(
 
     The weights are an argument of the compiled function, so that random and trained ones share one compilation.
     """
-    module, variables = network.module, network.variables
-    if not module.folded:  # pyright: ignore[reportAttributeAccessIssue]
-        module, variables = fold(module, variables, network.architecture.epsilon)
+    network = shortened(network, layers)
+    module, variables = fold(network.module, network.variables, network.architecture.epsilon)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 

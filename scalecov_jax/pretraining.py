@@ -52,7 +52,7 @@ def initial_state(
     variables = jax.jit(module.init)(key, jnp.zeros((1, size, size, 3)))
     return TrainState(
         variables["params"],
-        variables["batch_stats"],
+        variables.get("batch_stats", {}),
         optimizer.init(variables["params"]),
         jnp.zeros((), jnp.int32),
     )
@@ -95,7 +95,7 @@ def train_step(
             variables, preprocess(images, PREPROCESSING), True, mutable=["batch_stats"]
         )
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return loss, (logits, updates["batch_stats"])  # pyright: ignore[reportReturnType]
+        return loss, (logits, updates.get("batch_stats", {}))  # pyright: ignore[reportReturnType]
 
     (loss, (logits, batch_stats)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)

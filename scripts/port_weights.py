@@ -32,9 +32,10 @@ PREPROCESSING = flags.DEFINE_enum(
     "preprocessing",
     None,
     list(PREPROCESSINGS),
-    "What the weights expect at their input; a wrong one gives plausible but wrong features. tf (x / 127.5 - 1): InceptionV3 of "
-    "Keras and of torchvision (whose transform_input amounts to it). caffe (BGR minus mean): ResNet50 of Keras. torch (mean and "
-    "sd): ResNet50 of torchvision and timm. raw: 0 to 255. Needed unless --download.",
+    "What the weights expect at their input; a wrong one gives plausible but wrong features. Keras: tf (x / 127.5 - 1) for "
+    "InceptionV3 and MobileNetV2, caffe (BGR minus mean) for ResNet and VGG16, torch (mean and sd) for DenseNet121, "
+    "EfficientNetB0 and ConvNeXt-Tiny. torchvision and timm: torch, but tf for InceptionV3 (whose transform_input amounts to "
+    "it). unit: 0 to 1. raw: 0 to 255. Needed unless --download.",
 )
 LAST = flags.DEFINE_string(
     "last",
@@ -54,7 +55,7 @@ MAX_POOL_PADDING = flags.DEFINE_enum(
     "max_pool_padding",
     "1",
     ["0", "1"],
-    "ResNet50 only: 1 as Keras since 2.2.3 and torchvision, 0 as Keras before.",
+    "ResNets only: 1 as Keras since 2.2.3 and torchvision, 0 as Keras before.",
 )
 
 

@@ -161,7 +161,8 @@ def test_vectors_pass_under_gap_and_max(network, computed):
         assert_close(largest.values[layer], computed.values[layer], 1e-6)
     assert (largest.values["block_1"] > computed.values["block_1"]).any()
     with pytest.raises(
-        ValueError, match=r"32 x 32 pixels at pre_softmax \(no map\), softmax \(no map\)\. Leave"
+        ValueError,
+        match=r"32 x 32 pixels at pre_softmax \(sees the whole image\), softmax \(sees the whole image\)\. Leave",
     ):
         features.compute_features(network, source(), ("stem", *LAYERS[3:]), pooling="corrected_gap")
 

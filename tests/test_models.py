@@ -1,4 +1,4 @@
-"""Both networks: lowering, folding, counts, cutting, and every layer against keras.applications."""
+"""InceptionV3 and ResNet50: lowering, folding, counts, cutting, and every layer against keras.applications."""
 
 from functools import partial
 
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
+from quick_keras import quick_keras
 
 from scalecov_jax.checkpoints import Card, Network, network
 from scalecov_jax.models import parity
 from scalecov_jax.models.architecture import ARCHITECTURES, get_architecture
 from scalecov_jax.models.folding import fold
-from scalecov_jax.models.layers import average_pool, convolve, max_pool
+from scalecov_jax.models.layers import average_pool, convolve, halve, max_pool
 from scalecov_jax.models.pruning import (
     abstract_variables,
     count_parameters,
@@ -22,9 +23,11 @@ from scalecov_jax.models.pruning import (
 )
 
 TOLERANCE = 1e-4
+# Of the kernels of the heads of networks whose values grow with random weights; else softmax is 1 for one class.
+HEAD = {"resnet50": 5e-6, "resnet101": 5e-10, "resnet152": 5e-14, "vgg16": 5e-3}
 
 
-def random_network(name: str, **options) -> Network:
+def random_network(name: str, input_size: int | None = None, **options) -> Network:
     """Random kernels, and statistics of which none is 0 or 1, so that leaving one out shows."""
     architecture = get_architecture(name)
     rng = np.random.default_rng(7)
@@ -35,11 +38,12 @@ def random_network(name: str, **options) -> Network:
         low, high = (0.5, 1.5) if path[-1] in ("scale", "var") else (0.05, 0.3)
         return rng.uniform(low, high, leaf.shape)
 
-    abstract = flatten_dict(abstract_variables(architecture.module(**options), architecture))
+    abstract = flatten_dict(abstract_variables(architecture.module(**options), architecture, input_size))
     variables = {path: draw(path, leaf).astype(np.float32) for path, leaf in abstract.items()}
     if ("params", "pre_softmax", "kernel") in variables:
-        variables["params", "pre_softmax", "kernel"] *= 0.1  # Else softmax is 1 for one class.
-    card = Card(name, options, architecture.preprocessing, architecture.input_size, "random")
+        variables["params", "pre_softmax", "kernel"] *= HEAD.get(name, 0.1)
+    size = input_size or architecture.input_size
+    card = Card(name, options, architecture.preprocessing, size, "random")
     return network(unflatten_dict(variables), card)
 
 
@@ -78,12 +82,38 @@ def test_every_convolution_used_equals_lax(kernel, stride, padding, size):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("side", "stride", "padding"),
+    [(3, 1, "SAME"), (3, 2, "SAME"), (5, 2, 2), (7, 1, "SAME"), (4, 2, "VALID")],
+)
 @pytest.mark.parametrize("size", [(14, 11), (15, 16)])
-@pytest.mark.parametrize("padding", [0, 1])
-def test_max_pool_equals_flax_and_padding_never_wins(size, padding):
+def test_every_depthwise_convolution_equals_lax(side, stride, padding, size):
+    rng = np.random.default_rng(0)
+    x, weights = (rng.normal(size=shape).astype(np.float32) for shape in ((2, *size, 5), (side, side, 1, 5)))
+    pads = [(padding, padding)] * 2 if isinstance(padding, int) else padding
+    numbers = ("NHWC", "HWIO", "NHWC")
+    expected = jax.lax.conv_general_dilated(
+        x, weights, (stride, stride), pads, dimension_numbers=numbers, feature_group_count=5
+    )
+    depthwise = jax.jit(partial(convolve, stride=stride, padding=padding))
+    np.testing.assert_allclose(depthwise(jnp.asarray(x), jnp.asarray(weights)), expected, atol=2e-5)
+    half = depthwise(jnp.asarray(x, jnp.bfloat16), jnp.asarray(weights, jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16  # the inputs are rounded, and the sum once
+    np.testing.assert_allclose(half.astype(np.float32), expected, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("size", [(14, 11), (15, 16)])
+@pytest.mark.parametrize(("window", "padding"), [(3, 0), (3, 1), (2, 0)])
+def test_max_pool_equals_flax_and_padding_never_wins(size, window, padding):
     x = jnp.asarray(np.random.default_rng(0).normal(-5, 1, (2, *size, 3)).astype(np.float32))
-    expected = nn.max_pool(x, (3, 3), (2, 2), [(padding, padding)] * 2)
-    np.testing.assert_array_equal(max_pool(x, padding), expected)
+    expected = nn.max_pool(x, (window, window), (2, 2), [(padding, padding)] * 2)
+    np.testing.assert_array_equal(max_pool(x, padding, window), expected)
+
+
+@pytest.mark.parametrize("size", [(14, 11), (15, 16)])
+def test_halving_equals_flax(size):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32))
+    np.testing.assert_allclose(halve(x), nn.avg_pool(x, (2, 2), (2, 2)), atol=1e-6)
 
 
 def test_average_pool_counts_the_padding_only_when_asked():
@@ -159,7 +189,8 @@ def test_map_sizes_of_both_resnet_variants(size, padding, sides):
 )
 def test_every_layer_equals_keras(name, height, width):
     given = random_network(name)
-    rows = parity.compare_with_keras(given, height, width)
+    with quick_keras():
+        rows = parity.compare_with_keras(given, height, width)
     assert tuple(row.layer for row in rows) == given.architecture.layers
     print(f"{name} {height}x{width}: worst {max(rows, key=lambda row: row.error)}")
     for row in rows:
@@ -176,7 +207,8 @@ def test_parity_sees_one_changed_weight(monkeypatch):
     changed = given._replace(variables=unflatten_dict({**flat, path: kernel}))
     capture = parity.capture
     monkeypatch.setattr(parity, "capture", lambda _, x: capture(changed, x))
-    rows = {row.layer: row.error for row in parity.compare_with_keras(given, 96)}
+    with quick_keras():
+        rows = {row.layer: row.error for row in parity.compare_with_keras(given, 96)}
     assert list(rows) == ["max_pool", "add_1", "add_2", "add_3", "add_4"]
     assert all(rows[layer] < TOLERANCE for layer in ("max_pool", "add_1", "add_2"))
     assert all(rows[layer] > TOLERANCE for layer in ("add_3", "add_4"))

@@ -26,9 +26,9 @@ from scalecov_jax.images.example import decode_image, resize_image
 from scalecov_jax.models import download, parity
 from scalecov_jax.models.architecture import ARCHITECTURES
 from scalecov_jax.models.folding import fold
-from scalecov_jax.models.names import LAYOUTS, source_name
 from scalecov_jax.models.port import checksum, port
 from scalecov_jax.models.pruning import abstract_variables
+from scalecov_jax.models.sources import source_name
 
 ROOT = Path(__file__).parents[1]
 WIDTH, CLASSES = 0.125, 5
@@ -38,15 +38,13 @@ REAL = {
 }
 
 
-def layout_of(name, family, title=None):
-    return next(
-        x for x in LAYOUTS if (x.architecture, x.family) == (name, family) and title in (None, x.title)
-    )
+def layout_of(name, family):
+    return next(x for x in ARCHITECTURES[name].sources.layouts if x.family == family)
 
 
-def tensors(layout, **options) -> dict[str, np.ndarray]:
+def tensors(name, family, **options) -> dict[str, np.ndarray]:
     """Random tensors with the source's names and shapes, in the order of its blocks."""
-    architecture = ARCHITECTURES[layout.architecture]
+    architecture, layout = ARCHITECTURES[name], layout_of(name, family)
     options = {"width": WIDTH, "classes": CLASSES, **layout.options, **options}
     rng = np.random.default_rng(3)
     made = {}
@@ -70,7 +68,7 @@ def write_keras(path: Path, values: dict[str, np.ndarray], nested: bool = True, 
 
 @pytest.fixture
 def inception(tmp_path):
-    values = tensors(layout_of("inception_v3", "keras"))
+    values = tensors("inception_v3", "keras")
     return write_keras(tmp_path / "inception.h5", values), values
 
 
@@ -119,7 +117,7 @@ def test_files_written_by_keras(name, function, tmp_path):
 
 
 def test_layouts_of_keras_hdf5(tmp_path):
-    values = tensors(layout_of("inception_v3", "keras"))
+    values = tensors("inception_v3", "keras")
     nested = port(write_keras(tmp_path / "a.h5", values), "inception_v3", "tf")
     assert nested.card.options == {"width": WIDTH, "classes": CLASSES}
     assert same(port(write_keras(tmp_path / "b.h5", values, nested=False), "inception_v3", "tf"), nested)
@@ -128,7 +126,7 @@ def test_layouts_of_keras_hdf5(tmp_path):
 
 
 def test_resnet_of_before_2019(tmp_path):
-    new = tensors(layout_of("resnet50", "keras"))
+    new = tensors("resnet50", "keras")
     keras_1 = {"kernel": "W", "bias": "b", "moving_mean": "running_mean", "moving_variance": "running_std"}
 
     def old_name(name):
@@ -162,17 +160,21 @@ def test_resnet_of_before_2019(tmp_path):
 def test_names_and_shapes_are_those_of_torchvision(name, digest):
     """Digests of state_dict() of torchvision 0.29.2 in its order, num_batches_tracked and AuxLogits left out."""
     layout = layout_of(name, "torch")
-    values = tensors(layout, width=1.0, classes=1000)
+    values = tensors(name, "torch", width=1.0, classes=1000)
 
     def order(block):  # torchvision makes the shortcut of a block last.
         return [int(part) for part in re.findall(r"\d+", re.sub(r"_0$", "_4", block))]
 
-    blocks = sorted(layout.blocks, key=order) if name == "resnet50" else layout.blocks
+    blocks = [path for path in layout.modules if f"{path}/norm" in layout.modules]
+    if name == "resnet50":
+        blocks.sort(key=order)
     keys = [
         f"{prefix}.{leaf}"
         for block in blocks
         for prefix, leaves in zip(
-            layout.blocks[block], (["weight"], ["weight", "bias", "running_mean", "running_var"]), strict=True
+            (layout.modules[block], layout.modules[f"{block}/norm"]),
+            (["weight"], ["weight", "bias", "running_mean", "running_var"]),
+            strict=True,
         )
         for leaf in leaves
     ]
@@ -185,15 +187,16 @@ def test_names_and_shapes_are_those_of_torchvision(name, digest):
 @pytest.mark.parametrize("name", ["inception_v3", "resnet50"])
 def test_safetensors_round_trip(name, tmp_path):
     layout = layout_of(name, "torch")
-    values = tensors(layout)
-    tracked = {f"{names.norm}.num_batches_tracked": np.int64(1) for names in layout.blocks.values()}
+    values = tensors(name, "torch")
+    norms = [source for path, source in layout.modules.items() if path.endswith("/norm")]
+    tracked = {f"{norm}.num_batches_tracked": np.int64(1) for norm in norms}
     extra = {key: np.asarray(value) for key, value in tracked.items()}
     if name == "inception_v3":
         extra["AuxLogits.fc.weight"] = np.zeros((5, 3), np.float32)
     save_file({**values, **extra}, tmp_path / "model.safetensors")
     ported = port(tmp_path / "model.safetensors", name, "torch", class_names=list("abcde"))
     assert ported.card.options == {"width": WIDTH, "classes": CLASSES, **layout.options}
-    assert ported.card.notes["ignored"]["num_batches_tracked"] == len(layout.blocks)
+    assert ported.card.notes["ignored"]["num_batches_tracked"] == len(norms)
     assert ported.card.notes["ignored"].get("AuxLogits", 0) == (name == "inception_v3")
     assert ported.card.class_names == tuple("abcde")
     assert ported.card.origin == "model.safetensors"
@@ -219,7 +222,7 @@ def test_safetensors_round_trip(name, tmp_path):
 
 
 def test_pth_is_loaded_without_running_code(tmp_path, monkeypatch):
-    values = tensors(layout_of("resnet50", "torch"))
+    values = tensors("resnet50", "torch")
     save_file(values, tmp_path / "a.safetensors")
 
     class Tensor(SimpleNamespace):
@@ -246,8 +249,7 @@ def test_pth_is_loaded_without_running_code(tmp_path, monkeypatch):
 
 
 def test_a_file_without_top_is_refused_for_the_whole_network(tmp_path):
-    layout = layout_of("resnet50", "keras")
-    file = write_keras(tmp_path / "notop.h5", tensors(layout, last="add_16"))
+    file = write_keras(tmp_path / "notop.h5", tensors("resnet50", "keras", last="add_16"))
     with pytest.raises(ValueError, match=r"2 tensors missing from pre_softmax .*--last=add_16\."):
         port(file, "resnet50", "caffe")
     ported = port(file, "resnet50", "caffe", "add_16")
@@ -291,7 +293,7 @@ def test_truncated_files_are_named(inception, tmp_path, share):
     cut = write(tmp_path / "cut.h5", content[: int(len(content) * share)])
     with pytest.raises(ValueError, match=r"^cut\.h5 "):
         port(cut, "inception_v3", "tf")
-    save_file(tensors(layout_of("resnet50", "torch")), tmp_path / "whole.safetensors")
+    save_file(tensors("resnet50", "torch"), tmp_path / "whole.safetensors")
     content = (tmp_path / "whole.safetensors").read_bytes()
     cut = write(tmp_path / "cut.safetensors", content[: int(len(content) * share)])
     with pytest.raises(ValueError, match=r"^cut\.safetensors cannot be read as a safetensors file"):
@@ -320,7 +322,16 @@ def test_files_in_other_formats(inception, tmp_path):
     with pytest.raises(ValueError, match=r"hollow\.h5 holds no weights"):
         port(tmp_path / "hollow.h5", "inception_v3", "tf")
     other = write_keras(tmp_path / "vgg.h5", {"block1_conv1/kernel": np.zeros((3, 3, 3, 64), np.float32)})
-    with pytest.raises(ValueError, match=r"vgg\.h5 holds no inception_v3.*block1_conv1/kernel.*conv2d_1"):
+    with pytest.raises(
+        ValueError, match=r"vgg\.h5 holds vgg16 .* and not inception_v3; pass --architecture=vgg16"
+    ):
+        port(other, "inception_v3", "tf")
+    other = write_keras(
+        tmp_path / "xception.h5", {"block1_conv9/kernel": np.zeros((3, 3, 3, 32), np.float32)}
+    )
+    with pytest.raises(
+        ValueError, match=r"xception\.h5 holds no inception_v3.*block1_conv9/kernel.*conv2d_1"
+    ):
         port(other, "inception_v3", "tf")
     with h5py.File(tmp_path / "huge.h5", "w") as file:
         file.create_dataset("conv2d_1/kernel:0", (2**20, 2**20), np.float32, chunks=(1024, 1024))
@@ -393,7 +404,7 @@ def test_downloads_appear_only_when_complete_and_right(address, tmp_path):
 
 
 def test_the_official_file_that_suits():
-    assert download.choose("inception_v3").md5 == "9a0d58056eeedaa3f26cb7ebd46da564"
+    assert download.choose("inception_v3").digest == "9a0d58056eeedaa3f26cb7ebd46da564"
     assert download.choose("inception_v3", "mixed8").address.endswith("_notop.h5")
     assert download.choose("resnet50", "pre_softmax").top
     assert "v0.2" in download.choose("resnet50", "add_15", max_pool_padding=0).address

@@ -261,7 +261,10 @@ def test_layers_that_the_pooling_is_not_defined_at_are_left_out_and_named(settin
     summary = summary_of(workdir)
     assert (summary["pooling"], summary["undefined"]) == ("corrected_gap", undefined)
     assert list(summary["widths"]) == ["stem", "block_1"]
-    sentence = "corrected_gap is undefined at block_2 (defined from 32 pixels), pre_softmax (no map), softmax (no map)"
+    sentence = (
+        "corrected_gap is undefined at block_2 (defined from 32 pixels), pre_softmax (sees the whole image), "
+        "softmax (sees the whole image)"
+    )
     assert sentence in summary["warnings"][0]
     assert sentence in table
     page = (workdir / "report.html").read_text()
@@ -545,7 +548,7 @@ def test_photographs_that_cannot_be_used(photographs, tmp_path, boxes, broken, c
         ({"pooling": "mean"}, "config.pooling is 'mean'; expected one of gap, max, corrected_gap"),
         (
             {"pooling": "corrected_gap", "layers": "stem,softmax"},
-            r"undefined on images of 32 x 32 pixels at softmax \(no map\)",
+            r"undefined on images of 32 x 32 pixels at softmax \(sees the whole image\)",
         ),
         (
             {"pooling": "corrected_gap", "layers": "stem,block_2", "input_size": 31},
@@ -553,7 +556,7 @@ def test_photographs_that_cannot_be_used(photographs, tmp_path, boxes, broken, c
         ),
         (
             {"pooling": "corrected_gap", "layers": "", "input_size": 3},
-            r"at stem \(defined from 4 pixels\), block_1 \(defined from 16 pixels\), block_2 .*, softmax \(no map\)",
+            r"at stem \(defined from 4 pixels\), block_1 \(defined from 16 pixels\), block_2 .*, softmax \(sees the whole image",
         ),
     ],
 )

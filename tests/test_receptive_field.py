@@ -13,6 +13,7 @@ from tiny_network import random_variables
 
 from scalecov_jax.models import inception_v3, layers, receptive_field
 from scalecov_jax.models.architecture import ARCHITECTURES, Architecture, get_architecture
+from scalecov_jax.models.folding import folded
 from scalecov_jax.models.receptive_field import (
     ReceptiveField,
     clean_region,
@@ -158,13 +159,14 @@ def test_every_size_from_75_to_500(name, options, mask):
 def linear(monkeypatch):
     """Sums in place of maxima, so that with positive weights all that is seen shows; in float64, so that none is lost."""
 
-    def summed(x, padding=0):
+    def summed(x, padding=0, size=3):
         pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
-        return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 2, 2, 1), pads)
+        return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, size, size, 1), (1, 2, 2, 1), pads)
 
     with monkeypatch.context() as patch, jax.enable_x64(True):
         patch.setattr(layers, "max_pool", summed)
         patch.setattr(inception_v3, "max_pool", summed)
+        patch.setattr(nn, "relu6", nn.relu)
         yield
 
 
@@ -211,6 +213,14 @@ def capture(module, variables, x, names):
             (75, 90),
         ),
         ("tiny", {}, ("stem", "pool", "block_1", "block_2"), (45, 38)),
+        ("vgg16", {"last": "block3_conv1"}, ("block1_pool", "block3_conv1"), (37, 44)),
+        (
+            "mobilenet_v2",
+            {"last": "block_1_project_BN", "symmetric_padding": True},
+            ("Conv1_relu", "block_1_project_BN"),
+            (50, 43),
+        ),
+        ("densenet121", {"last": "pool2_pool"}, ("conv2_block2_concat", "pool2_pool"), (97, 120)),
     ],
 )
 def test_the_networks_themselves(monkeypatch, name, options, names, size):
@@ -219,7 +229,7 @@ def test_the_networks_themselves(monkeypatch, name, options, names, size):
     The first by gradients. The second by the same image inside a larger one: clean positions keep their value there, and all
     others change.
     """
-    module = ARCHITECTURES[name].module(width=1.0 if name == "tiny" else 0.1, folded=True, **options)
+    module = folded(ARCHITECTURES[name].module(width=1.0 if name == "tiny" else 0.125, **options))
     rng = np.random.default_rng(sum(size))
     windows = {
         layer: [receptive_field._window(module, *size, layer, axis) for axis in AXES] for layer in names
@@ -361,9 +371,12 @@ def test_smallest_size_where_the_geometry_depends_on_it():
         ),
         ("transposed", "cannot be derived: a transposed convolution"),
         ("mixed", "cannot be derived: maps of stride 4 and of stride 2 meet"),
-        ("scaled", "scaled of strange has no map: every output sees the whole image"),
-        ("flat", "flat of strange has no map"),
-        ("squeezed", "squeezed of strange has no map"),
+        (
+            "scaled",
+            "Every value of scaled of strange sees the whole image: as after global pooling or squeeze-and-excitation",
+        ),
+        ("flat", "Every value of flat of strange sees the whole image: it is a vector"),
+        ("squeezed", "Every value of squeezed of strange sees the whole image"),
         ("constant", "constant of Strange does not depend on the image"),
         ("sam", "Strange has no layer 'sam'; did you mean same"),
     ],
@@ -398,8 +411,8 @@ def test_an_unknown_primitive_is_named():
         (("inception_v3", "mixd3"), {}, "InceptionV3 has no layer 'mixd3'; did you mean mixed3"),
         (("inception_v3", "?"), {}, "has no layer '\\?'; There are conv2d_1, .*softmax, and those inside"),
         (("inception_v3", "norm"), {}, "94 modules called 'norm'; choose one by its path: conv2d_1/norm"),
-        (("inception_v3", "pre_softmax"), {}, "pre_softmax of inception_v3 has no map"),
-        (("resnet50", "avg_pool"), {}, "avg_pool of resnet50 has no map"),
+        (("inception_v3", "pre_softmax"), {}, "pre_softmax of inception_v3 sees the whole image"),
+        (("resnet50", "avg_pool"), {}, "avg_pool of resnet50 sees the whole image"),
         (
             ("resnet50", "add_1"),
             {"pool": 1},

@@ -252,6 +252,16 @@ def test_curves_mark_the_peak_and_name_every_layer():
     )
 
 
+def test_of_many_layers_some_are_named_and_the_marked_one_is():
+    axes = Figure().subplots()
+    style.name_layers(axes, [f"layer{at}" for at in range(60)], marked=40)
+    shown = {label.get_text(): label.get_fontweight() for label in axes.get_xticklabels()}
+    assert {name for name, weight in shown.items() if weight == "bold"} == {"layer40"}
+    assert 18 <= len(shown) <= style.MOST_NAMES
+    assert "layer59" in shown
+    assert [f"layer{at:.0f}" for at in axes.get_xticks()] == list(shown)
+
+
 def test_ols_curve_averages_the_published_score():
     scores = tiny_scores()
     axes = figures.score_curves(scores, "net", "ols", list(WIDTHS), widths=WIDTHS, n_train=N_TRAIN).axes[0]

@@ -161,12 +161,13 @@ class Valid(nn.Module):
 
 
 def test_sizes_below_the_minimum_are_named(network):
-    networks = {"good": network, "some": network._replace(module=Valid())}
+    valid = network._replace(module=Valid(), variables={"params": {}})
+    networks = {"good": network, "some": valid}
     check_sizes(networks, (12, 9))
     with pytest.raises(
         ValueError, match=r"some needs .* at least 9 x 9 pixels up to softmax; got 7 x 7\. Leave out"
     ) as error:
-        check_sizes({**networks, "other": network._replace(module=Valid())}, (20, 7, 8))
+        check_sizes({**networks, "other": valid}, (20, 7, 8))
     assert "good" not in str(error.value)
     assert "other needs" in str(error.value)
 

@@ -1,14 +1,15 @@
 """The one list of architectures: all that the rest of the package knows of a network."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
 from flax import linen as nn
 
-from scalecov_jax.models import inception_v3, resnet50
+from scalecov_jax.models import convnext, densenet, efficientnet, inception_v3, mobilenet_v2, resnet, vgg16
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.preprocessing import Preprocessing
+from scalecov_jax.models.sources import Sources
 
 
 @dataclass(frozen=True)
@@ -17,33 +18,122 @@ class Architecture:
 
     Attributes:
         name: As in configs and tables.
-        module: Linen module with a field `last` that names the layer to stop after.
-        layers: The layers that are probed, from input to output, by the source's names.
+        module: Linen module with a field `last` that names the layer to stop after. A field `folded`, if there is one, says
+            that batch normalisation is part of the kernels (see `folding.fold`).
+        layers: The layers that are probed, from input to output, by the source's names: those of modules inside it.
         epsilon: Added to the variance by every batch normalisation.
         input_size: Height and width of the images it was trained on, in pixels.
         preprocessing: What its Keras weights expect.
+        title: Its name for people; `name` when empty.
+        head: Those of `layers` that belong to the classification head.
+        sources: Where weights may come from, and what to compare with.
     """
 
     name: str
     module: type[nn.Module]
     layers: tuple[str, ...]
-    epsilon: float
-    input_size: int
-    preprocessing: Preprocessing
+    epsilon: float = 1e-3
+    input_size: int = 224
+    preprocessing: Preprocessing = "torch"
+    title: str = ""
+    head: tuple[str, ...] = ("pre_softmax", "softmax")
+    sources: Sources = field(default_factory=Sources)
+
+    def __post_init__(self):
+        fields = getattr(self.module, "__dataclass_fields__", {})
+        problems = [
+            problem
+            for problem, wrong in (
+                (f"{self.module.__name__} has no field `last`", "last" not in fields),
+                ("no layer comes before the head", not self.trunk_layers),
+                ("a layer is listed twice", len({*self.layers}) < len(self.layers)),
+                (f"{WHOLE} is listed; it follows the last layer by itself", WHOLE in self.layers),
+            )
+            if wrong
+        ]
+        if problems:
+            raise ValueError(f"Architecture {self.name!r} cannot be used: {'; '.join(problems)}.")
+
+    @property
+    def trunk_layers(self) -> tuple[str, ...]:
+        """The layers before the classification head."""
+        return tuple(layer for layer in self.layers if layer not in self.head)
 
     @property
     def trunk(self) -> str:
         """The last layer before the classification head."""
-        return self.layers[self.layers.index("pre_softmax") - 1]
+        return self.trunk_layers[-1]
 
 
 ARCHITECTURES = {
     architecture.name: architecture
     for architecture in (
         Architecture(
-            "inception_v3", inception_v3.InceptionV3, inception_v3.LAYERS, inception_v3.EPSILON, 299, "tf"
+            "inception_v3",
+            inception_v3.InceptionV3,
+            inception_v3.LAYERS,
+            inception_v3.EPSILON,
+            299,
+            "tf",
+            "InceptionV3",
+            sources=inception_v3.SOURCES,
         ),
-        Architecture("resnet50", resnet50.ResNet50, resnet50.LAYERS, resnet50.EPSILON, 224, "caffe"),
+        *(
+            Architecture(
+                network.__name__.lower(),
+                network,
+                resnet.layer_names(network),
+                resnet.EPSILON,
+                224,
+                "caffe",
+                network.__name__,
+                sources=resnet.sources(network),
+            )
+            for network in (resnet.ResNet50, resnet.ResNet101, resnet.ResNet152)
+        ),
+        Architecture(
+            "vgg16",
+            vgg16.VGG16,
+            vgg16.LAYERS,
+            input_size=224,
+            preprocessing="caffe",
+            title="VGG16",
+            head=vgg16.HEAD,
+            sources=vgg16.SOURCES,
+        ),
+        Architecture(
+            "mobilenet_v2",
+            mobilenet_v2.MobileNetV2,
+            mobilenet_v2.LAYERS,
+            mobilenet_v2.EPSILON,
+            224,
+            "tf",
+            "MobileNetV2",
+            sources=mobilenet_v2.SOURCES,
+        ),
+        Architecture(
+            "densenet121",
+            densenet.DenseNet121,
+            densenet.LAYERS,
+            densenet.EPSILON,
+            title="DenseNet121",
+            sources=densenet.SOURCES,
+        ),
+        Architecture(
+            "efficientnet_b0",
+            efficientnet.EfficientNetB0,
+            efficientnet.LAYERS,
+            efficientnet.EPSILON,
+            title="EfficientNetB0",
+            sources=efficientnet.SOURCES,
+        ),
+        Architecture(
+            "convnext_tiny",
+            convnext.ConvNeXtTiny,
+            convnext.LAYERS,
+            title="ConvNeXt-Tiny",
+            sources=convnext.SOURCES,
+        ),
     )
 }
 
@@ -59,6 +149,11 @@ def get_architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
+def plain_name(name: str) -> str:
+    """The name of an architecture for people; `name` where it is none that is known."""
+    return (ARCHITECTURES[name].title or name) if name in ARCHITECTURES else name
+
+
 def check_layer(architecture: Architecture, layer: str, last: str | None = None) -> str:
     """Return `layer` if the network has it; `avg_pool`, the pooled whole, if it goes so far.
 
@@ -71,7 +166,7 @@ def check_layer(architecture: Architecture, layer: str, last: str | None = None)
         ValueError: There is no such layer, or the network stops before it.
     """
     layers = architecture.layers
-    if layer == WHOLE and last in (None, WHOLE, *layers[layers.index("pre_softmax") :]):
+    if layer == WHOLE and last in (None, WHOLE, *architecture.head):
         return layer
     if layer not in layers:
         raise ValueError(f"{architecture.name} has no layer {layer!r}; {_nearest(layer, layers)}.")

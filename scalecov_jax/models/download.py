@@ -5,70 +5,12 @@ import os
 import tempfile
 import urllib.request
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
 from scalecov_jax.models.architecture import check_layer, get_architecture
 from scalecov_jax.models.port import checksum
-
-_KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
-_KERAS_2 = "https://github.com/fchollet/deep-learning-models/releases/download/v0.2"
-
-
-class Official(NamedTuple):
-    """One file.
-
-    Attributes:
-        address: Where it is.
-        md5: Published digest, hexadecimal.
-        top: Whether it has the 1000-class head.
-    """
-
-    address: str
-    md5: str
-    top: bool
-
-
-# Source: keras.applications (inception_v3, resnet) 3.15; resnet50 of keras-applications 1.0.0 for the last two.
-OFFICIAL = {
-    "inception_v3": (
-        Official(
-            f"{_KERAS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels.h5",
-            "9a0d58056eeedaa3f26cb7ebd46da564",
-            True,
-        ),
-        Official(
-            f"{_KERAS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5",
-            "bcbd6486424b2319ff4ef7d526e38f63",
-            False,
-        ),
-    ),
-    "resnet50": (
-        Official(
-            f"{_KERAS}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels.h5",
-            "2cb95161c43110f7111970584f804107",
-            True,
-        ),
-        Official(
-            f"{_KERAS}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
-            "4d473c1dd8becc155b73f8504c6f6626",
-            False,
-        ),
-    ),
-    "resnet50 before 2019": (
-        Official(
-            f"{_KERAS_2}/resnet50_weights_tf_dim_ordering_tf_kernels.h5",
-            "a7b3fe01876f51b976af0dea6bc144eb",
-            True,
-        ),
-        Official(
-            f"{_KERAS_2}/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
-            "a268eb855778b3df3c7506639542a6af",
-            False,
-        ),
-    ),
-}
+from scalecov_jax.models.sources import Official
 
 
 def choose(architecture: str, last: str | None = None, max_pool_padding: int = 1) -> Official:
@@ -77,15 +19,17 @@ def choose(architecture: str, last: str | None = None, max_pool_padding: int = 1
     Without padding of the first pooling, ResNet50 is the one of Keras before 2019.
 
     Raises:
-        ValueError: No architecture or layer of that name.
+        ValueError: No architecture or layer of that name, or no file whose checksum is known.
     """
     family = get_architecture(architecture)
     check_layer(family, last or family.layers[-1])
-    name = family.name
-    if name == "resnet50" and max_pool_padding == 0:
-        name = "resnet50 before 2019"
-    top = last in (None, "pre_softmax", "softmax")
-    return next(official for official in OFFICIAL[name] if official.top == top)
+    top = last is None or last in family.head
+    files = [official for official in family.sources.official if official.top == top]
+    if not files:
+        raise ValueError(
+            f"No official file of {architecture} is known with its checksum; pass --source=FILE."
+        )
+    return max(files, key=lambda official: official.options.get("max_pool_padding", 1) == max_pool_padding)
 
 
 def fetch(official: Official, destination: Path) -> Path:
@@ -133,8 +77,10 @@ def _download(address: str, part: Path) -> None:
 
 
 def _check(path: Path, official: Official, given: object) -> None:
-    found = checksum(path, "md5")
-    if found != official.md5:
+    algorithm = "sha256" if len(official.digest) == 64 else "md5"
+    found = checksum(path, algorithm)
+    if found != official.digest:
         raise ValueError(
-            f"{given} has the MD5 {found} and not the published {official.md5}; it is damaged or not the official file."
+            f"{given} has the {algorithm.upper()} {found} and not the published {official.digest}; it is damaged or not the "
+            "official file."
         )

@@ -16,6 +16,16 @@ from scalecov_jax.models.layers import (
     average_pool,
     max_pool,
 )
+from scalecov_jax.models.sources import (
+    KERAS,
+    TRACKED,
+    KerasModel,
+    Layout,
+    Sources,
+    blocks,
+    official_pair,
+    unnamed,
+)
 
 
 class Conv(NamedTuple):
@@ -194,3 +204,111 @@ class InceptionV3(nn.Module):
             return x
         x = nn.Dense(self.classes, name="pre_softmax")(x)
         return x if self.last == "pre_softmax" else Softmax(name="softmax")(x)
+
+
+def _numbered(branch: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{branch}_{i}" for i in range(1, count + 1))
+
+
+class _Kind(NamedTuple):
+    """How others name and list the convolutions of an inception block.
+
+    Attributes:
+        branches: torchvision's names, in the order in which Keras makes them.
+        listed: The order in which Keras lists them in a file, by depth: the n-th is the convolution `listed[n]`.
+    """
+
+    branches: tuple[str, ...]
+    listed: tuple[int, ...]
+
+
+_A = _Kind(
+    ("branch1x1", *_numbered("branch5x5", 2), *_numbered("branch3x3dbl", 3), "branch_pool"),
+    (3, 1, 4, 0, 2, 5, 6),
+)
+_B = _Kind(("branch3x3", *_numbered("branch3x3dbl", 3)), (1, 2, 0, 3))
+_C = _Kind(
+    ("branch1x1", *_numbered("branch7x7", 3), *_numbered("branch7x7dbl", 5), "branch_pool"),
+    (4, 5, 1, 6, 2, 7, 0, 3, 8, 9),
+)
+_D = _Kind((*_numbered("branch3x3", 2), *_numbered("branch7x7x3", 4)), (2, 3, 0, 4, 1, 5))
+_E = _Kind(
+    (
+        "branch1x1",
+        "branch3x3_1",
+        "branch3x3_2a",
+        "branch3x3_2b",
+        "branch3x3dbl_1",
+        "branch3x3dbl_2",
+        "branch3x3dbl_3a",
+        "branch3x3dbl_3b",
+        "branch_pool",
+    ),
+    (4, 1, 5, 2, 3, 6, 7, 0, 8),
+)
+_STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
+_BLOCKS = dict(
+    zip(
+        MIXED,
+        (
+            ("Mixed_5b", _A),
+            ("Mixed_5c", _A),
+            ("Mixed_5d", _A),
+            ("Mixed_6a", _B),
+            ("Mixed_6b", _C),
+            ("Mixed_6c", _C),
+            ("Mixed_6d", _C),
+            ("Mixed_6e", _C),
+            ("Mixed_7a", _D),
+            ("Mixed_7b", _E),
+            ("Mixed_7c", _E),
+        ),
+        strict=True,
+    )
+)
+
+
+def _layouts() -> tuple[Layout, ...]:
+    keras, torch, listed = {}, {}, []
+
+    def add(path: str, number: int, module: str) -> None:
+        keras[path] = f"conv2d_{number}", f"batch_normalization_{number}"
+        torch[path] = f"{module}.conv", f"{module}.bn"
+
+    for number, module in enumerate(_STEM, start=1):
+        add(f"conv2d_{number}", number, module)
+        listed.append(f"conv2d_{number}")
+    first = len(_STEM) + 1
+    for layer, (module, kind) in _BLOCKS.items():
+        for number, branch in enumerate(kind.branches, start=first):
+            add(f"{layer}/conv2d_{number}", number, f"{module}.{branch}")
+        listed += [f"{layer}/conv2d_{first + i}" for i in kind.listed]
+        first += len(kind.branches)
+    kinds = blocks(dict.fromkeys(listed, ("conv2d", "batch_normalization")), "dense")
+    return (
+        Layout("Keras", "keras", blocks(keras, "predictions"), EPSILON),
+        Layout("Keras 3 without layer names", "keras_unnamed", unnamed(kinds), EPSILON),
+        Layout(
+            "torchvision or timm",
+            "torch",
+            blocks(torch, "fc"),
+            EPSILON,
+            {"count_padding": True, "use_scale": True},
+            {"AuxLogits": r"^AuxLogits\.", **TRACKED},
+        ),
+    )
+
+
+# Source: keras.applications (inception_v3) 3.15; torchvision.models (inception).
+SOURCES = Sources(
+    _layouts(),
+    KerasModel(
+        "InceptionV3",
+        {"conv2d_3": "activation_3", "conv2d_5": "activation_5", "pre_softmax": "predictions"},
+    ),
+    official_pair(
+        f"{KERAS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels",
+        "9a0d58056eeedaa3f26cb7ebd46da564",
+        "bcbd6486424b2319ff4ef7d526e38f63",
+    ),
+)

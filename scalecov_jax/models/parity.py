@@ -12,8 +12,9 @@ from jaxtyping import Float
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.models.architecture import available_layers
-from scalecov_jax.models.names import LAYOUTS, source_name
 from scalecov_jax.models.preprocessing import preprocess
+from scalecov_jax.models.sources import KerasModel, Layout, source_name
+from scalecov_jax.models.weight_files import leaf_name
 
 TOLERANCE = 1e-4
 
@@ -53,17 +54,37 @@ def compare_with_keras(
         ImportError: Keras is not installed.
         ValueError: keras.applications has no such network.
     """
-    keras = _import_keras()
     height = height or network.card.input_size
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 256, (images, height, width or height, 3)).astype(np.uint8)
+    width = width or height
+    model = keras_model(network, height, width)
+    pixels = np.random.default_rng(seed).integers(0, 256, (images, height, width, 3)).astype(np.uint8)
     x = jax.device_get(preprocess(jax.numpy.asarray(pixels), network.card.preprocessing))
-    expected = _keras_outputs(keras, network, x)
+    expected = _keras_outputs(model, network, x)
     found = capture(network, x)
     return [
         LayerError(layer, expected[layer].shape, relative_error(found[layer], expected[layer]))
         for layer in expected
     ]
+
+
+def keras_model(network: Network, height: int, width: int) -> Any:
+    """The model of keras.applications with a network's variables, for images of one size.
+
+    Raises:
+        ImportError: Keras is not installed.
+        ValueError: keras.applications has no such network.
+    """
+    keras = _import_keras()
+    module: Any = network.module
+    reference, layout = _keras_sources(network)
+    top = module.last in network.architecture.head
+    build = getattr(keras.applications, reference.builder)
+    head = {"classes": module.classes, "classifier_activation": None} if top else {}
+    # Through a tensor, for with its head keras.applications insists on one size; the layers themselves do not.
+    with jax.numpy_rank_promotion("allow"):
+        model = build(weights=None, include_top=top, input_tensor=keras.Input((height, width, 3)), **head)
+    _set_weights(network, layout, _name_layers(model))
+    return model
 
 
 def relative_error(found: Float[np.ndarray, "..."], expected: Float[np.ndarray, "..."]) -> float:
@@ -99,82 +120,67 @@ def _import_keras() -> Any:
 
 
 def _keras_outputs(
-    keras: Any, network: Network, x: Float[np.ndarray, "N H W 3"]
+    model: Any, network: Network, x: Float[np.ndarray, "N H W 3"]
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """Outputs of the Keras model at every layer that the network has."""
-    module: Any = network.module
-    name = network.architecture.name
-    options = {
-        "width": 1.0,
-        "folded": False,
-        "count_padding": False,
-        "use_scale": False,
-        "stride_on_3x3": False,
-        "max_pool_padding": 1,
-    }
-    different = {k: getattr(module, k) for k, v in options.items() if getattr(module, k, v) != v}
-    if different:
-        given = ", ".join(f"{option}={value}" for option, value in different.items())
-        raise ValueError(
-            f"keras.applications has no {name} with {given}, so there is nothing to compare with."
-        )
-    layers = available_layers(network.architecture, module)
-    top = "pre_softmax" in layers
-    build = {"inception_v3": keras.applications.InceptionV3, "resnet50": keras.applications.ResNet50}[name]
-    head = {"classes": module.classes, "classifier_activation": None} if top else {}
-    model = build(weights=None, include_top=top, input_shape=None if top else x.shape[1:], **head)
-    if top and x.shape[1:] != model.input_shape[1:]:
-        # With its head, keras.applications insists on one size; the layers themselves do not.
-        model = build(
-            weights=None,
-            include_top=True,
-            input_tensor=keras.Input(x.shape[1:]),
-            **head,
-        )
-    by_name = _name_layers(keras, model)
-    _set_weights(network, by_name)
-    outputs = {layer: by_name[_keras_layer(name, layer)].output for layer in layers if layer != "softmax"}
+    keras = _import_keras()
+    reference, _ = _keras_sources(network)
+    layers, by_name = available_layers(network.architecture, network.module), _name_layers(model)
+    names = {layer: reference.outputs.get(layer, layer) for layer in layers if layer != "softmax"}
+    outputs = {layer: by_name[name].output for layer, name in names.items()}
     if "softmax" in layers:
         outputs["softmax"] = keras.layers.Softmax()(outputs["pre_softmax"])
+    first = by_name[reference.after].output if reference.after else model.inputs
     # A list, not a dict: Keras warns about a dict whose order it does not know.
     with jax.numpy_rank_promotion("allow"):
-        values = keras.Model(model.inputs, list(outputs.values())).predict(x, verbose=0)
+        values = keras.Model(first, list(outputs.values())).predict(x, verbose=0)
     return dict(zip(outputs, values if isinstance(values, list) else [values], strict=True))
 
 
-def _name_layers(keras: Any, model: Any) -> dict[str, Any]:
-    """Layers by name, with automatic names numbered from 1 in the order in which they were made."""
-    named = {layer.name: layer for layer in model.layers}
-    for kind, prefix in (
-        (keras.layers.Conv2D, "conv2d"),
-        (keras.layers.BatchNormalization, "batch_normalization"),
-        (keras.layers.Activation, "activation"),
-    ):
-        automatic = [
-            layer for layer in model.layers if isinstance(layer, kind) and layer.name.startswith(prefix)
-        ]
-        automatic.sort(key=lambda layer: [int(number) for number in re.findall(r"_(\d+)$", layer.name)])
-        named |= {f"{prefix}_{i}": layer for i, layer in enumerate(automatic, start=1)}
+def _keras_sources(network: Network) -> tuple[KerasModel, Layout]:
+    """Keras's model and its names, if it computes what the network does."""
+    family, module = network.architecture, network.module
+    if family.sources.keras is None:
+        raise ValueError(f"keras.applications has no {family.name}, so there is nothing to compare with.")
+    default = family.module()
+    free = {"last", "classes", "parent", "name"}
+    different = {
+        option: value
+        for option in family.module.__dataclass_fields__
+        if option not in free and (value := getattr(module, option)) != getattr(default, option)
+    }
+    if different:
+        given = ", ".join(f"{option}={value}" for option, value in different.items())
+        raise ValueError(
+            f"keras.applications has no {family.name} with {given}, so there is nothing to compare with."
+        )
+    return family.sources.keras, family.sources.layouts[0]
+
+
+def _name_layers(model: Any) -> dict[str, Any]:
+    """Layers and other steps by name, with automatic names numbered from 1 in the order in which they were made."""
+    named = {step.name: step for step in model.operations}
+    for kind in ("conv2d", "batch_normalization", "activation", "normalization", "add"):
+        found = {
+            int(match[1] or 0): step
+            for step in model.operations
+            if (match := re.fullmatch(rf"{kind}(?:_(\d+))?", step.name))
+        }
+        named |= {f"{kind}_{i}": found[number] for i, number in enumerate(sorted(found), start=1)}
     return named
 
 
-def _keras_layer(architecture: str, layer: str) -> str:
-    """Which Keras layer puts out what one of our layers does."""
-    if layer == "pre_softmax":
-        return "predictions"
-    if architecture == "inception_v3":
-        return layer.replace("conv2d_", "activation_")
-    if layer == "max_pool":
-        return "pool1_pool"
-    layout = next(layout for layout in LAYOUTS if layout.architecture == architecture)
-    block = next(path for path in layout.blocks if path.startswith(f"{layer}/"))
-    return block.partition("/")[2].rpartition("_")[0] + "_add"
-
-
-def _set_weights(network: Network, layers: dict[str, Any]) -> None:
+def _set_weights(network: Network, layout: Layout, layers: dict[str, Any]) -> None:
     """Fill the Keras layers from the network's variables."""
-    layout = next(layout for layout in LAYOUTS if layout.architecture == network.architecture.name)
-    sources = {source_name(layout, path): values for path, values in flatten_dict(network.variables).items()}
+    sources: dict[Any, Any] = {
+        source_name(layout, path): values for path, values in flatten_dict(network.variables).items()
+    }
     for name in {str(source).partition("/")[0] for source in sources}:
         layer = layers[name]
-        layer.set_weights([sources[f"{name}/{variable.name}"] for variable in layer.weights])
+        # Axes of length 1 may stand elsewhere.
+        layer.set_weights(
+            [
+                sources[f"{name}/{leaf_name(variable.name)}"].reshape(variable.shape)
+                for variable in layer.weights
+            ]
+        )

@@ -12,10 +12,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
 from scalecov_jax.checkpoints import Card, Network, network
-from scalecov_jax.models.architecture import Architecture, check_layer, get_architecture
-from scalecov_jax.models.names import LAYOUTS, Layout, all_names, source_name
+from scalecov_jax.models.architecture import ARCHITECTURES, Architecture, check_layer, get_architecture
 from scalecov_jax.models.preprocessing import PREPROCESSINGS, Preprocessing
 from scalecov_jax.models.pruning import abstract_variables
+from scalecov_jax.models.sources import Layout, possible_names, source_name
 from scalecov_jax.models.weight_files import WeightFile, read_weights
 
 SHOWN = 4
@@ -39,12 +39,12 @@ def port(
     Args:
         path: Keras `.h5` or `.weights.h5`, or torchvision or timm `.safetensors` or `.pth`.
         architecture: Name of the family.
-        preprocessing: What the weights expect at the input. Keras: tf for InceptionV3, caffe for ResNet50. torchvision:
-            torch for ResNet50; tf for its ported InceptionV3, which it runs with `transform_input`, whose composition with
-            the torch preprocessing is tf.
+        preprocessing: What the weights expect at the input. Keras: that of the architecture. torchvision and timm: torch, but
+            tf for torchvision's ported InceptionV3, which it runs with `transform_input`, whose composition with the torch
+            preprocessing is tf. A file that says so itself (Keras's EfficientNet) is held to it.
         last: Layer to stop after; the end of the network when absent.
         class_names: Names of the outputs of the head; none when unknown.
-        max_pool_padding: Of ResNet50; 0 reproduces Keras before 2.2.3.
+        max_pool_padding: Of ResNets; 0 reproduces Keras before 2.2.3.
 
     Raises:
         ValueError: An unknown name, a file that cannot be read or belongs to another architecture, tensors that are
@@ -61,6 +61,7 @@ def port(
     path = Path(path)
     file = read_weights(path)
     layout = _recognise(path.name, file, family)
+    _check_preprocessing(path.name, file, layout, preprocessing)
     options = _options(file, layout, family, last, max_pool_padding)
     variables, beyond = _fill(path.name, file, layout, family, options, last)
     classes = options.get("classes", family.module().classes)  # pyright: ignore[reportAttributeAccessIssue]
@@ -91,23 +92,56 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
 
 
 def _recognise(name: str, file: WeightFile, family: Architecture) -> Layout:
-    """The layout that explains most of the file's tensors; of equals, one of the wanted architecture."""
-    candidates = [layout for layout in LAYOUTS if layout.family == file.family]
-    known = {id(layout): len(all_names(layout) & file.tensors.keys()) for layout in candidates}
-    best = max(candidates, key=lambda layout: (known[id(layout)], layout.architecture == family.name))
-    if known[id(best)] <= (len(file.tensors) - len(_ignored(file, best))) / 2:
-        ours = [layout for layout in candidates if layout.architecture == family.name]
-        examples = " or ".join(next(iter(layout.blocks.values())).conv for layout in ours)
+    """The layout that explains most of the file's tensors.
+
+    Of equals one of which the file holds all from the input to somewhere (a ResNet50 lacks the middle of a ResNet101), and of
+    these one of the wanted architecture.
+    """
+    candidates = [
+        (one, layout)
+        for one in ARCHITECTURES.values()
+        for layout in one.sources.layouts
+        if layout.family == file.family
+    ]
+    ours = [layout for one, layout in candidates if one is family]
+    if not ours:
+        titles = ", ".join(layout.title for layout in family.sources.layouts) or "none at all"
+        raise ValueError(
+            f"{name} cannot be read as {family.name}, of which these layouts are known: {titles}."
+        )
+
+    def present(layout: Layout) -> list[int]:
+        modules = dict.fromkeys(layout.modules.values())  # one of Keras's may stand for several of ours
+        return [len(possible_names(layout, module) & file.tensors.keys()) for module in modules]
+
+    def rank(candidate: tuple[Architecture, Layout]) -> tuple[int, bool, bool]:
+        counts = present(candidate[1])
+        held = [count > 0 for count in counts]
+        return sum(counts), held == sorted(held, reverse=True), candidate[0] is family
+
+    found, best = max(candidates, key=rank)
+    known = sum(present(best))
+    if known <= (len(file.tensors) - len(_ignored(file, best))) / 2:
+        examples = " or ".join(dict.fromkeys(next(iter(layout.modules.values())) for layout in ours))
         raise ValueError(
             f"{name} holds no {family.name} that is known: its {len(file.tensors)} tensors are {_some(list(file.tensors))}, and "
             f"the first convolution would be called {examples}."
         )
-    if best.architecture != family.name:
+    if found is not family:
         raise ValueError(
-            f"{name} holds {best.architecture} ({best.title}: {known[id(best)]} of its {len(file.tensors)} tensors are named so) "
-            f"and not {family.name}; pass --architecture={best.architecture}."
+            f"{name} holds {found.name} ({best.title}: {known} of its {len(file.tensors)} tensors are named so) "
+            f"and not {family.name}; pass --architecture={found.name}."
         )
     return best
+
+
+def _check_preprocessing(name: str, file: WeightFile, layout: Layout, given: Preprocessing) -> None:
+    try:
+        declared = layout.declared(file.tensors)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be used: {error}.") from error
+    if declared not in (None, given):
+        raise ValueError(f"{name} expects the preprocessing {declared} and not {given}; pass it.")
 
 
 def _ignored(file: WeightFile, layout: Layout) -> dict[str, str]:
@@ -123,38 +157,29 @@ def _options(
 ) -> dict[str, Any]:
     """The fields of the module that differ from their defaults."""
     default = family.module()
-    options = {
-        "last": last or family.layers[-1],
-        "width": _infer_width(file, layout, family),
-        **layout.options,
-    }
+    options: dict[str, Any] = {"last": last or family.layers[-1], **layout.options}
+    if hasattr(default, "width"):
+        options["width"] = _infer_width(file, layout, family)
     if hasattr(default, "use_scale") and layout.family != "torch":
         options["use_scale"] = any(name.endswith("/gamma") for name in file.tensors)
-    head = next((file.tensors[name] for name in _head_kernel(layout) if name in file.tensors), None)
-    if head is not None and head.ndim == 2 and options["last"] in ("pre_softmax", "softmax"):
-        options["classes"] = head.shape[0 if layout.family == "torch" else 1]
+    head = file.tensors.get(str(source_name(layout, ("params", "pre_softmax", "kernel"))))
+    if head is not None and head.ndim in (2, 4) and options["last"] in ("pre_softmax", "softmax"):
+        options["classes"] = head.shape[0 if layout.family == "torch" else -1]
     if hasattr(default, "max_pool_padding"):
         options["max_pool_padding"] = max_pool_padding
     elif max_pool_padding != 1:
-        raise ValueError(f"{family.name} has no max_pool_padding; only resnet50 comes in both variants.")
+        raise ValueError(f"{family.name} has no max_pool_padding; only ResNets come in both variants.")
     return {name: value for name, value in options.items() if value != getattr(default, name)}
-
-
-def _head_kernel(layout: Layout) -> list[str]:
-    return [str(source_name(layout, ("params", "pre_softmax", "kernel")))]
 
 
 def _infer_width(file: WeightFile, layout: Layout, family: Architecture) -> float:
     """The shortest decimal w with round(w f) filters wherever the full network has f; else the median ratio."""
-    full: Any = flatten_dict(abstract_variables(family.module(), family)["params"], sep="/")
+    full: Any = flatten_dict(abstract_variables(family.module(), family)["params"])
     low, high, ratios = 0.0, np.inf, []
-    for path in layout.blocks:
-        values = file.tensors.get(str(source_name(layout, ("params", *path.split("/"), "kernel"))))
-        if values is not None and values.ndim == 4:
-            filters, found = (
-                full[f"{path}/kernel"].shape[-1],
-                values.shape[0 if layout.family == "torch" else -1],
-            )
+    for path, leaf in full.items():
+        values = file.tensors.get(str(source_name(layout, ("params", *path))))
+        if path[-1] == "kernel" and leaf.ndim == 4 and values is not None and values.ndim == 4:
+            filters, found = leaf.shape[-1], values.shape[0 if layout.family == "torch" else -1]
             ratios.append(found / filters)
             low, high = max(low, (found - 0.5) / filters), min(high, (found + 0.5) / filters)
     if low > high:
@@ -177,7 +202,7 @@ def _fill(
     absent = {path: source for path, source in sources.items() if source and source not in file.tensors}
     used = {*sources.values(), *_ignored(file, layout)}
     left = [tensor for tensor in file.tensors if tensor not in used]
-    beyond = _beyond(layout, left) if last else {}
+    beyond = _beyond(layout, family, options, left) if last else {}
     unexpected = [tensor for tensor in left if tensor not in beyond]
     filled, wrong, invalid = {}, [], []
     for path, source in sources.items():
@@ -185,7 +210,7 @@ def _fill(
         if source is None:
             filled[path] = np.zeros(shape, np.float32)
         elif source in file.tensors:
-            values = _convert(file.tensors[source], path, layout, family.epsilon)
+            values = _convert(file.tensors[source], path, shape, layout, family.epsilon)
             if values is None or not np.isfinite(values).all():
                 invalid.append(source)
             elif values.shape != shape:
@@ -209,13 +234,22 @@ def _fill(
 
 
 def _convert(
-    values: np.ndarray, path: tuple[str, ...], layout: Layout, epsilon: float
+    values: np.ndarray, path: tuple[str, ...], shape: tuple[int, ...], layout: Layout, epsilon: float
 ) -> Float[np.ndarray, "..."] | None:
-    """One tensor in our layout and precision; None if it holds no floating-point numbers or a negative variance."""
+    """One tensor in our layout and precision; None if it holds no floating-point numbers or a negative variance.
+
+    Axes of length 1 may stand elsewhere, and a convolution over a whole map is a dense layer.
+    """
     if values.dtype.kind != "f":
         return None
     if layout.family == "torch":
         values = values.transpose(2, 3, 1, 0) if values.ndim == 4 else values.T
+    if values.ndim == 2 and (side := layout.flattened.get(path[-2])) and values.shape[0] % side**2 == 0:
+        values = values.reshape(-1, side, side, values.shape[1]).transpose(1, 2, 0, 3)
+    if values.ndim == 4 and len(shape) == 2:
+        values = values.reshape(-1, values.shape[-1])
+    if [n for n in values.shape if n > 1] == [n for n in shape if n > 1]:
+        values = values.reshape(shape)
     if path[-1] == "var":
         if (values < 0).any():
             return None
@@ -223,14 +257,11 @@ def _convert(
     return np.ascontiguousarray(values, np.float32)
 
 
-def _beyond(layout: Layout, left: list[str]) -> dict[str, str]:
-    """The layer of each tensor that a whole network would use."""
-    owners = {names.conv: path for path, names in layout.blocks.items()}
-    owners |= {names.norm: path for path, names in layout.blocks.items()}
-    owners[layout.head] = "pre_softmax"
-    separator = "." if layout.family == "torch" else "/"
-    known = all_names(layout)
-    return {n: owners[n.rpartition(separator)[0]].partition("/")[0] for n in left if n in known}
+def _beyond(layout: Layout, family: Architecture, options: dict[str, Any], left: list[str]) -> dict[str, str]:
+    """The layer of each tensor that the whole network would use."""
+    whole = family.module(**{**options, "last": family.layers[-1]})
+    layers = {source_name(layout, path): path[1] for path in flatten_dict(abstract_variables(whole, family))}
+    return {tensor: layers[tensor] for tensor in left if tensor in layers}
 
 
 def _deepest(file: WeightFile, layout: Layout, family: Architecture, options: dict[str, Any]) -> str:

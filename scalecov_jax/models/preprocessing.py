@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-Preprocessing = Literal["tf", "caffe", "torch", "raw"]
+Preprocessing = Literal["tf", "caffe", "torch", "unit", "raw"]
 PREPROCESSINGS: tuple[Preprocessing, ...] = get_args(Preprocessing)
 
-_TORCH_MEAN, _TORCH_SD = (
+TORCH_MEAN, TORCH_SD = (
     np.array([0.485, 0.456, 0.406], np.float32),
     np.array([0.229, 0.224, 0.225], np.float32),
 )
@@ -21,7 +21,8 @@ def preprocess(
 ) -> Float[Array, "N H W 3"]:
     """Bring RGB pixels in 0-255 into the range that the weights were trained on.
 
-    tf: x / 127.5 - 1. caffe: BGR minus the ImageNet mean. torch: (x / 255 - mean) / sd per channel. raw: unchanged.
+    tf: x / 127.5 - 1. caffe: BGR minus the ImageNet mean. torch: (x / 255 - mean) / sd per channel. unit: x / 255. raw:
+    unchanged.
 
     Source: keras.applications.imagenet_utils.preprocess_input (the three modes).
     """
@@ -31,5 +32,5 @@ def preprocess(
     if preprocessing == "caffe":
         return x[..., ::-1] - _CAFFE_MEAN_BGR.reshape(1, 1, 1, 3)
     if preprocessing == "torch":
-        return (x / 255.0 - _TORCH_MEAN.reshape(1, 1, 1, 3)) / _TORCH_SD.reshape(1, 1, 1, 3)
-    return x
+        return (x / 255.0 - TORCH_MEAN.reshape(1, 1, 1, 3)) / TORCH_SD.reshape(1, 1, 1, 3)
+    return x / 255.0 if preprocessing == "unit" else x

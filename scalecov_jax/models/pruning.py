@@ -1,5 +1,6 @@
 """Cutting a network after a layer."""
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -49,10 +50,25 @@ def prune(module: nn.Module, variables: Any, architecture: Architecture, layer: 
     return cut, _select(variables, abstract_variables(cut, architecture))
 
 
-def abstract_variables(module: nn.Module, architecture: Architecture) -> Any:
-    """Shapes and dtypes of every variable of a module, without computing anything."""
-    images = jax.ShapeDtypeStruct((1, architecture.input_size, architecture.input_size, 3), jnp.float32)
+def abstract_variables(module: nn.Module, architecture: Architecture, size: int | None = None) -> Any:
+    """Shapes and dtypes of every variable of a module, without computing anything.
+
+    Args:
+        module: The network.
+        architecture: Its family.
+        size: Height and width of the images in pixels, on which they depend where maps are flattened; the family's own when
+            absent.
+    """
+    shapes = _remembered_variables(module, size or architecture.input_size)
+    return jax.tree.map(lambda leaf: leaf, shapes)  # a copy
+
+
+def _trace_variables(module: nn.Module, size: int) -> Any:
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), images)
+
+
+_remembered_variables = lru_cache(maxsize=64)(_trace_variables)
 
 
 def count_parameters(variables: Any) -> int:
@@ -61,12 +77,22 @@ def count_parameters(variables: Any) -> int:
 
 
 def cumulative_parameters(module: nn.Module, architecture: Architecture) -> dict[str, int]:
-    """Number of parameters up to and including each layer of the whole network, its classification head left out."""
-    layers = architecture.layers[: architecture.layers.index(architecture.trunk) + 1]
-    return {
-        layer: count_parameters(abstract_variables(module.clone(last=layer), architecture))  # pyright: ignore[reportCallIssue]
-        for layer in layers
-    }
+    """Number of parameters up to and including each layer of the whole network, its classification head left out.
+
+    Those that exist when the layer is computed, for a network that stops there makes no others.
+    """
+    layers, counts = architecture.trunk_layers, {}
+
+    def count(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        result = call(*args, **kwargs)
+        if context.method_name == "__call__" and context.module.name in layers:
+            counts[context.module.name] = count_parameters(context.module.scope.root.variables())
+        return result
+
+    trunk = module.clone(last=architecture.trunk)  # pyright: ignore[reportCallIssue]
+    with nn.intercept_methods(count):
+        _trace_variables(trunk, architecture.input_size)
+    return {layer: counts[layer] for layer in layers}
 
 
 def _select(variables: Any, needed: Any) -> Any:

@@ -1,6 +1,6 @@
 """The receptive field of any layer, and which of its positions no padding reaches, derived from the module itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -57,15 +57,17 @@ def receptive_field(
         options: Fields of the module, such as max_pool_padding=0.
 
     Raises:
-        ValueError: No such architecture, option or layer, a layer without a map, an image that is too small or not square, or
-            an operation whose window cannot be derived; says which.
+        ValueError: No such architecture, option or layer, a layer that sees the whole image, an image that is too small or
+            not square, or an operation whose window cannot be derived; says which.
 
     Source: the recursion is that of Araujo, Norris, Sim: Computing Receptive Fields of Convolutional Neural Networks, 2019.
     """
     family, module, size = _resolve(architecture, options, input_size)
     window = _window_at(family, module, size, layer, axis)
     if window is None:
-        raise ValueError(f"{layer} of {family.name} has no map: every output sees the whole image.")
+        vector = len(_tap(module, size, size, layer).shape) != 4
+        why = "it is a vector" if vector else "as after global pooling or squeeze-and-excitation"
+        raise ValueError(f"Every value of {layer} of {family.name} sees the whole image: {why}.")
     return ReceptiveField(window.size, window.stride, window.offset)
 
 
@@ -85,7 +87,7 @@ def clean_region(
         options: See `receptive_field`.
 
     Returns:
-        None ("undefined") where padding reaches every position or the layer has no map.
+        None ("undefined") where padding reaches every position, or every position sees the whole image.
 
     Raises:
         ValueError: See `receptive_field`.
@@ -98,7 +100,7 @@ def clean_region(
 
 
 def smallest_clean_size(architecture: Architecture | str, layer: str, **options: Any) -> int | None:
-    """Height and width in pixels of the smallest square image at which a layer has a clean position; None without a map.
+    """Height and width in pixels of the smallest square image at which a layer has a clean position; None where it sees it all.
 
     It is j * ceil(-l / j) + RF + l, in the terms of `clean_region`.
 
@@ -138,10 +140,26 @@ def check_size(module: nn.Module, size: int, layers: Sequence[str], name: str) -
         )
 
 
+def check_variables(module: nn.Module, params: Mapping[str, Any], size: int, name: str) -> None:
+    """Make sure that parameters fit images of `size` x `size` pixels, as they may not where maps are flattened.
+
+    Raises:
+        ValueError: One has another shape than such images need; says which.
+    """
+    given: dict[Any, Any] = flatten_dict(dict(params))
+    for path, shape in _trace(module, size, size).parameters.items():
+        if path in given and given[path].shape != shape:
+            raise ValueError(
+                f"The weights of {name} were made for images of another size than {size} x {size} pixels: "
+                f"{'/'.join(path)} is {list(given[path].shape)} and would have to be {list(shape)}. Take images of the size "
+                f"they were made for, or layers before {path[0]}."
+            )
+
+
 def clean_regions(
     module: nn.Module, height: int, width: int, layers: Sequence[str]
 ) -> dict[str, Region | None]:
-    """First and last clean row, first and last clean column of each layer; None where there is none or no map.
+    """First and last clean row, first and last clean column of each layer; None where there is none.
 
     Args:
         module: A network.
@@ -172,7 +190,8 @@ def undefined_layers(
         layers: See `receptive_field`.
 
     Returns:
-        For each the height and width of the smallest square image on which it has one, in pixels; None if it has no map.
+        For each the height and width of the smallest square image on which it has one, in pixels; None where every value
+        sees the whole image.
 
     Raises:
         ValueError: See `clean_regions`.
@@ -193,14 +212,24 @@ class _Tap(NamedTuple):
     seen: Seen
 
 
+class _Trace(NamedTuple):
+    """Every captured output of a module on images of one size, and the shape of each parameter, by path."""
+
+    taps: dict[tuple[str, ...], _Tap]
+    parameters: dict[tuple[str, ...], tuple[int, ...]]
+
+
 @lru_cache(maxsize=512)
-def _trace(module: nn.Module, height: int, width: int) -> dict[tuple[str, ...], _Tap]:
-    """Every captured output by its path; traced (as the module is initialised, in one pass), not computed."""
+def _trace(module: nn.Module, height: int, width: int) -> _Trace:
+    """Traced (as the module is initialised, in one pass), not computed."""
     paths: list[tuple[str, ...]] = []
+    parameters: dict[tuple[str, ...], tuple[int, ...]] = {}
 
     def forward(x: Any) -> list[Any]:
         key = jax.random.key(0)
         created: Any = module.init_with_output(key, x, capture_intermediates=True, mutable=True)[1]
+        leaves: dict[Any, Any] = flatten_dict(created.get("params", {}))
+        parameters.update({path: leaf.shape for path, leaf in leaves.items()})
         captured: dict[Any, Any] = flatten_dict(created["intermediates"])
         outputs = {
             path[:-1]: values[0]
@@ -213,11 +242,12 @@ def _trace(module: nn.Module, height: int, width: int) -> dict[tuple[str, ...], 
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
     jaxpr, shapes = jax.make_jaxpr(forward, return_shape=True)(images)
     seen = interpret(jaxpr, [image(images.shape)])
-    return {path: _Tap(shape.shape, one) for path, shape, one in zip(paths, shapes, seen, strict=True)}
+    rows = zip(paths, shapes, seen, strict=True)
+    return _Trace({path: _Tap(shape.shape, one) for path, shape, one in rows}, parameters)
 
 
 def _tap(module: nn.Module, height: int, width: int, layer: str) -> _Tap:
-    taps = _trace(module, height, width)
+    taps = _trace(module, height, width).taps
     found = [path for path in taps if layer in (path[-1], "/".join(path))]
     if len(found) == 1:
         return taps[found[0]]
@@ -237,7 +267,7 @@ def _tap(module: nn.Module, height: int, width: int, layer: str) -> _Tap:
 
 
 def _window(module: nn.Module, height: int, width: int, layer: str, axis: Axis) -> Window | None:
-    """What a layer's rows or columns see; None where the layer has no map."""
+    """What a layer's rows or columns see; None where every value sees the whole image."""
     shape, seen = _tap(module, height, width, layer)
     if len(shape) != 4:
         return None

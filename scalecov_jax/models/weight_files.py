@@ -10,16 +10,27 @@ import h5py
 import numpy as np
 import safetensors
 
-from scalecov_jax.models.names import Family
+from scalecov_jax.models.sources import Family
 
 MAX_VALUES = 2**29
 
 _KERAS_LEAF = re.compile(
-    r"(?:^|_)(kernel|bias|gamma|beta|moving_mean|moving_variance|running_mean|running_std|W|b)(?:_\d+)?(?::\d+)?$"
+    r"(?:^|_)(depthwise_kernel|kernel|bias|gamma|beta|moving_mean|moving_variance|running_mean|running_std|mean|variance|count|W|b"
+    r"|[Vv]ariable)(?:_\d+)?(?::\d+)?$"
 )
-# Keras 1 said running_std, yet it held the variance.
-_KERAS_1 = {"W": "kernel", "b": "bias", "running_mean": "moving_mean", "running_std": "moving_variance"}
-_AUTOMATIC = re.compile(r"(conv2d|batch_normalization|dense)(?:_(\d+))?")
+# Keras 1 said running_std, yet it held the variance. A variable without a name is the scale of ConvNeXt's layers.
+_RENAMED = {
+    "W": "kernel",
+    "b": "bias",
+    "running_mean": "moving_mean",
+    "running_std": "moving_variance",
+    "depthwise_kernel": "kernel",
+    "Variable": "gamma",
+    "variable": "gamma",
+}
+_AUTOMATIC = re.compile(
+    r"(conv2d|depthwise_conv2d|batch_normalization|layer_normalization|normalization|layer_scale|sequential|dense)(?:_(\d+))?"
+)
 
 
 class WeightFile(NamedTuple):
@@ -64,6 +75,12 @@ def read_weights(path: Path) -> WeightFile:
     return file
 
 
+def leaf_name(variable: str) -> str:
+    """What a Keras variable is in its layer, by its own name; empty if that does not say."""
+    found = _KERAS_LEAF.search(variable)
+    return _RENAMED.get(found[1], found[1]) if found else ""
+
+
 def _guard(path: Path, kind: str, read: Callable[[Path], WeightFile]) -> WeightFile:
     """Name the file in whatever a reader runs into."""
     try:
@@ -84,8 +101,7 @@ def _read_hdf5(path: Path) -> WeightFile:
         tensors: dict[str, np.ndarray] = {}
         for name, dataset in _datasets(root):
             layer, _, rest = name.partition("/")
-            found = _KERAS_LEAF.search(rest.rpartition("/")[2])
-            leaf = _KERAS_1.get(found[1], found[1]) if found else rest
+            leaf = leaf_name(rest.rpartition("/")[2]) or rest
             if f"{layer}/{leaf}" in tensors:
                 raise ValueError(
                     f"{layer} holds more than one {leaf}, as a network inside a network does; save that one alone"
@@ -95,17 +111,32 @@ def _read_hdf5(path: Path) -> WeightFile:
 
 
 def _read_keras_3(layers: Any) -> WeightFile:
-    """Variables are numbered; a group is called by its class and, since Keras 3.8 or so, keeps the layer's name."""
+    """Variables are numbered; a group is called by its class and, since Keras 3.8 or so, keeps the layer's name.
+
+    A small stack of layers goes by its own name, as in the older formats, and a network inside a network by those inside it.
+    """
     values: dict[str, dict[str, np.ndarray]] = {}
     for name, dataset in _datasets(layers):
         group, _, number = name.partition("/vars/")
         values.setdefault(group, {})[number] = dataset[()]
-    names = {group: layers[group]["vars"].attrs.get("name") for group in values if "vars" in layers[group]}
-    named = all(names.get(group) is not None for group in values)
-    tensors = {
-        f"{names[group] if named else group}/{leaf}": variables[number]
+    leaves = {
+        group: dict(zip(_keras_3_leaves(variables), variables.values(), strict=True))
         for group, variables in values.items()
-        for number, leaf in zip(variables, _keras_3_leaves(variables), strict=True)
+    }
+    inside: dict[str, list[str]] = {}
+    for group, found in leaves.items():
+        inside.setdefault(group.partition("/")[0], []).extend(found)
+    stacks = {outer for outer, found in inside.items() if len({*found}) == len(found)}
+    owners = {group: outer if (outer := group.partition("/")[0]) in stacks else group for group in leaves}
+    names = {
+        owner: layers[owner]["vars"].attrs.get("name") if "vars" in layers[owner] else None
+        for owner in owners.values()
+    }
+    named = all(name is not None for name in names.values())
+    tensors = {
+        f"{names[owner] if named else owner}/{leaf}": values
+        for group, owner in owners.items()
+        for leaf, values in leaves[group].items()
     }
     return WeightFile("keras" if named else "keras_unnamed", _number_from_one(tensors))
 
@@ -113,11 +144,14 @@ def _read_keras_3(layers: Any) -> WeightFile:
 def _keras_3_leaves(variables: dict[str, np.ndarray]) -> tuple[str, ...]:
     """What the numbered variables of a layer are, from their count and the rank of the first."""
     norm = ("gamma", "beta", "moving_mean", "moving_variance")
-    if next(iter(variables.values())).ndim > 1:
-        leaves = ("kernel", "bias")[: len(variables)]
+    count, ranks = len(variables), [values.ndim for values in variables.values()]
+    if ranks[0] > 1:
+        leaves = ("kernel", "bias")[:count]
+    elif ranks == [1, 1, 0]:
+        leaves = ("mean", "variance", "count")
     else:
-        leaves = norm[-len(variables) :] if len(variables) >= 3 else ()
-    return leaves if len(leaves) == len(variables) else tuple(variables)
+        leaves = norm[:count] if count < 3 else norm[-count:]
+    return leaves if len(leaves) == count else tuple(variables)
 
 
 def _datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
@@ -141,9 +175,7 @@ def _number_from_one(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     renamed = {}
     for name, values in tensors.items():
         match, leaf = matches[name], name.partition("/")[2]
-        if match and match[1] == "dense":
-            name = f"dense/{leaf}"
-        elif match:
+        if match:
             name = f"{match[1]}_{int(match[2] or 0) - first[match[1]] + 1}/{leaf}"
         renamed[name] = values
     return renamed

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.feature_cache import cached_features
-from scalecov_jax.features import Features, pooled_features
+from scalecov_jax.features import Features, pooled_features, shortened
 from scalecov_jax.images import noise
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Skipped
@@ -34,12 +34,12 @@ class Clean(NamedTuple):
 
     Attributes:
         layer: Its name.
-        needed: Width of the smallest image with such a position, in pixels.
+        needed: Width of the smallest image with such a position, in pixels; None where every position sees the whole image.
         positions: How many there are, by the width of the image, for each of the widths from `needed` on.
     """
 
     layer: str
-    needed: int
+    needed: int | None
     positions: dict[int, int]
 
     @property
@@ -76,7 +76,7 @@ def map_layers(network: Network, layers: Sequence[str] = ()) -> tuple[str, ...]:
     """
     family = network.architecture
     known = available_layers(family, network.module)
-    maps = tuple(layer for layer in known if layer not in ("pre_softmax", "softmax"))
+    maps = tuple(layer for layer in known if layer not in family.head)
     for layer in layers:
         check_layer(family, layer, known[-1])
         if layer not in maps:
@@ -101,11 +101,9 @@ def clean_layers(network: Network, layers: Sequence[str], sizes: Sequence[int]) 
     clean = {}
     for layer in layers:
         needed = smallest_clean_size(network.architecture, layer, **network.card.options)
-        if needed is None:
-            raise ValueError(f"{layer} of {network.architecture.name} has no map to pool.")
         positions = {}
         for size in sizes:
-            if size >= needed and (region := regions[size][layer]):
+            if needed is not None and size >= needed and (region := regions[size][layer]):
                 (top, bottom), (left, right) = region
                 positions[size] = (bottom - top + 1) * (right - left + 1)
         clean[layer] = Clean(layer, needed, positions)
@@ -128,7 +126,7 @@ def noise_features(
     """Both poolings of noise images of every width, in one forward pass an image and one compilation a width.
 
     Args:
-        network: Network; its batch normalisation is folded first.
+        network: Network; it is cut after the last of the layers, and its batch normalisation folded, first.
         clean: From `clean_layers`; its layers are pooled.
         sizes: Widths in pixels, ascending. Images are made at each width, never resized.
         per_size: Images of each width.
@@ -142,7 +140,7 @@ def noise_features(
     Source: Graziani et al. 2021, section 4.2.
     """
     layers = tuple(clean)
-    forward = _Forward(network, dtype)
+    forward = _Forward(shortened(network, layers), dtype)
     rows = -(-min(batch_size, per_size) // jax.device_count()) * jax.device_count()
     found: dict[int, dict[str, np.ndarray]] = {}
     with tqdm(total=len(sizes) * per_size, desc=name, unit="img", disable=not progress) as bar:

@@ -19,7 +19,7 @@ from scalecov_jax.images.example import Example, Filter, Skipped, resize_image
 from scalecov_jax.images.labelled import Label, LabelledImages
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.pruning import abstract_variables
-from scalecov_jax.models.receptive_field import check_size
+from scalecov_jax.models.receptive_field import check_size, check_variables
 
 OUTPUT = "softmax"
 FILLED = "filled"
@@ -80,7 +80,7 @@ def classes_of(network: Network) -> int:
         )
     size = network.card.input_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    variables = abstract_variables(network.module, network.architecture)
+    variables = abstract_variables(network.module, network.architecture, size)
     return jax.eval_shape(network.module.apply, variables, images).shape[-1]  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -183,9 +183,8 @@ def classify(
 
     Source: Graziani et al. 2021, section 4.1.
     """
-    if not network.module.folded:  # pyright: ignore[reportAttributeAccessIssue]
-        module, variables = fold(network.module, network.variables, network.architecture.epsilon)
-        network = network._replace(module=module, variables=variables)
+    module, variables = fold(network.module, network.variables, network.architecture.epsilon)
+    network = network._replace(module=module, variables=variables)
 
     def compute(size: int, resize_filter: Filter) -> Features:
         computed = compute_features(
@@ -222,13 +221,19 @@ def check_sizes(networks: Mapping[str, Network], sizes: Sequence[int]) -> None:
     """Refuse sizes that a network cannot take.
 
     Raises:
-        ValueError: Names every such network and the smallest size that it takes.
+        ValueError: Names every such network and the smallest size that it takes, or what in it takes one size alone.
     """
     problems = []
     for name, network in networks.items():
         try:
             check_size(network.module, min(sizes), [OUTPUT], name)
         except ValueError as error:
+            problems.append(f"{error} Leave out the sizes below.")
+            continue
+        try:
+            for size in (min(sizes), max(sizes)):
+                check_variables(network.module, network.variables["params"], size, name)
+        except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise ValueError(f"{' '.join(problems)} Leave out the sizes below.")
+        raise ValueError(" ".join(problems))

@@ -35,10 +35,15 @@ def run(
         The held-out accuracy, for people.
 
     Raises:
-        ValueError: An unknown architecture, or a folder that cannot be used.
+        ValueError: An unknown architecture or one without the fields that are set, or a folder that cannot be used.
     """
     started = time.monotonic()
     architecture = get_architecture(settings["architecture"])
+    fields = architecture.module.__dataclass_fields__
+    if missing := [field for field in ("width", "classes") if field not in fields]:
+        raise ValueError(
+            f"{architecture.name} cannot be pretrained: its module has no field {' and '.join(missing)}."
+        )
     folder = open_workdir(workdir, settings, resume=resume, overwrite=overwrite)
     options = {"width": settings["width"], "classes": len(scenes.CLASSES)}
     module = architecture.module(**options, last="pre_softmax")

@@ -223,17 +223,29 @@ def _estimate(
 
 
 def _table(results: Mapping[str, tuple[checkpoints.Network, experiment.ProbeResult, Pruning]]) -> str:
-    lines = [f"{'weights':<16}{'estimator':<11}{'layer':<14}{'R2 mean':>8}{'R2 sd':>8}"]
+    first = max(16, *(len(name) + 2 for name in results))
+    second = max(
+        14,
+        *(
+            len(one.layer) + 2
+            for _, result, _ in results.values()
+            for one in result.selected[result.concepts[0]]
+        ),
+    )
+    lines = [f"{'weights':<{first}}{'estimator':<11}{'layer':<{second}}{'R2 mean':>8}{'R2 sd':>8}"]
     for name, (_, result, pruning) in results.items():
         for one in result.selected[result.concepts[0]]:
-            lines.append(f"{name:<16}{one.estimator:<11}{one.layer:<14}{one.r2_mean:>8.3f}{one.r2_sd:>8.3f}")
+            values = f"{one.r2_mean:>8.3f}{one.r2_sd:>8.3f}"
+            lines.append(f"{name:<{first}}{one.estimator:<11}{one.layer:<{second}}{values}")
         removed = 100 * (1 - pruning.parameters_after / pruning.parameters_before)
         lines.append(
-            f"{name:<16}cut after {pruning.layer}: {pruning.parameters_before:,} -> {pruning.parameters_after:,} parameters "
+            f"{name:<{first}}cut after {pruning.layer}: {pruning.parameters_before:,} -> {pruning.parameters_after:,} parameters "
             f"({removed:.2f} % less); features differ by at most {pruning.max_difference:.1e}"
         )
         if result.undefined:
-            lines.append(f"{name:<16}{result.pooling} is undefined at {describe_undefined(result.undefined)}")
+            lines.append(
+                f"{name:<{first}}{result.pooling} is undefined at {describe_undefined(result.undefined)}"
+            )
     return "\n".join(lines)
 
 

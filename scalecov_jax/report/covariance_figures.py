@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from scalecov_jax.paper.covariance import MEASURES
 from scalecov_jax.paper.covariance_rows import Angle, Change, Linearity, Reading, Transfer
-from scalecov_jax.report.style import BLUE, DARK, GREEN, ORANGE, RED, WIDTH, styled
+from scalecov_jax.report.style import BLUE, DARK, GREEN, ORANGE, RED, WIDTH, name_layers, styled
 
 MEASURE_NAMES = {"r": "r", "sqrt_r": "√r", "log_r": "log r"}
 _FLOOR = 2e-4  # of shares: below the chance of the widest layers
@@ -90,7 +90,7 @@ def _draw(
 def _panels(rows: int, layers: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     panels = list(np.atleast_1d(figure.subplots(rows, 1, sharex=True)))
-    panels[-1].set_xticks(np.arange(len(layers)), layers, rotation=90)
+    name_layers(panels[-1], layers)
     panels[-1].set_xlim(-0.5, len(layers) - 0.5)
     panels[-1].set_xlabel("layer, from input to output")
     return figure, panels

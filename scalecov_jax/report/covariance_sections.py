@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.paper.covariance_rows import Tables, select
 from scalecov_jax.report import covariance_figures as figures
 from scalecov_jax.report import page
-from scalecov_jax.report.style import PLAIN_NAMES
 from scalecov_jax.selection import interpolates
 
 ESTIMATOR_NAMES = {"ridge": "ridge", "ols": "least squares"}
@@ -53,7 +53,7 @@ def by_network(facts: Mapping[str, Any], tables: Tables) -> list[NetworkTables]:
     found = []
     for weights, network in facts["networks"].items():
         family = str(network["architecture"])
-        name = PLAIN_NAMES.get(family, family) + (f" ({weights})" if families.count(family) > 1 else "")
+        name = plain_name(family) + (f" ({weights})" if families.count(family) > 1 else "")
         for estimator, one in network["peak"].items():
             rows = select(tables, weights, estimator)
             widths = network["widths"]

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scalecov_jax.report.style import BLUE, DARK, ORANGE, RED, SHADE, WIDTH, styled
+from scalecov_jax.report.style import BLUE, DARK, ORANGE, RED, SHADE, WIDTH, name_layers, styled
 from scalecov_jax.scores import Condition, Estimator, Score
 from scalecov_jax.selection import interpolates
 
@@ -137,8 +137,7 @@ def score_curves(
     label = f"{layers[peak_index]}: R² = {r2_mean:.2f}".replace("-", "−")
     offset = {"xytext": (0, 10), "textcoords": "offset points"}
     axes.annotate(label, (peak_index, height), ha=side, va="bottom", weight="bold", zorder=6, **offset)
-    axes.set_xticks(x, layers, rotation=90)
-    axes.get_xticklabels()[peak_index].set_fontweight("bold")
+    name_layers(axes, layers, peak_index)
     axes.set_xlim(-0.5, len(layers) - 0.5)
     axes.set_xlabel("layer, from input to output")
     return _finished(figure, axes, title)

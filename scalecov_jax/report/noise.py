@@ -14,6 +14,7 @@ from scalecov_jax.report import noise_figures, page, style
 from scalecov_jax.report.noise_answer import (
     Finished,
     answer,
+    below,
     compare_run,
     gather,
     layers_of,
@@ -146,7 +147,7 @@ def _scatters(
         fitted = "" if target == "width" else f", fitted to {TARGET_NAMES[target]} and inverted"
         images.append(
             _picture(
-                noise_figures.predicted_against_true(some, f"undefined below\n{one.needed[layer]} px"),
+                noise_figures.predicted_against_true(some, "undefined\n" + below(one.needed[layer])),
                 figures / f"noise-{weights}-{layer}-{setting}-{target}",
                 f"Predicted against true width of held-out noise at {layer} of {one.name}, GAP left, corrected GAP right.",
                 f"{layer}, {few}, {how}{fitted}. Large marks: the split of median R², which stands above; small: all "

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.paper.compared import Compared
 from scalecov_jax.paper.noise import POOLED, Clean, Pooled
 from scalecov_jax.paper.noise_probes import (
@@ -21,7 +22,6 @@ from scalecov_jax.paper.noise_probes import (
     Target,
 )
 from scalecov_jax.report import page
-from scalecov_jax.report.style import PLAIN_NAMES
 from scalecov_jax.scores import ESTIMATORS, Estimator
 from scalecov_jax.tables import read_table
 
@@ -36,7 +36,8 @@ class Layers(NamedTuple):
     Attributes:
         architecture: Name of the family.
         weights: Name of the weights.
-        needed: Width in pixels from which on corrected GAP is defined, by layer, from input to output.
+        needed: Width in pixels from which on corrected GAP is defined, by layer, from input to output; None where it is at
+            none, since every position sees the whole image.
         starts: The smallest width of the run from which on it was probed; layers at which it was not are absent.
         reference: The deepest layer probed with corrected GAP over the most widths; None if there is none.
         last: The last layer.
@@ -44,7 +45,7 @@ class Layers(NamedTuple):
 
     architecture: str
     weights: str
-    needed: dict[str, int]
+    needed: dict[str, int | None]
     starts: dict[str, int]
     reference: str | None
     last: str
@@ -52,7 +53,7 @@ class Layers(NamedTuple):
     @property
     def name(self) -> str:
         """For people."""
-        return PLAIN_NAMES.get(self.architecture, self.architecture)
+        return plain_name(self.architecture)
 
 
 class Finished(NamedTuple):
@@ -139,9 +140,14 @@ def read_run(folder: Path) -> Finished:
     return gather(networks, summary["settings"], summary["sizes"], scores, effects)
 
 
-def undefined_of(one: Layers) -> dict[str, int]:
-    """Layers at which corrected GAP was not probed, with the width in pixels from which on it is defined."""
+def undefined_of(one: Layers) -> dict[str, int | None]:
+    """Layers at which corrected GAP was not probed, with the width in pixels from which on it is defined, if it is at any."""
     return {layer: needed for layer, needed in one.needed.items() if layer not in one.starts}
+
+
+def below(needed: int | None, unit: str = " px") -> str:
+    """Where corrected GAP is not defined, in words."""
+    return "at every width" if needed is None else f"below {needed}{unit}"
 
 
 def middle(values: Sequence[float]) -> str:
@@ -251,7 +257,7 @@ def compare_run(run: Finished) -> list[Compared]:
             corrected = run.of(weights, one.last, "corrected_gap", "larger", "ridge", limits=limits)
             remark = f"corrected GAP over {limits[0]} to {limits[1]} px: {median(corrected)}"
         else:
-            remark = f"corrected GAP is not defined there below {one.needed[one.last]} px"
+            remark = f"corrected GAP is not defined there {below(one.needed[one.last])}"
         images = len(run.sizes) * run.settings["per_size"]
         rows.append(
             Compared(

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from scalecov_jax.paper.noise import POOLED, Pooled
 from scalecov_jax.paper.noise_probes import NoisePrediction
-from scalecov_jax.report.style import BLUE, DARK, ORANGE, SHADE, WIDTH, styled
+from scalecov_jax.report.style import BLUE, DARK, ORANGE, SHADE, WIDTH, name_layers, styled
 
 NAMES: dict[Pooled, str] = {"gap": "GAP", "corrected_gap": "corrected GAP"}
 _COLORS: dict[Pooled, str] = {"gap": BLUE, "corrected_gap": ORANGE}
@@ -127,7 +127,7 @@ def width_curves(curves: Sequence[Curve], layers: Sequence[str], blank: Sequence
         style = {"color": curve.color, "marker": curve.marker, "markersize": 5, "label": curve.label}
         fill = "white" if curve.dashes == "--" else curve.color
         axes.plot(x, middle, curve.dashes, zorder=3, markerfacecolor=fill, **style)
-    axes.set_xticks(range(len(layers)), layers, rotation=90)
+    name_layers(axes, layers)
     axes.set_xlim(-0.5, len(layers) - 0.5)
     axes.set_xlabel("layer, from input to output")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=9.5)

@@ -4,7 +4,15 @@ from typing import Any
 
 from scalecov_jax.paper.noise_probes import TARGETS, Setting, Target
 from scalecov_jax.report import page
-from scalecov_jax.report.noise_answer import Finished, effect_of, limits_of, median, middle, undefined_of
+from scalecov_jax.report.noise_answer import (
+    Finished,
+    below,
+    effect_of,
+    limits_of,
+    median,
+    middle,
+    undefined_of,
+)
 from scalecov_jax.scores import Estimator
 
 TARGET_NAMES: dict[Target, str] = {
@@ -34,7 +42,10 @@ def describe(run: Finished, weights: str) -> str:
             f"widths alone, in px: {listed}; GAP on the same widths stands beside it."
         )
     if undefined := undefined_of(one):
-        listed = ", ".join(f"{layer} {needed}" for layer, needed in undefined.items())
+        listed = ", ".join(
+            f"{layer} {'none is large enough, for each position sees the whole image' if needed is None else needed}"
+            for layer, needed in undefined.items()
+        )
         paragraphs.append(
             "Undefined on too many of these widths; corrected GAP would need images of at least, in px: "
             f"{listed}."
@@ -83,7 +94,7 @@ def layer_table(run: Finished, weights: str) -> page.Table:
                 median(_distance(run, weights, layer)),
             ]
         else:
-            cells += [f"undefined below {one.needed[layer]}", *["–"] * 5]
+            cells += [f"undefined {below(one.needed[layer], '')}", *["–"] * 5]
         effects = [effect_of(run, weights, layer, pooling) for pooling in ("gap", "corrected_gap")]
         cells += [f"{page.number(100 * one.between_widths, 0)} %" if one else "–" for one in effects]
         rows.append((layer, *cells))
@@ -134,7 +145,9 @@ def terminal_table(run: Finished) -> str:
     """R2 of the width at every layer, for the terminal."""
     few = f"{run.settings['train']} images"
     heads: tuple[Any, ...] = (f"GAP, {few}", "GAP, larger", f"corrected, {few}", "corrected, larger")
-    lines = [f"{'weights':<16}{'layer':<11}" + "".join(f"{head:>21}" for head in heads)]
+    first = max(16, *(len(name) + 2 for name in run.networks))
+    second = max(11, *(len(layer) + 2 for one in run.networks.values() for layer in one.needed))
+    lines = [f"{'weights':<{first}}{'layer':<{second}}" + "".join(f"{head:>21}" for head in heads)]
     for weights, one in run.networks.items():
         for layer in one.needed:
             limits = limits_of(run, one, layer)
@@ -145,8 +158,8 @@ def terminal_table(run: Finished) -> str:
                 )
                 cells += [median(values) for values in corrected]
             else:
-                cells += ["undefined", f"below {one.needed[layer]} px"]
-            lines.append(f"{weights:<16}{layer:<11}" + "".join(f"{cell:>21}" for cell in cells))
+                cells += ["undefined", below(one.needed[layer])]
+            lines.append(f"{weights:<{first}}{layer:<{second}}" + "".join(f"{cell:>21}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -12,12 +12,12 @@ from scalecov_jax.experiment import ProbeResult
 from scalecov_jax.features import Pooling
 from scalecov_jax.images.boxes import OTHER_CLASS
 from scalecov_jax.images.example import Skipped, Source
+from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.models.pruning import Pruning, cumulative_parameters
 from scalecov_jax.probes.sample_size import SizeScore
 from scalecov_jax.report import evidence as report_evidence
 from scalecov_jax.report import evidence_answer, figures, page, sample_size, sketches, style
 from scalecov_jax.report.probing_answer import answer, evidence_of, summarise, warnings
-from scalecov_jax.report.style import PLAIN_NAMES
 from scalecov_jax.scores import ESTIMATORS, write_scores
 from scalecov_jax.selection import Selected, select_layers
 from scalecov_jax.tables import write_table
@@ -85,7 +85,7 @@ def _evidence_sections(results: Sequence[ProbeResult], sources: Mapping[str, Sou
     """Of all classes together; of each by itself too where they have not equally many images."""
     sections = []
     for result in results:
-        name = PLAIN_NAMES.get(result.architecture, result.architecture)
+        name = plain_name(result.architecture)
         for image_class, evidence in evidence_of(result).items():
             one = result.classes.get(image_class)
             if one is None:
@@ -190,7 +190,7 @@ def _architecture_parts(
             )
         parts.append(
             page.ArchitectureResult(
-                PLAIN_NAMES.get(result.architecture, result.architecture)
+                plain_name(result.architecture)
                 + (f", {image_class}" if image_class else "")
                 + (f": {evidence_answer.concept_title(concept)}" if len(result.concepts) > 1 else ""),
                 f"{count} images of {shown}; {n_train} to train"

@@ -10,9 +10,9 @@ from scalecov_jax.evidence import Evidence, pool
 from scalecov_jax.experiment import ProbeResult
 from scalecov_jax.features import describe_undefined
 from scalecov_jax.images.example import Skipped, count_reasons
+from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.models.pruning import Pruning
 from scalecov_jax.report import evidence_answer, figures, page
-from scalecov_jax.report.style import PLAIN_NAMES
 from scalecov_jax.selection import interpolates
 
 
@@ -76,7 +76,7 @@ def _evidence_summary(result: ProbeResult, concept: str) -> dict[str, Any]:
 
 def warnings(result: ProbeResult) -> list[str]:
     """Sentences on layers left out, where least squares interpolates, and where ridge met values it had never seen."""
-    messages, name = [], PLAIN_NAMES.get(result.architecture, result.architecture)
+    messages, name = [], plain_name(result.architecture)
     if result.undefined:
         messages.append(
             f"{name}: {result.pooling} is undefined at {describe_undefined(result.undefined)}. These layers are left out, and "
@@ -127,4 +127,4 @@ def answer(result: ProbeResult, pruning: Pruning) -> str:
                 [row.layer for row in rows if row.may_be_best and row.layer != ridge.layer],
             )
         )
-    return f"{PLAIN_NAMES.get(result.architecture, result.architecture)}: {' '.join(sentences)}"
+    return f"{plain_name(result.architecture)}: {' '.join(sentences)}"

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.paper import published
 from scalecov_jax.paper.compared import Compared
 from scalecov_jax.report import page
-from scalecov_jax.report.style import PLAIN_NAMES
 from scalecov_jax.report.transfer_table import METRIC_NAMES, difference, interval
 from scalecov_jax.tables import read_table
 from scalecov_jax.transfer.results import Comparison, SweepScore
@@ -29,7 +29,7 @@ def compare(folder: Path) -> list[Compared]:
     sweep = read_table(folder / "sweep.csv", SweepScore) if (folder / "sweep.csv").exists() else []
     rows: list[Compared] = []
     for weights, network in summary["networks"].items():
-        if network["architecture"] in PLAIN_NAMES:
+        if network["architecture"] in published.TABLE_2:
             rows += _rows(weights, network, comparisons, sweep, _data(summary["patches"]))
     return rows
 
@@ -61,7 +61,7 @@ def _rows(
     data: str,
 ) -> list[Compared]:
     architecture = network["architecture"]
-    plain, table = PLAIN_NAMES[architecture], published.TABLE_2[architecture]
+    plain, table = plain_name(architecture), published.TABLE_2[architecture]
     trainable = next(one for one in _TRAINED if one in network["models"]["whole"])
     how = f"published: all weights fine-tuned, Janowczyk set; here: {_TRAINED[trainable]}, {data}"
     usual = Counter(network["layers"].values()).most_common(1)[0][0]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.paper import published
 from scalecov_jax.paper.compared import Compared
 from scalecov_jax.paper.quantification import (
@@ -17,7 +18,7 @@ from scalecov_jax.paper.quantification import (
     mean_over_classes,
 )
 from scalecov_jax.report import figures, page, sample_size
-from scalecov_jax.report.style import BLUE, DARK, GREEN, ORANGE, PLAIN_NAMES, RED, WIDTH, save, styled
+from scalecov_jax.report.style import BLUE, DARK, GREEN, ORANGE, RED, WIDTH, save, styled
 from scalecov_jax.scores import CONDITIONS, ESTIMATORS, Condition, Score, read_scores
 
 _CONDITIONS: dict[Condition, str] = {
@@ -98,7 +99,7 @@ def headlines(folder: Path) -> list[Compared]:
     """Where scale is best readable and how well, from a finished run of probe.py in `folder`."""
     rows = []
     for _, network, scores in _networks(folder):
-        plain, architecture = PLAIN_NAMES[network["architecture"]], network["architecture"]
+        plain, architecture = plain_name(network["architecture"]), network["architecture"]
         layer, r2 = published.PEAK[architecture]
         ols = mean_over_classes(scores, "trained", "ols")
         ridge = mean_over_classes(scores, "trained", "ridge")
@@ -133,7 +134,7 @@ def compare(folder: Path) -> list[Compared]:
     """All rows of section 4.3 from a finished run of probe.py in `folder`: the headlines and every layer."""
     rows = headlines(folder)
     for _, network, scores in _networks(folder):
-        plain = PLAIN_NAMES[network["architecture"]]
+        plain = plain_name(network["architecture"])
         for source, some in _comparisons(network, scores).items():
             rows += [
                 Compared(
@@ -154,7 +155,7 @@ def sections(folder: Path) -> list[page.Section]:
     found = []
     (folder / "figures").mkdir(exist_ok=True)
     for name, network, scores in _networks(folder):
-        architecture, plain = network["architecture"], PLAIN_NAMES[network["architecture"]]
+        architecture, plain = network["architecture"], plain_name(network["architecture"])
         layers, compared = list(network["widths"]), _comparisons(network, scores)
         reference = _reference(network)
         curves = published_curves(architecture, compared["Figure A2"])
@@ -213,7 +214,7 @@ def _networks(folder: Path) -> list[tuple[str, Mapping[str, Any], list[Score]]]:
     return [
         (name, network, [s for s in scores if s.weights == name])
         for name, network in networks.items()
-        if network["architecture"] in PLAIN_NAMES
+        if network["architecture"] in published.PEAK
     ]
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.paper.compared import Compared
 from scalecov_jax.paper.resizing import FILLED
 from scalecov_jax.paper.resizing_curves import (
@@ -19,7 +20,6 @@ from scalecov_jax.paper.resizing_curves import (
     kind_of,
 )
 from scalecov_jax.report.page import number
-from scalecov_jax.report.style import PLAIN_NAMES
 
 # Graziani et al. 2021, section 4.1 and Figure 6: the mean probability of the true class is flat between these sizes, top-5 from
 # above the other. The networks of the paper were trained at 224 (ResNet50) and 299 px (InceptionV3).
@@ -81,7 +81,7 @@ class Evidence(NamedTuple):
 
     def title(self, weights: str) -> str:
         """Architecture, and the weights where several share it."""
-        name = PLAIN_NAMES.get(self.networks[weights][0], self.networks[weights][0])
+        name = plain_name(self.networks[weights][0])
         same = sum(architecture == self.networks[weights][0] for architecture, _ in self.networks.values())
         return f"{name} ({weights})" if same > 1 else name
 

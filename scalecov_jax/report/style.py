@@ -2,11 +2,12 @@
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 _Draw = TypeVar("_Draw", bound=Callable[..., Figure])
@@ -25,7 +26,7 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "scalecov_jax",
 }
-PLAIN_NAMES = {"inception_v3": "InceptionV3", "resnet50": "ResNet50"}  # of architectures, for people
+MOST_NAMES = 26  # of layers that can stand side by side
 WIDTH = 5.0  # inches; with the fonts above, text keeps about 10 px when shown 400 px wide
 
 
@@ -38,6 +39,18 @@ def styled(draw: _Draw) -> _Draw:
             return draw(*args, **kwargs)
 
     return wrapped  # pyright: ignore[reportReturnType]
+
+
+def name_layers(axes: Axes, names: Sequence[str], marked: int | None = None) -> None:
+    """Name the layers along the abscissa: all, or where they are too many every n-th and the marked one, which is bold."""
+    step = -(-len(names) // MOST_NAMES)
+    shown = list(range(len(names) - 1, -1, -step))
+    if marked is not None:
+        shown = [marked, *(at for at in shown if abs(at - marked) >= step)]
+    shown.sort()
+    axes.set_xticks(shown, [names[at] for at in shown], rotation=90)
+    if marked is not None:
+        axes.get_xticklabels()[shown.index(marked)].set_fontweight("bold")
 
 
 def render(figure: Figure, image_format: Literal["png", "svg"]) -> bytes:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from scalecov_jax.report.style import BLUE, DARK, ORANGE, RED, SHADE, WIDTH, styled
+from scalecov_jax.report.style import BLUE, DARK, ORANGE, RED, SHADE, WIDTH, name_layers, styled
 
 
 class _Look(NamedTuple):
@@ -116,7 +116,7 @@ def cut_curves(
         weight="bold",
         zorder=6,
     )
-    axes.set_xticks(x, [*layers[:-1], f"{layers[-1]} (whole)"], rotation=90)
+    name_layers(axes, [*layers[:-1], f"{layers[-1]} (whole)"])
     axes.set_xlim(-0.5, len(layers) - 0.5)
     axes.set_xlabel("layer, from input to output")
     return _legend(figure, axes)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.report import page
-from scalecov_jax.report.style import PLAIN_NAMES
 from scalecov_jax.report.transfer_figures import MODEL_NAMES
 from scalecov_jax.transfer.results import Comparison, Evaluated, SweepScore, macro
 
@@ -53,8 +53,7 @@ def named(results: Sequence[NetworkResult]) -> dict[str, NetworkResult]:
     """Results by a name for people, which tells weights of the same architecture apart."""
     count = Counter(one.architecture for one in results)
     return {
-        PLAIN_NAMES.get(one.architecture, one.architecture)
-        + (f" ({one.weights})" if count[one.architecture] > 1 else ""): one
+        plain_name(one.architecture) + (f" ({one.weights})" if count[one.architecture] > 1 else ""): one
         for one in results
     }
 

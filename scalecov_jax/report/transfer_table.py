@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.paper.published import TABLE_2
 from scalecov_jax.report import page
-from scalecov_jax.report.style import PLAIN_NAMES
 from scalecov_jax.report.transfer_answer import shown
 from scalecov_jax.report.transfer_figures import MODEL_NAMES
 from scalecov_jax.report.transfer_result import (
@@ -61,7 +61,7 @@ def _text(networks: Mapping[str, NetworkResult]) -> str:
         "published rows and of ours cannot be compared, the order of the models can."
     )
     if published:
-        which = " and ".join(PLAIN_NAMES[architecture] for architecture in published)
+        which = " and ".join(plain_name(architecture) for architecture in published)
         text += (
             f" Of the published rows those of {which} are shown (Graziani et al. 2021, Table 2; κ from its workshop "
             "version).\n\nWhat to know about the published numbers: p < 0.001, as stated there, cannot come from ten pairs "
@@ -87,7 +87,7 @@ def _scores(networks: Mapping[str, NetworkResult]) -> page.Table:
     rows, strong, published = [], [], dict(TABLE_2)
     for name, one in networks.items():
         for model, cut in published.pop(one.architecture, {}).items():
-            network = f"{PLAIN_NAMES[one.architecture]}, published"
+            network = f"{plain_name(one.architecture)}, published"
             mae = f"{cut.mae[0]:.2f} ± {cut.mae[1]:.2f}"
             kappa = f"{cut.kappa[0]:.3f} ± {cut.kappa[1]:.2f}" if cut.kappa else "–"
             rows.append((network, MODEL_NAMES[model], cut.layer, "all", mae, "–", kappa, "–"))

@@ -50,15 +50,14 @@ class Prediction(NamedTuple):
 def whole_layer(network: Network) -> str:
     """Where the whole network ends: its pooled output, or the last layer that its weights hold."""
     module: Any = network.module
-    ends = network.architecture.layers[network.architecture.layers.index("pre_softmax") :]
-    return WHOLE if module.last in (WHOLE, *ends) else module.last
+    return WHOLE if module.last in (WHOLE, *network.architecture.head) else module.last
 
 
 def cut_layers(network: Network) -> tuple[str, ...]:
     """Every layer at which the network can be cut, from input to output, and the whole one at the end."""
     layers = available_layers(network.architecture, network.module)
     whole = whole_layer(network)
-    return (*(layer for layer in layers if layer not in ("pre_softmax", "softmax", whole)), whole)
+    return (*(layer for layer in layers if layer not in (*network.architecture.head, whole)), whole)
 
 
 def random_name(weights: str) -> str:

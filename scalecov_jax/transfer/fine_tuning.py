@@ -217,7 +217,7 @@ def initial_state(network: Network, learning_rate: float, seed: int) -> TrainSta
     kernel = jax.nn.initializers.glorot_uniform()(jax.random.key(seed), (maps.shape[-1], 1))
     params = {"trunk": trunk["params"], "head": {"kernel": kernel[:, 0], "bias": jnp.zeros(())}}
     # Copies: the training step overwrites its state in place.
-    params, stats = jax.tree.map(jnp.array, (params, trunk["batch_stats"]))
+    params, stats = jax.tree.map(jnp.array, (params, trunk.get("batch_stats", {})))
     return TrainState(params, stats, optax.adam(learning_rate).init(params), jnp.zeros((), jnp.int32))
 
 
@@ -240,7 +240,7 @@ def _apply(
     inputs = preprocess(images, regressor.preprocessing)
     if train:
         maps, updates = regressor.trunk.apply(variables, inputs, True, mutable=["batch_stats"])
-        batch_stats = updates["batch_stats"]
+        batch_stats = updates.get("batch_stats", batch_stats)
     else:
         maps: Any = regressor.trunk.apply(variables, inputs)
     head = params["head"]
