@@ -237,7 +237,7 @@ def plan() -> list[Task]:
     """Every replicate."""
     sizes = (50, 100, 200, 500)
     cells = [("single", images, width, REPLICATES) for images in sizes for width in WIDTHS]
-    cells += [("five", images, 512, REPLICATES) for images in (50, 200, 500)]
+    cells += [("five", images, 512, REPLICATES) for images in (50, 200)]
     cells += [("grouped", images, 512, REPLICATES) for images in (50, 100, 250, 500)]
     cells += [("tests", images, 0, TEST_REPLICATES) for images in sizes]
     cells += [("blocked", images, 0, TEST_REPLICATES) for images in (50, 200)]

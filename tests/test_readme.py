@@ -5,20 +5,25 @@ from pathlib import Path
 
 import numpy as np
 
+from scalecov_jax.concepts.measure import MEASURES
+from scalecov_jax.models.architecture import ARCHITECTURES
+
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_custom_concept_and_probe(monkeypatch, capsys):
-    """One after the other: the probe goes on with the features of the concept."""
+def test_custom_concept_probe_and_architecture(monkeypatch, capsys):
+    """One after the other: probe and architecture go on with what came before."""
     monkeypatch.chdir(README.parent)
+    for registry, name in ((MEASURES, "warmth"), (ARCHITECTURES, "small")):
+        monkeypatch.setitem(registry, name, None)  # gone after the test
     names = {}
-    for path in (README, README.parent / "docs/probes.md"):
-        for code in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
-            exec(compile(code, path.name, "exec"), names)
-            (expected,) = re.findall(r"# \[(.*?)\]", code)
-            printed = np.array(capsys.readouterr().out.strip("[] \n").split(), float)
-            np.testing.assert_allclose(printed, [float(value) for value in expected.split(",")], atol=0.05)
-            assert list(printed) == sorted(printed, reverse=True)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    for code in blocks:
+        exec(compile(code, README.name, "exec"), names)
+        (expected,) = re.findall(r"# \[(.*?)\]", code)
+        printed = np.array(capsys.readouterr().out.strip("[] \n").split(), float)
+        np.testing.assert_allclose(printed, [float(value) for value in expected.split(",")], atol=0.05)
 
 
 def test_files_that_are_linked_exist():

@@ -1,5 +1,6 @@
 """The whole main job from names to files: images and weights in, scores, pruned networks and a report out."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
@@ -17,7 +18,8 @@ from scalecov_jax.images.sources import SCENES, open_source, regroup
 from scalecov_jax.models.architecture import get_architecture
 from scalecov_jax.models.pruning import Pruning
 from scalecov_jax.pipelines.settings import DTYPES, load_networks, names
-from scalecov_jax.probes.splits import Kind
+from scalecov_jax.probes.inference import plan_memory
+from scalecov_jax.probes.splits import HELD_OUT, Kind
 from scalecov_jax.report import page, probing
 from scalecov_jax.report.provenance import provenance
 from scalecov_jax.workdir import open_workdir
@@ -54,8 +56,9 @@ def run(
     for reason, count in count_reasons(skipped).items():
         logging.info("Left out: %d x %s.", count, reason)
     if estimate_only:
-        return _estimate(networks, sources, settings)
+        return f"{_estimate(networks, sources, settings)}\n{_memory(networks, sources, settings)}"
 
+    logging.info(_memory(networks, sources, settings))
     design = _design(settings)
     folder = open_workdir(workdir, settings, resume=resume, overwrite=overwrite)
     results: dict[str, tuple[checkpoints.Network, experiment.ProbeResult, Pruning]] = {}
@@ -220,6 +223,17 @@ def _estimate(
             f"{2 * one.feature_bytes / 1e6:.1f} MB; one batch takes {one.batch_bytes / 1e6:.0f} MB."
         )
     return "\n".join(lines)
+
+
+def _memory(
+    networks: Mapping[str, checkpoints.Network], sources: Mapping[str, Source], settings: Mapping[str, Any]
+) -> str:
+    images, design = max(map(len, sources.values())), _design(settings)
+    layers = 2 * max(len(_layers(network, settings)) for network in networks.values())
+    planned = plan_memory(
+        layers, images, design.splits, images, len(design.concepts), math.ceil(HELD_OUT * images)
+    )
+    return f"Inference from {images} images takes up to {planned / 1e6:.0f} MB beside the features."
 
 
 def _table(results: Mapping[str, tuple[checkpoints.Network, experiment.ProbeResult, Pruning]]) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
+HELD_OUT = 0.3  # of the images, as published
 Kind = Literal["random", "stratified", "grouped", "k_fold", "grouped_k_fold", "leave_one_group_out"]
 
 
@@ -51,7 +52,7 @@ def make_splits(
     return grouped_k_folds(groups, splits, seed) if kind == "grouped_k_fold" else leave_one_group_out(groups)
 
 
-def random_splits(count: int, splits: int, seed: int, held_out: float = 0.3) -> Bool[np.ndarray, "S N"]:
+def random_splits(count: int, splits: int, seed: int, held_out: float = HELD_OUT) -> Bool[np.ndarray, "S N"]:
     """Independent random splits.
 
     Args:
@@ -79,7 +80,7 @@ def stratified_splits(
     values: Sequence[float] | Sequence[str] | np.ndarray,
     splits: int,
     seed: int,
-    held_out: float = 0.3,
+    held_out: float = HELD_OUT,
     bins: int = 5,
 ) -> Bool[np.ndarray, "S N"]:
     """Independent random splits with the same distribution of a measure on both sides.
@@ -124,7 +125,7 @@ def grouped_splits(
     groups: Sequence[str] | np.ndarray,
     splits: int,
     seed: int,
-    held_out: float = 0.3,
+    held_out: float = HELD_OUT,
     *,
     classes: Sequence[float] | np.ndarray | None = None,
 ) -> Bool[np.ndarray, "S N"]:
