@@ -33,4 +33,8 @@ def get_config() -> ConfigDict:
     config.pixels = True  # whether to compare with what a probe reads from the pixels alone
     config.batch_size = 32
     config.dtype = "float32"  # or bfloat16, for the forward pass alone
+    config.cache = (
+        ""  # folder where features of single images are kept for other runs, such as ~/.cache/scalecov_jax
+    )
+    config.cache_gb = 10.0  # what was not used for longest goes first
     return config

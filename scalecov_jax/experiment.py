@@ -14,6 +14,7 @@ from scalecov_jax.concepts.compute import Measured, check_measures
 from scalecov_jax.design import Design, check_design, measure
 from scalecov_jax.evidence import Evidence, weigh
 from scalecov_jax.feature_cache import cached_features
+from scalecov_jax.feature_store import FeatureStore
 from scalecov_jax.features import Features, Pooling, check_request, compute_features
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.models.architecture import available_layers, check_layer
@@ -120,6 +121,7 @@ def probe(
     dtype: Any = jnp.float32,
     pooling: Pooling = "gap",
     cache: Path | None = None,
+    store: FeatureStore | None = None,
     progress: bool = False,
 ) -> ProbeResult:
     """Regress concept measures from every layer of a network, of the same network with random weights, and shuffled.
@@ -134,7 +136,8 @@ def probe(
         batch_size: Images a forward pass.
         dtype: Of the forward pass.
         pooling: One of `features.POOLINGS`.
-        cache: Folder for features and measures; what lies there already is not computed again.
+        cache: Folder for features and measures of this run; what lies there already is not computed again.
+        store: See `features.compute_features`.
         progress: Whether to show progress bars on stderr.
 
     Raises:
@@ -164,6 +167,7 @@ def probe(
                     batch_size=batch_size,
                     dtype=dtype,
                     pooling=pooling,
+                    store=store,
                     progress=f"{weights} {image_class} {condition}" if progress else None,
                 ),
             )

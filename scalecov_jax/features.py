@@ -7,13 +7,16 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
+from scalecov_jax import feature_store
 from scalecov_jax.checkpoints import Network
+from scalecov_jax.feature_store import FeatureStore
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.models.folding import fold, folded
@@ -180,6 +183,7 @@ def compute_features(
     batch_size: int = 32,
     dtype: Any = jnp.float32,
     pooling: Pooling = "gap",
+    store: FeatureStore | None = None,
     progress: str | None = None,
 ) -> Features:
     """Pooled features of a whole source, data-parallel over all devices.
@@ -192,6 +196,7 @@ def compute_features(
         batch_size: Images a step, rounded up to a multiple of the number of devices.
         dtype: See `pooled_features`.
         pooling: See `pooled_features`.
+        store: Where features of single images are kept and looked for; what lies there is not computed again.
         progress: Label of a progress bar on stderr; none when absent.
 
     Raises:
@@ -200,16 +205,48 @@ def compute_features(
     size = check_request(network, layers, size, pooling)
     forward, batch_size = _sharded_forward(network, tuple(layers), batch_size, dtype, pooling)
     skipped: list[Skipped] = []
-    rows: list[dict[str, np.ndarray]] = []
-    kept: list[np.ndarray] = []
+    found: dict[int, dict[str, np.ndarray]] = {}
+    missing: list[tuple[int, str, np.ndarray]] = []
+    network_is = b"" if store is None else feature_store.network_key(network, dtype, pooling)
+
+    def run() -> None:
+        nonlocal store
+        images = np.zeros((batch_size, size, size, 3), np.uint8)
+        images[: len(missing)] = [image for _, _, image in missing]
+        pooled = jax.device_get(forward(images))
+        for row, (index, key, _) in enumerate(missing):
+            found[index] = {layer: values[row] for layer, values in pooled.items()}
+            try:
+                if store is not None:
+                    feature_store.write(store, key, found[index])
+            except OSError as error:
+                logging.warning(
+                    "Features are not kept any more, since %s cannot be written: %s", store, error
+                )
+                store = None
+        bar.update(len(missing))
+        missing.clear()
+
     with tqdm(total=len(source), desc=progress, unit="img", disable=progress is None) as bar:
         for batch in batches(source, size, batch_size, skipped):
-            pooled = jax.device_get(forward(batch.images))
-            rows.append({layer: values[batch.valid] for layer, values in pooled.items()})
-            kept.append(batch.indices[batch.valid])
-            bar.update(int((batch.indices >= 0).sum()))
-    values = {layer: np.concatenate([row[layer] for row in rows]) for layer in layers}
-    return Features(values, np.concatenate(kept), tuple(skipped))
+            for index, image in zip(batch.indices[batch.valid], batch.images[batch.valid], strict=True):
+                key = "" if store is None else feature_store.image_key(network_is, image)
+                known = None if store is None else feature_store.read(store, key, layers)
+                if known is None:
+                    missing.append((index, key, image))
+                else:
+                    found[index] = known
+                    bar.update()
+                if len(missing) == batch_size:
+                    run()
+            bar.update(int((~batch.valid & (batch.indices >= 0)).sum()))
+        if missing:
+            run()
+    if store is not None:
+        feature_store.trim(store)
+    indices = np.array(sorted(found), dtype=int)
+    values = {layer: np.array([found[index][layer] for index in indices]) for layer in layers}
+    return Features(values, indices, tuple(skipped))
 
 
 def dry_run(

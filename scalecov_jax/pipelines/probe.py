@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -11,6 +12,7 @@ from absl import logging
 from scalecov_jax import checkpoints, cutting, experiment
 from scalecov_jax.concepts.csv_column import csv_text
 from scalecov_jax.design import Design, check_design
+from scalecov_jax.feature_store import FeatureStore
 from scalecov_jax.features import POOLINGS, describe_undefined, dry_run
 from scalecov_jax.images import scenes
 from scalecov_jax.images.example import Skipped, Source, count_reasons, encode_jpeg
@@ -74,6 +76,7 @@ def run(
             dtype=DTYPES[settings["dtype"]],
             pooling=_pooling(settings),
             cache=folder / "features",
+            store=_store(settings),
             progress=True,
         )
         layer = next(one.layer for one in result.selected[result.concepts[0]] if one.estimator == "ridge")
@@ -168,6 +171,8 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
         raise ValueError(f"config.dtype is {settings['dtype']!r}; expected one of {', '.join(DTYPES)}.")
     if _pooling(settings) not in POOLINGS:
         raise ValueError(f"config.pooling is {_pooling(settings)!r}; expected one of {', '.join(POOLINGS)}.")
+    if settings.get("cache", "") and settings["cache_gb"] <= 0:
+        raise ValueError(f"config.cache_gb is {settings['cache_gb']}; expected more than 0.")
     design = _design(settings)
     check_design(design)
     if not design.concepts:
@@ -188,6 +193,11 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
 
 def _pooling(settings: Mapping[str, Any]) -> Any:
     return settings.get("pooling", "gap")  # which settings of earlier versions have not
+
+
+def _store(settings: Mapping[str, Any]) -> FeatureStore | None:
+    folder = settings.get("cache", "")
+    return FeatureStore(Path(folder).expanduser(), int(settings["cache_gb"] * 1e9)) if folder else None
 
 
 def _sizes(settings: Mapping[str, Any]) -> tuple[int, ...]:
