@@ -56,6 +56,7 @@ def settings(tmp_path_factory):
             "splits": 3,
             "alphas": 3,
             "n_train": "4,6",
+            "permutations": 19,
         },
         "covariance": {
             "classes": "striped_disc,ringed_star",

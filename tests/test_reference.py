@@ -15,7 +15,7 @@ from scalecov_jax.probes.splits import random_splits, shuffled
 from scalecov_jax.scores import Score
 from scalecov_jax.selection import select_layers
 
-SPLITS = 25
+SPLITS = 10
 
 
 @pytest.mark.parametrize(
