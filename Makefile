@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PYTEST := -n 2 --dist loadfile # two processes; what a file's tests share is computed once
+# Three processes, since some tests wait for others of their own; what a file's tests share is computed once.
+PYTEST := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check format clean help
 
