@@ -11,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from scalecov_jax.probes import batch, streaming
+from scalecov_jax.probes.route import choose_route
 from scalecov_jax.probes.splits import k_folds, random_splits
 from scalecov_jax.probes.streamed_ridge import score_folds
 
@@ -174,3 +175,46 @@ def test_what_cannot_be_streamed_is_refused(problem):
     alone[:2, 0] = [False, True]
     with pytest.raises(ValueError, match="split 0 has 1 images"):
         score_folds(sums_of({"narrow": features["narrow"]}, targets, alone))
+
+
+def choose(asked="auto", images=400, splitting="k_fold", splits=5, limit=8 * 10**9, **options):
+    return choose_route(
+        asked,
+        images=images,
+        widths=(256, 2048),
+        splitting=splitting,
+        splits=splits,
+        measures=1,
+        permutations=99,
+        limit=limit,
+        **options,
+    )
+
+
+def test_many_images_are_streamed_where_the_splits_allow_it():
+    assert choose().name == "memory"
+    assert choose(images=6000, limit=10**12) == choose(images=6000, limit=10**12)._replace(
+        name="streamed", reason="6,000 are more than the 5,000 images from which streaming is faster"
+    )
+    large = choose(images=1_280_000)
+    assert large.name == "streamed"
+    assert "this run may use 8.0 GB" in large.reason
+    assert large.memory_bytes > 8 * 1_280_000**2
+    grown = large.streamed_bytes - choose(images=400).streamed_bytes
+    assert grown == (1_280_000 - 400) * (4 * 99 + 16)  # the permutations alone
+    assert large.streamed_bytes > 5 * 8 * (256**2 + 2048**2)
+    assert choose("streamed").name == "streamed"
+    assert choose("memory", images=1_280_000).name == "memory"
+    stuck = choose(images=1_280_000, splitting="random")
+    assert stuck.name == "memory"
+    assert "config.splitting can be k_fold, grouped_k_fold, leave_one_group_out" in stuck.reason
+    assert "kernel_ridge" in choose(images=1_280_000, needs_features=("kernel_ridge",)).reason
+    for options, message in (
+        ({"splitting": "random"}, "hold images out several times"),
+        ({"splits": 2}, "config.splits must be at least 3"),
+        ({"needs_features": ("config.n_train",)}, "config.n_train need the features"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            choose("streamed", **options)
+    with pytest.raises(ValueError, match="did you mean streamed"):
+        choose("steamed")
