@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
@@ -198,7 +198,7 @@ def compute_features(
         ValueError: See `check_request`.
     """
     size = check_request(network, layers, size, pooling)
-    forward, batch_size = _sharded_forward(network, tuple(layers), batch_size, dtype, pooling)
+    forward, batch_size = sharded_forward(network, tuple(layers), batch_size, dtype, pooling)
     skipped: list[Skipped] = []
     rows: list[dict[str, np.ndarray]] = []
     kept: list[np.ndarray] = []
@@ -229,7 +229,7 @@ def dry_run(
     """
     size = check_request(network, layers, size, pooling)
     network = shortened(network, layers)
-    forward, batch_size = _sharded_forward(network, tuple(layers), batch_size, dtype, pooling)
+    forward, batch_size = sharded_forward(network, tuple(layers), batch_size, dtype, pooling)
     images = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3)).astype(np.uint8)
     pooled = jax.block_until_ready(forward(images))
     start = time.perf_counter()
@@ -251,12 +251,18 @@ _compiled = jax.jit(
 )
 
 
-def _sharded_forward(
+def local_to_global(mesh: Mesh, rows: np.ndarray) -> Array:
+    """The rows of this host, with those of the others, as one array split over all devices."""
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec("data")), rows)
+
+
+def sharded_forward(
     network: Network, layers: tuple[str, ...], batch_size: int, dtype: Any, pooling: Pooling = "gap"
 ) -> tuple[Callable[[np.ndarray], dict[str, Array]], int]:
     """The forward pass with images split over all devices, and the batch size that fits them.
 
-    The weights are an argument of the compiled function, so that random and trained ones share one compilation.
+    The weights are an argument of the compiled function, so that random and trained ones share one compilation. On several hosts
+    each passes its own images, its share of the batch.
     """
     network = shortened(network, layers)
     module, variables = fold(network.module, network.variables, network.architecture.epsilon)
@@ -264,7 +270,7 @@ def _sharded_forward(
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 
     def forward(images: np.ndarray) -> dict[str, Array]:
-        sharded = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
+        sharded = local_to_global(mesh, images)
         return _compiled(module, variables, sharded, layers, network.card.preprocessing, dtype, pooling)
 
     return forward, -(-batch_size // jax.device_count()) * jax.device_count()
