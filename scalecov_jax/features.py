@@ -182,7 +182,7 @@ def compute_features(
     pooling: Pooling = "gap",
     progress: str | None = None,
 ) -> Features:
-    """Pooled features of a whole source, data-parallel over all devices.
+    """Pooled features of a whole source, data-parallel over all devices of this host.
 
     Args:
         network: Network; it is cut after the last of `layers`, and its batch normalisation folded, first.
@@ -257,20 +257,28 @@ def local_to_global(mesh: Mesh, rows: np.ndarray) -> Array:
 
 
 def sharded_forward(
-    network: Network, layers: tuple[str, ...], batch_size: int, dtype: Any, pooling: Pooling = "gap"
+    network: Network,
+    layers: tuple[str, ...],
+    batch_size: int,
+    dtype: Any,
+    pooling: Pooling = "gap",
+    devices: Sequence[Any] | None = None,
 ) -> tuple[Callable[[np.ndarray], dict[str, Array]], int]:
-    """The forward pass with images split over all devices, and the batch size that fits them.
+    """The forward pass with images split over devices (those of this host when absent), and the batch size that fits them.
 
     The weights are an argument of the compiled function, so that random and trained ones share one compilation. On several hosts
     each passes its own images, its share of the batch.
     """
     network = shortened(network, layers)
     module, variables = fold(network.module, network.variables, network.architecture.epsilon)
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    devices = devices or jax.local_devices()
+    mesh = jax.make_mesh(
+        (len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices
+    )
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 
     def forward(images: np.ndarray) -> dict[str, Array]:
         sharded = local_to_global(mesh, images)
         return _compiled(module, variables, sharded, layers, network.card.preprocessing, dtype, pooling)
 
-    return forward, -(-batch_size // jax.device_count()) * jax.device_count()
+    return forward, -(-batch_size // len(devices)) * len(devices)

@@ -124,7 +124,7 @@ def stream_sums(
         ValueError: See `check_request`; most images of a stretch cannot be read, as when a disk or a shard vanishes.
     """
     size = check_request(network, layers, size, pooling)
-    forward, batch_size = sharded_forward(network, tuple(layers), batch_size, dtype, pooling)
+    forward, batch_size = sharded_forward(network, tuple(layers), batch_size, dtype, pooling, jax.devices())
     together = max(1, ROWS // batch_size)
     order, stretches = _plan(folds, batch_size, -(-flush // together) * together)
     state = state or State()
