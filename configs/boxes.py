@@ -31,6 +31,10 @@ def get_config() -> ConfigDict:
         "mean_red,mean_green,mean_blue,box_centre_x,box_centre_y,file_size"  # measures that should not matter
     )
     config.pixels = True  # whether to compare with what a probe reads from the pixels alone
+    config.route = (
+        "auto"  # memory; or streamed, for many images in folds (docs/streaming.md); auto chooses and says why
+    )
+    config.flush = 500  # batches after which a streamed run saves what it has summed
     config.batch_size = 32
     config.dtype = "float32"  # or bfloat16, for the forward pass alone
     config.cache = (

@@ -33,7 +33,7 @@ class ClassResult(NamedTuple):
 
     Attributes:
         scores: One a concept, layer, condition, split and estimator.
-        evidence: See `evidence.weigh`.
+        evidence: See `evidence.weigh`; None where images were streamed.
         indices: Which examples of the source were used.
         names: Of these images.
         groups: Of these images.
@@ -45,7 +45,7 @@ class ClassResult(NamedTuple):
     """
 
     scores: tuple[Score, ...]
-    evidence: Evidence
+    evidence: Evidence | None
     indices: np.ndarray
     names: tuple[str, ...]
     groups: tuple[str, ...]

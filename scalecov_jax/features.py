@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
@@ -186,7 +186,7 @@ def compute_features(
     store: FeatureStore | None = None,
     progress: str | None = None,
 ) -> Features:
-    """Pooled features of a whole source, data-parallel over all devices.
+    """Pooled features of a whole source, data-parallel over all devices of this host.
 
     Args:
         network: Network; it is cut after the last of `layers`, and its batch normalisation folded, first.
@@ -203,7 +203,7 @@ def compute_features(
         ValueError: See `check_request`.
     """
     size = check_request(network, layers, size, pooling)
-    forward, batch_size = _sharded_forward(network, tuple(layers), batch_size, dtype, pooling)
+    forward, batch_size = sharded_forward(network, tuple(layers), batch_size, dtype, pooling)
     skipped: list[Skipped] = []
     found: dict[int, dict[str, np.ndarray]] = {}
     missing: list[tuple[int, str, np.ndarray]] = []
@@ -266,7 +266,7 @@ def dry_run(
     """
     size = check_request(network, layers, size, pooling)
     network = shortened(network, layers)
-    forward, batch_size = _sharded_forward(network, tuple(layers), batch_size, dtype, pooling)
+    forward, batch_size = sharded_forward(network, tuple(layers), batch_size, dtype, pooling)
     images = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3)).astype(np.uint8)
     pooled = jax.block_until_ready(forward(images))
     start = time.perf_counter()
@@ -288,20 +288,34 @@ _compiled = jax.jit(
 )
 
 
-def _sharded_forward(
-    network: Network, layers: tuple[str, ...], batch_size: int, dtype: Any, pooling: Pooling = "gap"
-) -> tuple[Callable[[np.ndarray], dict[str, Array]], int]:
-    """The forward pass with images split over all devices, and the batch size that fits them.
+def local_to_global(mesh: Mesh, rows: np.ndarray) -> Array:
+    """The rows of this host, with those of the others, as one array split over all devices."""
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec("data")), rows)
 
-    The weights are an argument of the compiled function, so that random and trained ones share one compilation.
+
+def sharded_forward(
+    network: Network,
+    layers: tuple[str, ...],
+    batch_size: int,
+    dtype: Any,
+    pooling: Pooling = "gap",
+    devices: Sequence[Any] | None = None,
+) -> tuple[Callable[[np.ndarray], dict[str, Array]], int]:
+    """The forward pass with images split over devices (those of this host when absent), and the batch size that fits them.
+
+    The weights are an argument of the compiled function, so that random and trained ones share one compilation. On several hosts
+    each passes its own images, its share of the batch.
     """
     network = shortened(network, layers)
     module, variables = fold(network.module, network.variables, network.architecture.epsilon)
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    devices = devices or jax.local_devices()
+    mesh = jax.make_mesh(
+        (len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices
+    )
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 
     def forward(images: np.ndarray) -> dict[str, Array]:
-        sharded = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
+        sharded = local_to_global(mesh, images)
         return _compiled(module, variables, sharded, layers, network.card.preprocessing, dtype, pooling)
 
-    return forward, -(-batch_size // jax.device_count()) * jax.device_count()
+    return forward, -(-batch_size // len(devices)) * len(devices)

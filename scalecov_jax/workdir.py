@@ -1,8 +1,11 @@
 """The folder of one run: new, resumed with the same settings, or overwritten on purpose."""
 
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,31 @@ def open_workdir(path: str | Path, settings: Mapping[str, Any], *, resume: bool,
     partial.write_text(json.dumps(current, indent=2) + "\n")
     partial.replace(path / _SETTINGS)
     return path
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Keep other runs out of a folder while this one works there; without a folder there is nothing to keep them out of.
+
+    The lock is the kernel's: it ends with the process, however that ends.
+
+    Raises:
+        ValueError: Another run works there.
+    """
+    if not Path(path).is_dir():
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"Another run works in {path}; wait until it ends, or choose another --workdir."
+        ) from None
+    else:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

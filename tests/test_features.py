@@ -297,7 +297,7 @@ from test_features import source
 from scalecov_jax import features
 
 assert jax.device_count() == 8
-forward, batch_size = features._sharded_forward(random_network(), LAYERS, 6, jax.numpy.float32)
+forward, batch_size = features.sharded_forward(random_network(), LAYERS, 6, jax.numpy.float32)
 assert batch_size == 8
 pooled = forward(np.zeros((8, 32, 32, 3), np.uint8))["block_2"]
 assert len(pooled.sharding.device_set) == 8 and pooled.addressable_shards[0].data.shape == (1, 32)

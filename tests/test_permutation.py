@@ -46,7 +46,7 @@ def test_observed_is_the_mean_over_splits_and_a_signal_is_found():
 
 
 def test_measures_are_permuted_alike():
-    orders = permutation._orders(20, 50, 0, None)
+    orders = permutation.orders(20, 50, 0, None)
     np.testing.assert_array_equal(orders[0], np.arange(20))
     assert (np.sort(orders, axis=1) == np.arange(20)).all()
     assert len(np.unique(orders, axis=0)) == 51
@@ -59,7 +59,7 @@ def test_measures_are_permuted_alike():
 
 def test_blocks_keep_their_measures():
     blocks = np.array(["b", "a", "b", "c", "a", "b", "c"])
-    orders = permutation._orders(7, 40, 0, blocks)
+    orders = permutation.orders(7, 40, 0, blocks)
     assert (blocks[orders] == blocks).all()
     assert len(np.unique(orders, axis=0)) > 10
 

@@ -206,7 +206,7 @@ def test_existing_workdir_is_refused_and_other_settings_are_named(finished, sett
 
 def test_dry_run_writes_nothing(settings, tmp_path):
     text = run(settings, tmp_path / "dry", estimate_only=True)
-    assert "Inference from 80 images takes up to" in text
+    assert "Memory planned, the network aside" in text
     assert not (tmp_path / "dry").exists()
     # 160 images, 8 + 16 + 32 features, 4 bytes, two passes
     assert f"features {2 * 4 * 160 * 56 / 1e6:.1f} MB" in text

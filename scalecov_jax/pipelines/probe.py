@@ -1,8 +1,8 @@
 """The whole main job from names to files: images and weights in, scores, pruned networks and a report out."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,17 +14,18 @@ from scalecov_jax.concepts.csv_column import csv_text
 from scalecov_jax.design import Design, check_design
 from scalecov_jax.feature_store import FeatureStore
 from scalecov_jax.features import POOLINGS, describe_undefined, dry_run
+from scalecov_jax.hosts import alone, on_first
 from scalecov_jax.images import scenes
 from scalecov_jax.images.example import Skipped, Source, count_reasons, encode_jpeg
 from scalecov_jax.images.sources import SCENES, open_source, regroup
 from scalecov_jax.models.architecture import get_architecture
 from scalecov_jax.models.pruning import Pruning
+from scalecov_jax.pipelines import streamed
 from scalecov_jax.pipelines.settings import DTYPES, load_networks, names
-from scalecov_jax.probes.inference import plan_memory
-from scalecov_jax.probes.splits import HELD_OUT, Kind
+from scalecov_jax.probes.splits import Kind
 from scalecov_jax.report import page, probing
 from scalecov_jax.report.provenance import provenance
-from scalecov_jax.workdir import open_workdir
+from scalecov_jax.workdir import locked, open_workdir
 
 
 def run(
@@ -57,39 +58,73 @@ def run(
     sources, skipped = _open(settings)
     for reason, count in count_reasons(skipped).items():
         logging.info("Left out: %d x %s.", count, reason)
-    if estimate_only:
-        return f"{_estimate(networks, sources, settings)}\n{_memory(networks, sources, settings)}"
-
-    logging.info(_memory(networks, sources, settings))
     design = _design(settings)
-    folder = open_workdir(workdir, settings, resume=resume, overwrite=overwrite)
-    results: dict[str, tuple[checkpoints.Network, experiment.ProbeResult, Pruning]] = {}
-    for name, network in networks.items():
-        result = experiment.probe(
-            network,
-            name,
-            sources,
-            design,
-            layers=names(settings["layers"]),
-            size=settings["input_size"],
-            batch_size=settings["batch_size"],
-            dtype=DTYPES[settings["dtype"]],
-            pooling=_pooling(settings),
-            cache=folder / "features",
-            store=_store(settings),
-            progress=True,
-        )
-        layer = next(one.layer for one in result.selected[result.concepts[0]] if one.estimator == "ridge")
-        first = next(iter(sources.values()))
-        pruned = cutting.pruned_network(network, layer)
-        pruning = cutting.check_pruning(network, pruned, first, settings["input_size"], _pooling(settings))
+    route = streamed.plan(networks, sources, settings, design)
+    if estimate_only:
+        plan = streamed.plan_text(route, design.splits)
+        return f"{_estimate(networks, sources, settings)}\n{plan}"
+    logging.info("%s", streamed.plan_text(route, design.splits))
+
+    with ExitStack() as until_done:
+
+        def enter() -> Path:
+            with locked(workdir):  # before --overwrite deletes what another run writes
+                folder = open_workdir(workdir, settings, resume=resume, overwrite=overwrite)
+            until_done.enter_context(locked(folder))
+            return folder
+
+        folder = on_first(enter) or Path(workdir).absolute()
+        if route.name == "streamed":
+            probed = streamed.probe(networks, sources, settings, design, folder)
+        else:
+            probed = {
+                name: experiment.probe(
+                    network,
+                    name,
+                    sources,
+                    design,
+                    layers=names(settings["layers"]),
+                    size=settings["input_size"],
+                    batch_size=settings["batch_size"],
+                    dtype=DTYPES[settings["dtype"]],
+                    pooling=_pooling(settings),
+                    cache=folder / "features",
+                    store=_store(settings),
+                    progress=True,
+                )
+                for name, network in networks.items()
+            }
+
+        def finish() -> str:
+            results = {
+                name: (networks[name], result, _cut(networks[name], name, result, sources, settings, folder))
+                for name, result in probed.items()
+            }
+            facts = provenance(command, settings, networks, started)
+            probing.write_results(
+                folder, settings["title"], results, sources, skipped, facts, _scene_section(settings)
+            )
+            return _table(results) + f"\n\nReport: {folder / 'report.html'}"
+
+        return on_first(finish) or "The first host writes the results."
+
+
+def _cut(
+    network: checkpoints.Network,
+    name: str,
+    result: experiment.ProbeResult,
+    sources: Mapping[str, Source],
+    settings: Mapping[str, Any],
+    folder: Path,
+) -> Pruning:
+    """Cut at the layer of the first concept, check, and save."""
+    layer = next(one.layer for one in result.selected[result.concepts[0]] if one.estimator == "ridge")
+    pruned = cutting.pruned_network(network, layer)
+    first = next(iter(sources.values()))
+    pruning = cutting.check_pruning(network, pruned, first, settings["input_size"], _pooling(settings))
+    with alone():
         checkpoints.save(folder / "pruned" / name, pruned, overwrite=True)
-        results[name] = (network, result, pruning)
-    facts = provenance(command, settings, networks, started)
-    probing.write_results(
-        folder, settings["title"], results, sources, skipped, facts, _scene_section(settings)
-    )
-    return _table(results) + f"\n\nReport: {folder / 'report.html'}"
+    return pruning
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -233,17 +268,6 @@ def _estimate(
             f"{2 * one.feature_bytes / 1e6:.1f} MB; one batch takes {one.batch_bytes / 1e6:.0f} MB."
         )
     return "\n".join(lines)
-
-
-def _memory(
-    networks: Mapping[str, checkpoints.Network], sources: Mapping[str, Source], settings: Mapping[str, Any]
-) -> str:
-    images, design = max(map(len, sources.values())), _design(settings)
-    layers = 2 * max(len(_layers(network, settings)) for network in networks.values())
-    planned = plan_memory(
-        layers, images, design.splits, images, len(design.concepts), math.ceil(HELD_OUT * images)
-    )
-    return f"Inference from {images} images takes up to {planned / 1e6:.0f} MB beside the features."
 
 
 def _table(results: Mapping[str, tuple[checkpoints.Network, experiment.ProbeResult, Pruning]]) -> str:

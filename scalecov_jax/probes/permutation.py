@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from scalecov_jax.probes.batch import ALPHAS
 from scalecov_jax.probes.inference import mean_r2
@@ -71,17 +71,17 @@ def permutation_test(
         raise ValueError(
             f"{permutations} permutations cannot show p of 5 %; expected at least 19, such as 1000."
         )
-    orders = _orders(len(measures), permutations, seed, blocks)
+    drawn = orders(len(measures), permutations, seed, blocks)
     count, kinds = measures.shape
-    targets = measures[orders].transpose(1, 2, 0).reshape(count, kinds * len(orders))
+    targets = measures[drawn].transpose(1, 2, 0).reshape(count, kinds * len(drawn))
     scores = mean_r2(features, targets, splits, alphas=alphas, progress=progress)
-    return compare_orders(scores.reshape(len(features), kinds, len(orders)))
+    return compare_orders(scores.reshape(len(features), kinds, len(drawn)))
 
 
-def _orders(
+def orders(
     count: int, permutations: int, seed: int, blocks: Sequence[Any] | np.ndarray | None
-) -> np.ndarray:
-    """The order as it is, and B random ones."""
+) -> Int[np.ndarray, "B1 N"]:
+    """The order as it is, and B random ones; see `permutation_test` for the arguments and what it raises."""
     block = np.zeros(count, int) if blocks is None else np.unique(np.asarray(blocks), return_inverse=True)[1]
     if len(block) != count:
         raise ValueError(f"{len(block)} blocks for {count} images; expected one each.")
@@ -91,11 +91,11 @@ def _orders(
             "larger blocks."
         )
     rng = np.random.default_rng((seed, 3))
-    keys = rng.random((permutations, count))
-    ranked = np.lexsort((keys, np.broadcast_to(block, keys.shape)))
-    orders = np.empty_like(ranked)
-    orders[:, np.argsort(block, kind="stable")] = ranked
-    return np.concatenate([np.arange(count)[None], orders])
+    by_block = np.argsort(block, kind="stable")
+    found = np.tile(np.arange(count, dtype=np.int32), (permutations + 1, 1))
+    for order in found[1:]:  # one at a time: with millions of images the keys of all do not fit in memory
+        order[by_block] = np.lexsort((rng.random(count), block))
+    return found
 
 
 def compare_orders(scores: Float[np.ndarray, "L M B1"]) -> Permutation:

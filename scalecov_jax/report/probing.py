@@ -138,7 +138,10 @@ def _write_evidence(workdir: Path, results: Sequence[ProbeResult]) -> None:
             contrasts += evidence_table.contrast_rows(result.weights, name, evidence)
             choices += evidence_table.choice_rows(result.weights, name, evidence)
         for name, one in result.classes.items():
-            cases += evidence_table.case_rows(result.weights, name, one.evidence, one.names, one.groups)
+            if one.evidence is not None:
+                cases += evidence_table.case_rows(result.weights, name, one.evidence, one.names, one.groups)
+    if not layers:  # streamed
+        return
     write_table(workdir / "layers.csv", evidence_table.LayerRow, layers)
     write_table(workdir / "contrasts.csv", evidence_table.ContrastRow, contrasts)
     write_table(workdir / "choices.csv", evidence_table.ChoiceRow, choices)

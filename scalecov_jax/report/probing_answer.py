@@ -17,9 +17,9 @@ from scalecov_jax.selection import interpolates
 
 
 def evidence_of(result: ProbeResult) -> dict[str, Evidence]:
-    """The evidence of each class, and of all of them together where there are several."""
-    classes = {name: one.evidence for name, one in result.classes.items()}
-    return classes if len(classes) == 1 else {**classes, evidence_table.ALL: pool([*classes.values()])}
+    """The evidence of each class, and of all of them together where there are several; none where images were streamed."""
+    classes = {name: one.evidence for name, one in result.classes.items() if one.evidence is not None}
+    return classes if len(classes) < 2 else {**classes, evidence_table.ALL: pool([*classes.values()])}
 
 
 def summarise(result: ProbeResult, pruning: Pruning, skipped: Sequence[Skipped]) -> dict[str, Any]:
@@ -102,8 +102,14 @@ def warnings(result: ProbeResult) -> list[str]:
             f"{name}: ridge too fails where a feature that is almost constant in the training part takes a value far outside its "
             f"range in the held-out part: {', '.join(failed)}. Read the median there, not the mean."
         )
-    image_class, evidence = list(evidence_of(result).items())[-1]
-    messages += [f"{name}, {image_class}: {one}" for one in evidence_answer.warnings(evidence)]
+    for image_class, evidence in list(evidence_of(result).items())[-1:]:
+        messages += [f"{name}, {image_class}: {one}" for one in evidence_answer.warnings(evidence)]
+    if not evidence_of(result):
+        messages.append(
+            f"{name}: the images were streamed, so that there is what the sums of folds give, R² with its spread over folds and "
+            "the permutation test (layers.csv), and no evidence that needs all features at once: intervals from leaving out "
+            "images or groups, single images, nuisances, pixels."
+        )
     return messages
 
 
@@ -114,8 +120,9 @@ def answer(result: ProbeResult, pruning: Pruning) -> str:
     sentences = []
     for concept in result.concepts:
         ridge = next(one for one in result.selected[concept] if one.estimator == "ridge")
-        name, evidence = list(evidence_of(result).items())[-1]
-        rows = [r for r in evidence_table.layer_rows(result.weights, name, evidence) if r.concept == concept]
+        last = list(evidence_of(result).items())[-1:]
+        every = [row for name, one in last for row in evidence_table.layer_rows(result.weights, name, one)]
+        rows = [row for row in every if row.concept == concept]
         sentences.append(
             page.answer_sentence(
                 evidence_answer.concept_title(concept),
@@ -123,7 +130,7 @@ def answer(result: ProbeResult, pruning: Pruning) -> str:
                 splits,
                 images,
                 pruning if concept == result.concepts[0] else None,
-                next((row.low, row.high) for row in rows if row.layer == ridge.layer),
+                next(((row.low, row.high) for row in rows if row.layer == ridge.layer), None),
                 [row.layer for row in rows if row.may_be_best and row.layer != ridge.layer],
             )
         )

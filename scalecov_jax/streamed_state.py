@@ -1,0 +1,165 @@
+"""What a pass over images leaves on disk, so that it can go on after a kill: its sums and how far it came."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from orbax.checkpoint import v1 as ocp
+
+from scalecov_jax.checkpoints import check_files
+from scalecov_jax.hosts import alone, gather_text, is_first, on_first
+from scalecov_jax.probes.streaming import Sums
+from scalecov_jax.streaming import State, Unreadable
+
+
+def resume(folder: Path, fingerprint: Mapping[str, str]) -> State:
+    """The newest state in `folder` that can be read; that before the first image where there is none.
+
+    What cannot be read is moved to `damaged_N` beside `folder`, with a warning: nothing is deleted, whatever the cause. Only the
+    first host reads, and only it has the sums.
+
+    Args:
+        folder: The states, one folder each.
+        fingerprint: What determines the sums, by name: images, weights, settings.
+
+    Raises:
+        ValueError: The states were made with another fingerprint; names every difference.
+    """
+    state = on_first(lambda: _restore(folder, dict(fingerprint))) or State()
+    flushes, unreadable = json.loads(gather_text(json.dumps([state.flushes, state.unreadable]))[0])
+    return state._replace(flushes=flushes, unreadable=tuple(Unreadable(*one) for one in unreadable))
+
+
+@contextmanager
+def keeping(folder: Path, fingerprint: Mapping[str, str]) -> Iterator[Callable[[State], None]]:
+    """A function that writes a state to `folder`, where the last two are kept; it does so on the first host alone.
+
+    Raises:
+        ValueError: A state cannot be written, as when the disk is full; those before are kept.
+    """
+    if not is_first():
+        yield lambda state: None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    latest: Any = ocp.training.preservation_policies.LatestN(2)
+    with (
+        alone(),
+        ocp.training.Checkpointer(
+            str(folder.absolute()), preservation_policy=latest, cleanup_tmp_directories=True
+        ) as checkpointer,
+    ):
+
+        def keep(state: State) -> None:
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state.sums))
+            noted = {
+                "sha256": _digest(state),
+                "fingerprint": dict(fingerprint),
+                "unreadable": [list(one) for one in state.unreadable],
+                "shape": {
+                    name: [len(sums), len(sums[0].x), len(sums[0].y)] for name, sums in state.sums.items()
+                },
+            }
+            try:
+                if (free := shutil.disk_usage(folder).free) < size:
+                    raise OSError(f"{free / 1e6:.0f} MB are free")
+                checkpointer.save(state.flushes, _tree(state), custom_metadata=noted)
+            except (OSError, ValueError) as error:
+                problem = " ".join(str(error).split())[:200]
+                raise ValueError(
+                    f"{folder} has no room for a state of {size / 1e6:.0f} MB, or cannot be written to ({problem}). The states "
+                    "before are kept: make room and pass --resume."
+                ) from error
+
+        yield keep
+
+
+def differences(earlier: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What changed from one fingerprint to another, in words; empty if nothing did."""
+    return "; ".join(
+        f"{name}: {earlier.get(name)}, now {now.get(name)}"
+        for name in dict.fromkeys((*earlier, *now))
+        if earlier.get(name) != now.get(name)
+    )
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """SHA-256 of the bytes of arrays, its first 16 digits."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _restore(folder: Path, fingerprint: dict[str, str]) -> State:
+    found = sorted((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), reverse=True)
+    for number in found:
+        try:
+            check_files(folder / str(number))
+            with alone(), ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
+                noted: Any = checkpointer.metadata(number).custom_metadata
+                if changed := differences(noted["fingerprint"], fingerprint):
+                    break
+                loaded = checkpointer.load(number, abstract_state=_blank(noted["shape"]))
+            state = State(
+                number,
+                {
+                    name: [Sums(**loaded[name][str(k)]) for k in range(len(loaded[name]))]
+                    for name in noted["shape"]
+                },
+                tuple(Unreadable(*one) for one in noted["unreadable"]),
+            )
+            if noted["sha256"] != _digest(state):
+                raise ValueError("its values are not those that were written")
+        except Exception as error:
+            problem = " ".join(str(error).split())[:200]
+            aside = folder.parent / f"damaged_{number}"
+            logging.warning(
+                "State %d in %s is damaged and set aside as %s (%s).", number, folder, aside.name, problem
+            )
+            shutil.rmtree(aside, ignore_errors=True)
+            (folder / str(number)).rename(aside)
+        else:
+            logging.info("Going on after state %d of %s.", number, folder)
+            return state
+    else:
+        if found:
+            logging.warning("No state in %s could be read; the pass begins anew.", folder)
+        return State()
+    raise ValueError(
+        f"The sums in {folder} were made from something else, so they cannot be resumed ({changed}). Take another --workdir, or "
+        "--overwrite."
+    )
+
+
+def _tree(state: State) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    return {
+        name: {
+            str(k): {field: np.asarray(value) for field, value in one._asdict().items()}
+            for k, one in enumerate(sums)
+        }
+        for name, sums in state.sums.items()
+    }
+
+
+def _blank(shape: Mapping[str, list[int]]) -> Any:
+    return {
+        name: {
+            str(k): {
+                field: np.empty(size)
+                for field, size in zip(Sums._fields, ((), d, m, d, m, (d, d), (d, m), m), strict=True)
+            }
+            for k in range(folds)
+        }
+        for name, (folds, d, m) in shape.items()
+    }
+
+
+def _digest(state: State) -> str:
+    return digest(*(np.asarray(value) for sums in state.sums.values() for one in sums for value in one))

@@ -1,0 +1,240 @@
+"""One pass over the images of a source: forward pass, sums of every fold and layer; features are never kept.
+
+Images are read fold by fold, so that a batch lies in one fold and only this fold's sums are on the devices. Every `flush`
+batches they are added on the first host to the sums of the fold.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from scalecov_jax.checkpoints import Network
+from scalecov_jax.device_sums import ROWS, DeviceSums
+from scalecov_jax.features import Pooling, check_request, sharded_forward
+from scalecov_jax.hosts import gather_text, is_first
+from scalecov_jax.images.batching import batches
+from scalecov_jax.images.example import Example, Skipped, Source
+from scalecov_jax.probes.streaming import Products, Sums, empty, merge
+
+FLUSH = 500  # batches
+
+
+class Targets(NamedTuple):
+    """What is regressed; columns are those of `values`, then those of the first `permuted` columns in every order.
+
+    Attributes:
+        values: One row an image.
+        orders: Row whose values image n takes in permutation b.
+        permuted: How many columns are permuted.
+    """
+
+    values: Float[np.ndarray, "N M"]
+    orders: Int[np.ndarray, "N B"]
+    permuted: int
+
+    def rows(self, taken: Int[np.ndarray, " R"]) -> Float[np.ndarray, "R T"]:
+        """The targets of some images."""
+        drawn = self.values[self.orders[taken], : self.permuted]
+        return np.concatenate([self.values[taken], drawn.reshape(len(taken), -1)], axis=1)
+
+
+class Unreadable(NamedTuple):
+    """An image that could not be decoded: its row, and what is said of it (see `example.Skipped`)."""
+
+    row: int
+    name: str
+    reason: str
+    detail: str
+
+
+class State(NamedTuple):
+    """How far a pass is.
+
+    Attributes:
+        flushes: Number of times that sums were added up.
+        sums: Of each layer those of every fold; empty before the first time, and on other hosts than the first.
+        unreadable: Images so far that could not be decoded.
+    """
+
+    flushes: int = 0
+    sums: dict[str, list[Sums]] = {}  # noqa: RUF012
+    unreadable: tuple[Unreadable, ...] = ()
+
+
+class _Stretch(NamedTuple):
+    """Batches of one fold between two flushes."""
+
+    fold: int
+    first: int
+    batches: int
+
+
+def stream_sums(
+    network: Network,
+    source: Source,
+    indices: Int[np.ndarray, " N"],
+    folds: Int[np.ndarray, " N"],
+    targets: Targets,
+    layers: Sequence[str],
+    *,
+    size: int | None = None,
+    batch_size: int = 32,
+    dtype: Any = jnp.float32,
+    pooling: Pooling = "gap",
+    products: Products = "float64",
+    flush: int = FLUSH,
+    state: State | None = None,
+    keep: Callable[[State], None] | None = None,
+    workers: int | None = None,
+    progress: str | None = None,
+) -> State:
+    """Sums of every fold and layer, data-parallel over all devices of all hosts.
+
+    The bits depend on `batch_size`, `flush` and the devices, not on `workers`, nor on where a pass was broken and went on.
+
+    Args:
+        network: See `features.compute_features`, as `size`, `dtype` and `pooling`.
+        source: Examples; those that cannot be decoded are left out and named.
+        indices: Which examples to take; each is read once, by one host.
+        folds: The fold of each, from 0; see `probes.streaming.fold_of`.
+        targets: What is regressed, one row for each of `indices`.
+        layers: See `features.pooled_features`.
+        size: In pixels.
+        batch_size: Images a step over all hosts, rounded up to a multiple of the number of devices.
+        dtype: Of the forward pass.
+        pooling: One of `features.POOLINGS`.
+        products: See `probes.streaming.add`.
+        flush: Batches after which sums are added up and `keep` is called.
+        state: Where an earlier pass over the same images was broken off.
+        keep: Called with every new state, on every host.
+        workers: Threads that decode; see `batching.batches`.
+        progress: Label of a progress bar on stderr of the first host; none when absent.
+
+    Returns:
+        The state after the last image.
+
+    Raises:
+        ValueError: See `check_request`; most images of a stretch cannot be read, as when a disk or a shard vanishes.
+    """
+    size = check_request(network, layers, size, pooling)
+    forward, batch_size = sharded_forward(network, tuple(layers), batch_size, dtype, pooling, jax.devices())
+    together = max(1, ROWS // batch_size)
+    order, stretches = _plan(folds, batch_size, -(-flush // together) * together)
+    state = state or State()
+    if state.flushes == len(stretches):
+        return state
+    mine = np.split(order, jax.process_count(), axis=1)[jax.process_index()]
+    begun = stretches[state.flushes].first
+    skipped: list[Skipped] = []
+    ordered = _Ordered(source, indices, mine[begun:].reshape(-1))
+    loaded = batches(ordered, size, mine.shape[1], skipped, workers=workers)
+    counts = (order >= 0).sum(1)
+    adder = DeviceSums(targets.rows(np.arange(min(len(indices), 1000))).mean(0), together, products)
+    with tqdm(
+        total=len(indices),
+        initial=int(counts[:begun].sum()),
+        desc=progress,
+        unit="img",
+        disable=progress is None or not is_first(),
+    ) as bar:
+        for stretch in stretches[state.flushes :]:
+            numbers = range(stretch.first, stretch.first + stretch.batches)
+            unreadable: list[Unreadable] = []
+            for number, batch in zip(numbers, loaded, strict=False):
+                rows = mine[number]
+                failed = rows[~batch.valid].tolist()
+                said = skipped[len(skipped) - len(failed) :]
+                unreadable += [Unreadable(row, *why) for row, why in zip(failed, said, strict=True)]
+                weight = (batch.valid & (rows >= 0)).astype(np.float64)
+                adder.add(forward(batch.images), targets.rows(rows), weight)
+                bar.update(int(counts[number]))
+            lost = _shared(unreadable)
+            _check_read(lost, int(counts[numbers.start : numbers.stop].sum()))
+            total = adder.total()
+            added = {layer: total[layer] for layer in layers}  # the compiler has its own order
+            state = _flushed(state, stretch.fold, int(folds.max()) + 1, added, lost)
+            if keep is not None:
+                keep(state)
+    return state
+
+
+def flushes(folds: Int[np.ndarray, " N"], batch_size: int, flush: int) -> int:
+    """Number of times that a pass adds up its sums."""
+    together = max(1, ROWS // batch_size)
+    return len(_plan(folds, batch_size, -(-flush // together) * together)[1])
+
+
+def _plan(
+    folds: Int[np.ndarray, " N"], batch_size: int, flush: int
+) -> tuple[Int[np.ndarray, "B b"], list[_Stretch]]:
+    """Rows of every batch, fold by fold, -1 where the last of a fold is padded; and where sums are added up."""
+    parts, stretches, first = [], [], 0
+    for fold in range(int(folds.max()) + 1):
+        members = np.flatnonzero(folds == fold)
+        count = -(-len(members) // batch_size)
+        padded = np.full(count * batch_size, -1)
+        padded[: len(members)] = members
+        parts.append(padded.reshape(count, batch_size))
+        stretches += [
+            _Stretch(fold, first + begin, min(flush, count - begin)) for begin in range(0, count, flush)
+        ]
+        first += count
+    return np.concatenate(parts), stretches
+
+
+@dataclass(frozen=True)
+class _Ordered:
+    """Examples of a source in another order; a blank one where the row is -1."""
+
+    source: Source
+    indices: Int[np.ndarray, " N"]
+    rows: Int[np.ndarray, " R"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Example:
+        if self.rows[place] < 0:
+            return Example(np.zeros((1, 1, 3), np.uint8), None, None, None, "", "")
+        return self.source[int(self.indices[self.rows[place]])]
+
+
+def _shared(unreadable: Sequence[Unreadable]) -> tuple[Unreadable, ...]:
+    """Those of all hosts, in the order of their rows."""
+    return tuple(
+        sorted(Unreadable(*one) for text in gather_text(json.dumps(unreadable)) for one in json.loads(text))
+    )
+
+
+def _check_read(unreadable: Sequence[Unreadable], count: int) -> None:
+    if len(unreadable) > max(10, count // 2):
+        raise ValueError(
+            f"{len(unreadable)} of {count} images in a row cannot be read ({unreadable[0].name}: {unreadable[0].detail}); did a "
+            "disk or a part of the data vanish? What was summed before is kept: make the images readable and pass --resume."
+        )
+
+
+def _flushed(
+    state: State, fold: int, folds: int, added: dict[str, Sums], unreadable: tuple[Unreadable, ...]
+) -> State:
+    sums = state.sums
+    if is_first():
+        if not sums:
+            blank = {name: empty(0 * one.x, 0 * one.y) for name, one in added.items()}
+            sums = {name: [one] * folds for name, one in blank.items()}
+        sums = {
+            name: [
+                *every[:fold],
+                merge(every[fold], added[name]) if every[fold].count else added[name],
+                *every[fold + 1 :],
+            ]
+            for name, every in sums.items()
+        }
+    return State(state.flushes + 1, sums, state.unreadable + unreadable)

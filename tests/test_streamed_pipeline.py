@@ -1,0 +1,176 @@
+"""The main job with streamed images: the same tables as in memory, resumed, and shared by two processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_network import LAYERS, random_network
+
+from scalecov_jax import checkpoints
+from scalecov_jax.pipelines import probe
+from scalecov_jax.scores import read_scores
+from scalecov_jax.streamed_scores import FoldRow
+from scalecov_jax.tables import read_table
+from scalecov_jax.workdir import locked
+
+FOLDS = 3
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "some_weights"
+    checkpoints.save(folder, random_network())
+    return {
+        "title": "A streamed test",
+        "architecture": "tiny",
+        "weights": str(folder),
+        "images": "scenes",
+        "image_class": "striped_disc",
+        "scenes": 60,
+        "layers": ",".join(LAYERS[:3]),
+        "input_size": 32,
+        "splitting": "k_fold",
+        "splits": FOLDS,
+        "seed": 5,
+        "alpha_min": 10.0,
+        "alpha_max": 10.0,
+        "alphas": 1,
+        "permutations": 19,
+        "batch_size": 16,
+        "dtype": "float32",
+        "route": "streamed",
+        "flush": 1,
+    }
+
+
+def run(settings, workdir, **options):
+    return probe.run(settings, str(workdir), command=["probe.py"], **options)
+
+
+@pytest.fixture(scope="module")
+def streamed(settings, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "streamed"
+    return workdir, run(settings, workdir)
+
+
+def test_scores_are_those_of_the_way_through_memory(settings, streamed, tmp_path):
+    run({**settings, "route": "memory"}, tmp_path / "memory")
+    expected = {s[:8]: s for s in read_scores(tmp_path / "memory" / "scores.csv")}
+    found = {s[:8]: s for s in read_scores(streamed[0] / "scores.csv")}
+    assert found.keys() == expected.keys()
+    assert len(found) == 3 * FOLDS * 3 * 2
+    for key, score in found.items():
+        assert score.alpha == expected[key].alpha
+        assert score.r2 == pytest.approx(expected[key].r2, abs=1e-5)
+    rows = read_table(streamed[0] / "layers.csv", FoldRow)
+    assert [row.layer for row in rows] == list(LAYERS[:3])
+    for row in rows:
+        r2 = [
+            s.r2
+            for s in found.values()
+            if (s.layer, s.condition, s.estimator) == (row.layer, "trained", "ridge")
+        ]
+        assert (row.r2, row.r2_sd) == pytest.approx((np.mean(r2), np.std(r2, ddof=1)))
+        assert (row.images, row.folds, row.alpha) == (60, FOLDS, pytest.approx(10))
+        assert row.p is not None
+        assert 1 / 20 <= row.p <= row.p_family <= 1
+    # Features tell sizes apart, and permuted sizes not: the first order is the best of the 20.
+    assert rows[-1].p == 1 / 20
+
+
+def test_the_report_says_what_is_absent(streamed):
+    workdir, table = streamed
+    summary = json.loads((workdir / "summary.json").read_text())
+    page = (workdir / "report.html").read_text()
+    assert "the images were streamed" in " ".join(summary["warnings"])
+    assert "the images were streamed" in page
+    assert not (workdir / "images.csv").exists()
+    assert not (workdir / "features").exists()
+    assert summary["images"] == {"striped_disc": 60}
+    assert summary["n_train"] == {"striped_disc": 40}
+    assert summary["widths"] == {"stem": 8, "block_1": 16, "block_2": 32}
+    assert "ridge" in table
+
+
+def test_a_finished_stage_is_not_computed_again(settings, streamed, monkeypatch):
+    workdir, _ = streamed
+    before = (workdir / "scores.csv").read_bytes(), (workdir / "layers.csv").read_bytes()
+    monkeypatch.setattr("scalecov_jax.streamed_experiment.stream_sums", None)
+    run(settings, workdir, resume=True)
+    assert ((workdir / "scores.csv").read_bytes(), (workdir / "layers.csv").read_bytes()) == before
+
+
+def test_other_weights_under_resume_are_refused(settings, streamed):
+    workdir, _ = streamed
+    folder = Path(settings["weights"])
+    kept = folder.rename(folder.with_name("kept"))
+    checkpoints.save(folder, random_network(seed=1))
+    try:
+        with pytest.raises(ValueError, match=r"cannot be resumed \(weights: \w+, now \w+\)"):
+            run(settings, workdir, resume=True)
+    finally:
+        folder.rename(folder.with_name("other"))
+        kept.rename(folder)
+
+
+def test_the_plan_is_told_before_anything_is_computed(settings, tmp_path):
+    text = run(settings, tmp_path / "run", estimate_only=True)
+    assert "Route streamed: config.route says so. Memory planned" in text
+    assert f"streamed in {FOLDS} folds" in text
+    auto = run({**settings, "route": "auto"}, tmp_path / "run", estimate_only=True)
+    assert "Route memory: 60 images and their features fit" in auto
+    with pytest.raises(ValueError, match=r"config\.route is 'streamed', but splits of kind 'random'"):
+        run({**settings, "splitting": "random"}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_runs_in_one_folder_are_refused(settings, streamed):
+    workdir, _ = streamed
+    with locked(workdir):
+        for options in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(ValueError, match="Another run works in"):
+                run(settings, workdir, **options)
+    assert (workdir / "scores.csv").exists()
+
+
+IN_TWO_PROCESSES = """
+import sys, json, runpy
+import tiny_network
+import jax
+from scalecov_jax.pipelines import probe
+jax.distributed.initialize(num_processes=2, process_id=int(sys.argv[1]))
+print(probe.run(json.loads(sys.argv[2]), sys.argv[3], command=["probe.py"]))
+"""
+
+
+def test_two_processes_write_what_one_does(settings, streamed, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": address,
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", IN_TWO_PROCESSES, str(number), json.dumps(settings), tmp_path / "run"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    printed = [process.communicate(timeout=500)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert "Report: " in printed[0]
+    assert "The first host writes the results." in printed[1]
+    expected = read_scores(streamed[0] / "scores.csv")
+    for one, other in zip(read_scores(tmp_path / "run" / "scores.csv"), expected, strict=True):
+        assert one[:9] == other[:9]
+        assert one.r2 == pytest.approx(other.r2, abs=1e-5)

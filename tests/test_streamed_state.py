@@ -1,0 +1,161 @@
+"""Passes that are killed, damaged, changed, or run twice at once."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from test_stream_sums import FOLDS, Noise, assert_same, stream
+
+from scalecov_jax import streaming
+from scalecov_jax.streamed_state import keeping, resume
+from scalecov_jax.streaming import State
+from scalecov_jax.workdir import locked
+
+FINGERPRINT = {"weights": "abc", "batch_size": "8"}
+FLUSHES = 2 * FOLDS
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(streaming, "ROWS", 16)
+
+
+def run(folder, source=None, fingerprint=FINGERPRINT, after=lambda state: None):
+    """A pass that keeps its states and tells of each."""
+    begun = resume(folder, fingerprint)
+    with keeping(folder, fingerprint) as keep:
+
+        def kept(state):
+            keep(state)
+            after(state)
+
+        return stream(source, flush=1, state=begun, keep=kept)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming, "ROWS", 16)
+        folder = tmp_path_factory.mktemp("unbroken") / "states"
+        return run(folder), folder
+
+
+def states(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_last_two_states_are_kept_and_a_finished_pass_reads_nothing(unbroken):
+    state, folder = unbroken
+    assert states(folder) == [str(FLUSHES - 1), str(FLUSHES)]
+    source = Noise(broken=range(100))
+    assert_same(run(folder, source), state)
+    assert source.read == []
+
+
+_SCRIPT = """
+import sys, time
+import test_streamed_state as t
+from pathlib import Path
+from types import SimpleNamespace
+
+t.streaming.ROWS = 16
+
+def after(state):
+    print("kept", state.flushes, flush=True)
+    time.sleep(0.5)
+
+t.run(Path(sys.argv[1]), after=after)
+"""
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.6])
+def test_a_killed_pass_goes_on_to_the_same_bits(tmp_path, unbroken, wait):
+    """Killed while it sleeps, or while it computes or writes the next state."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, tmp_path / "states"],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while not (line := process.stdout.readline()).startswith("kept 2"):
+        assert line, "the pass ended before it could be killed"
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(wait)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    assert "6" not in states(tmp_path / "states")
+    source = Noise()
+    assert_same(run(tmp_path / "states", source), unbroken[0])
+    assert 0 < len(source.read) <= 75 - 25
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_state_costs_one_stretch(tmp_path, unbroken, damage, caplog):
+    folder = tmp_path / "states"
+    run(folder)
+    newest = folder / str(FLUSHES)
+    files = [path for path in newest.rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "gone":
+        largest.unlink()
+    else:
+        largest.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    source = Noise()
+    assert_same(run(folder, source), unbroken[0])
+    assert len(source.read) == 9
+    assert f"State {FLUSHES} in {folder} is damaged and set aside as damaged_{FLUSHES}" in caplog.text
+    assert (tmp_path / f"damaged_{FLUSHES}").is_dir()
+
+
+def test_a_changed_fingerprint_is_refused(unbroken):
+    _, folder = unbroken
+    changed = {"weights": "abd", "batch_size": "8", "dtype": "bfloat16"}
+    with pytest.raises(
+        ValueError, match=r"cannot be resumed \(weights: abc, now abd; dtype: None, now bfloat16\)"
+    ):
+        run(folder, fingerprint=changed)
+    assert states(folder) == [str(FLUSHES - 1), str(FLUSHES)]
+
+
+def test_a_full_disk_keeps_what_was_written(tmp_path, unbroken, monkeypatch):
+    folder = tmp_path / "states"
+
+    def fill(state: State):
+        if state.flushes == 3:
+            monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+
+    with pytest.raises(ValueError, match=r"has no room for a state of \d+ MB.*0 MB are free.*pass --resume"):
+        run(folder, after=fill)
+    monkeypatch.undo()
+    monkeypatch.setattr(streaming, "ROWS", 16)
+    assert states(folder) == ["2", "3"]
+    assert_same(run(folder), unbroken[0])
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    with locked(tmp_path / "new"):
+        pass
+    with locked(tmp_path):
+        with (
+            pytest.raises(ValueError, match=r"Another run works in .*; wait until it ends"),
+            locked(tmp_path),
+        ):
+            pass
+        command = (
+            f"import os, sys; sys.path[:0] = [{str(Path.cwd())!r}]\nfrom scalecov_jax.workdir import locked\n"
+        )
+        command += f"with locked({str(tmp_path)!r}): pass"
+        assert (
+            b"Another run works"
+            in subprocess.run([sys.executable, "-c", command], stderr=-1, check=False).stderr
+        )
+    with locked(tmp_path):
+        pass
