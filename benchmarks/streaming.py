@@ -70,7 +70,9 @@ def beside_the_forward_pass() -> None:
     """Part (a)."""
     family = get_architecture(ARCHITECTURE.value)
     card = Card(ARCHITECTURE.value, {}, "tf", 299, "benchmark")
-    blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract_variables(family.module(), family))
+    blank = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, np.float32), abstract_variables(family.module(), family)
+    )
     net = random_network(network(blank, card), 0)
     layers = available_layers(family, net.module)
     count, source = IMAGES.value, Noise(IMAGES.value, 299)
@@ -144,7 +146,9 @@ def memory() -> None:
             adder.add({"layer": local_to_global(adder.mesh, x)}, rng.normal(size=(1000, 1)), np.ones(1000))
         adder.total()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"(c) {ONE.value:,} images: {peak:.0f} MB (features alone {4e-6 * ONE.value * WIDTH.value:.0f} MB)")
+        print(
+            f"(c) {ONE.value:,} images: {peak:.0f} MB (features alone {4e-6 * ONE.value * WIDTH.value:.0f} MB)"
+        )
         return
     for count in ROWS.value.split(","):
         command = [sys.executable, __file__, f"--one={count}", f"--width={WIDTH.value}"]
