@@ -22,16 +22,17 @@ CLASSES = tuple(f"{texture}_{shape}" for shape in SHAPES for texture in TEXTURES
 SMALLEST, LARGEST = 0.02, 0.9
 
 # A star polygon of n tips (radius 1) and n notches (radius q); q = cos(pi / n) makes it the regular polygon.
-_TIPS = jnp.array([24.0, 3.0, 4.0, 5.0])
-_NOTCHES = jnp.cos(jnp.pi / _TIPS).at[3].set(0.45)
+# NumPy, since no device may be asked for before several hosts have found each other; the cosines are those of float32.
+_TIPS = np.array([24.0, 3.0, 4.0, 5.0], np.float32)
+_NOTCHES = np.array([0.9914449, 0.49999997, 0.70710677, 0.45], np.float32)
 _ANGLES = np.linspace(0, 2 * np.pi, 240, endpoint=False)  # hits every tip of every shape
 
 
 def _radius(angle: Float[Array, "..."], shape: Int[Array, ""]) -> Float[Array, "..."]:
     """Distance of the outline from the centre: the line from a notch (q, 0) to a tip (cos(pi/n), sin(pi/n)), in polar form."""
-    half = jnp.pi / _TIPS[shape]
+    half = jnp.pi / jnp.asarray(_TIPS)[shape]
     phi = half - jnp.abs(jnp.mod(angle, 2 * half) - half)
-    notch = _NOTCHES[shape]
+    notch = jnp.asarray(_NOTCHES)[shape]
     x, y = jnp.cos(half) - notch, jnp.sin(half)
     return notch * y / (jnp.cos(half - phi) * y - jnp.sin(half - phi) * x)
 
