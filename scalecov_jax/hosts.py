@@ -6,7 +6,6 @@ from typing import TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from orbax.checkpoint import v1 as ocp
 
 T = TypeVar("T")
 
@@ -26,17 +25,6 @@ def gather_text(text: str) -> list[str]:
     padded[: len(content)] = content
     every = np.asarray(multihost_utils.process_allgather(padded))
     return [bytes(row[:length]).decode() for row, length in zip(every, lengths, strict=True)]
-
-
-def alone() -> ocp.Context:
-    """A context in which orbax does not wait for the other processes; for the first one."""
-    if jax.process_count() == 1:
-        return ocp.Context()
-    return ocp.Context(
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
-        )
-    )
 
 
 def on_first(action: Callable[[], T]) -> T | None:

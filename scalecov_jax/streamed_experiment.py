@@ -28,7 +28,7 @@ from scalecov_jax.probes.streaming import Products, fold_of
 from scalecov_jax.scores import Condition
 from scalecov_jax.selection import select_layers
 from scalecov_jax.streamed_scores import FoldRow, Solved, class_result, fold_rows, layer_widths
-from scalecov_jax.streamed_state import differences, digest, keeping, resume
+from scalecov_jax.streamed_state import differences, digest, keeper, resume
 from scalecov_jax.streaming import FLUSH, State, Targets, Unreadable, stream_sums
 
 FORMAT = "1"  # of the sums; raise it when the same images and weights give others
@@ -48,7 +48,7 @@ def probe_streamed(
     pooling: Pooling = "gap",
     flush: int = FLUSH,
     progress: bool = False,
-) -> tuple[ProbeResult, list[FoldRow]] | None:
+) -> tuple[ProbeResult, list[FoldRow]]:
     """Regress concept measures from every layer, in one pass over the images with trained and one with random weights.
 
     Args:
@@ -66,7 +66,7 @@ def probe_streamed(
         progress: Whether to show progress bars on stderr.
 
     Returns:
-        The result, whose classes have no evidence, and the rows of layers.csv; None on other hosts than the first.
+        The result, whose classes have no evidence, and the rows of layers.csv; the same on all hosts.
 
     Raises:
         ValueError: See `experiment.probe`, `stream_sums` and `streamed_state.resume`; hosts that disagree.
@@ -111,17 +111,12 @@ def probe_streamed(
                 progress=label,
             )
             at = folder / f"{weights}-{image_class}-{condition}"
-            found = _once(at, facts, design, stream, products, label)
-            if found is not None:
-                solved[condition] = found
-        if is_first():
-            names = (network.architecture.name, weights, image_class)
-            classes[image_class] = class_result(
-                solved, of_class, folds, layers, design, names, layer_widths(network, layers, size)
-            )
-            rows += fold_rows(solved["trained"], classes[image_class], layers, design, names)
-    if not is_first():
-        return None
+            solved[condition] = _once(at, facts, design, stream, products, label)
+        names = (network.architecture.name, weights, image_class)
+        classes[image_class] = class_result(
+            solved, of_class, folds, layers, design, names, layer_widths(network, layers, size)
+        )
+        rows += fold_rows(solved["trained"], classes[image_class], layers, design, names)
     selected = {
         concept: select_layers(
             [s for one in classes.values() for s in one.scores if s.concept == concept], layers
@@ -190,36 +185,32 @@ def _once(
     stream: Callable[..., State],
     products: Products,
     label: str | None,
-) -> Solved | None:
-    """Scores of a pass, from disk if they lie there; None on other hosts than the first."""
+) -> Solved:
+    """Scores of a pass, from disk if they lie there."""
     check_agreement(facts)
     path = folder.with_suffix(".npz")
-    text = json.dumps(facts | {"alphas": digest(design.alphas)})
-    earlier = on_first(lambda: _read(path, text))
-    if gather_text("yes" if earlier else "no")[0] == "yes":
-        return earlier
+    noted = facts | {"alphas": digest(design.alphas)}
+    if gather_text("yes" if path.exists() else "no")[0] == "yes":
+        return _read(path, noted)
     state = resume(folder / "states", facts)
-    with keeping(folder / "states", facts) as keep:
-        state = stream(state=state, keep=keep)
+    state = stream(state=state, keep=keeper(folder / "states", facts))
+    solving = f"{label}: solving" if label and is_first() else None
+    scores = score_folds(state.sums, design.alphas, products=products, progress=solving)
+    solved = Solved(scores, state.unreadable)
 
-    def solve() -> Solved:
-        scores = score_folds(
-            state.sums, design.alphas, products=products, progress=label and f"{label}: solving"
-        )
-        solved = Solved(scores, state.unreadable)
+    def write() -> None:
         unfinished = path.with_suffix(".partial.npz")
-        np.savez(unfinished, facts=text, unreadable=json.dumps(solved.unreadable), **solved.scores._asdict())
+        unreadable = json.dumps(solved.unreadable)
+        np.savez(unfinished, facts=json.dumps(noted), unreadable=unreadable, **scores._asdict())
         unfinished.replace(path)
-        return solved
 
-    return on_first(solve)
+    on_first(write)
+    return solved
 
 
-def _read(path: Path, facts: str) -> Solved | None:
-    if not path.exists():
-        return None
+def _read(path: Path, facts: dict[str, str]) -> Solved:
     with np.load(path, allow_pickle=False) as file:
-        if changed := differences(json.loads(str(file["facts"])), json.loads(facts)):
+        if changed := differences(json.loads(str(file["facts"])), facts):
             raise ValueError(
                 f"{path} was made from something else, so it cannot be resumed ({changed}). Take another --workdir, or "
                 "--overwrite."

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from scalecov_jax.checkpoints import check_files
-from scalecov_jax.hosts import alone, gather_text, is_first, on_first
+from scalecov_jax.hosts import gather_text, is_first, on_first
 from scalecov_jax.probes.streaming import Sums
 from scalecov_jax.streaming import State, Unreadable
 
@@ -22,8 +21,8 @@ from scalecov_jax.streaming import State, Unreadable
 def resume(folder: Path, fingerprint: Mapping[str, str]) -> State:
     """The newest state in `folder` that can be read; that before the first image where there is none.
 
-    What cannot be read is moved to `damaged_N` beside `folder`, with a warning: nothing is deleted, whatever the cause. Only the
-    first host reads, and only it has the sums.
+    What cannot be read is moved to `damaged_N` beside `folder`, with a warning: nothing is deleted, whatever the cause. All hosts
+    read together, from a folder that they share.
 
     Args:
         folder: The states, one folder each.
@@ -32,52 +31,70 @@ def resume(folder: Path, fingerprint: Mapping[str, str]) -> State:
     Raises:
         ValueError: The states were made with another fingerprint; names every difference.
     """
-    state = on_first(lambda: _restore(folder, dict(fingerprint))) or State()
-    flushes, unreadable = json.loads(gather_text(json.dumps([state.flushes, state.unreadable]))[0])
-    return state._replace(flushes=flushes, unreadable=tuple(Unreadable(*one) for one in unreadable))
+    found: list[int] = json.loads(gather_text(json.dumps(_numbers(folder)))[0])
+    for number in found:
+        state, problem = None, ""
+        try:
+            state = _load(folder, number, fingerprint)
+        except ChangedError:
+            raise
+        except Exception as error:
+            problem = " ".join(str(error).split())[:200] or type(error).__name__
+        problems = [one for one in gather_text(problem) if one]
+        if state is not None and not problems:
+            logging.info("Going on after state %d of %s.", number, folder)
+            return state
+        aside = folder.parent / f"damaged_{number}"
+        logging.warning(
+            "State %d in %s is damaged and set aside as %s (%s).", number, folder, aside.name, problems[0]
+        )
+        if is_first():
+            shutil.rmtree(aside, ignore_errors=True)
+            (folder / str(number)).rename(aside)
+    if found:
+        logging.warning("No state in %s could be read; the pass begins anew.", folder)
+    return State()
 
 
-@contextmanager
-def keeping(folder: Path, fingerprint: Mapping[str, str]) -> Iterator[Callable[[State], None]]:
-    """A function that writes a state to `folder`, where the last two are kept; it does so on the first host alone.
+def keeper(folder: Path, fingerprint: Mapping[str, str]) -> Callable[[State], None]:
+    """A function that writes a state to `folder`, where the last two are kept; all hosts call it, the first one writes.
 
-    Raises:
-        ValueError: A state cannot be written, as when the disk is full; those before are kept.
+    It raises ValueError where a state cannot be written, as when the disk is full; those before are kept.
     """
-    if not is_first():
-        yield lambda state: None
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    latest: Any = ocp.training.preservation_policies.LatestN(2)
-    with (
-        alone(),
-        ocp.training.Checkpointer(
-            str(folder.absolute()), preservation_policy=latest, cleanup_tmp_directories=True
-        ) as checkpointer,
-    ):
 
-        def keep(state: State) -> None:
-            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state.sums))
-            noted = {
-                "sha256": _digest(state),
-                "fingerprint": dict(fingerprint),
-                "unreadable": [list(one) for one in state.unreadable],
-                "shape": {
-                    name: [len(sums), len(sums[0].x), len(sums[0].y)] for name, sums in state.sums.items()
-                },
-            }
-            try:
-                if (free := shutil.disk_usage(folder).free) < size:
-                    raise OSError(f"{free / 1e6:.0f} MB are free")
-                checkpointer.save(state.flushes, _tree(state), custom_metadata=noted)
-            except (OSError, ValueError) as error:
-                problem = " ".join(str(error).split())[:200]
-                raise ValueError(
-                    f"{folder} has no room for a state of {size / 1e6:.0f} MB, or cannot be written to ({problem}). The states "
-                    "before are kept: make room and pass --resume."
-                ) from error
+    def prepare() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished)
 
-        yield keep
+    def keep(state: State) -> None:
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state.sums))
+        noted = {
+            "sha256": _digest(state),
+            "fingerprint": dict(fingerprint),
+            "unreadable": [list(one) for one in state.unreadable],
+            "shape": {name: [len(sums), len(sums[0].x), len(sums[0].y)] for name, sums in state.sums.items()},
+        }
+
+        def check_room() -> None:
+            if (free := shutil.disk_usage(folder).free) < size:
+                raise OSError(f"{free / 1e6:.0f} MB are free")
+
+        try:
+            on_first(check_room)
+            ocp.save(str(folder.absolute() / str(state.flushes)), _tree(state), custom_metadata=noted)
+        except (OSError, ValueError) as error:
+            problem = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{folder} has no room for a state of {size / 1e6:.0f} MB, or cannot be written to ({problem}). The states "
+                "before are kept: make room and pass --resume."
+            ) from error
+        if is_first():
+            for number in _numbers(folder)[2:]:
+                shutil.rmtree(folder / str(number))
+
+    on_first(prepare)
+    return keep
 
 
 def differences(earlier: Mapping[str, str], now: Mapping[str, str]) -> str:
@@ -97,45 +114,33 @@ def digest(*arrays: np.ndarray) -> str:
     return found.hexdigest()[:16]
 
 
-def _restore(folder: Path, fingerprint: dict[str, str]) -> State:
-    found = sorted((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), reverse=True)
-    for number in found:
-        try:
-            check_files(folder / str(number))
-            with alone(), ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
-                noted: Any = checkpointer.metadata(number).custom_metadata
-                if changed := differences(noted["fingerprint"], fingerprint):
-                    break
-                loaded = checkpointer.load(number, abstract_state=_blank(noted["shape"]))
-            state = State(
-                number,
-                {
-                    name: [Sums(**loaded[name][str(k)]) for k in range(len(loaded[name]))]
-                    for name in noted["shape"]
-                },
-                tuple(Unreadable(*one) for one in noted["unreadable"]),
-            )
-            if noted["sha256"] != _digest(state):
-                raise ValueError("its values are not those that were written")
-        except Exception as error:
-            problem = " ".join(str(error).split())[:200]
-            aside = folder.parent / f"damaged_{number}"
-            logging.warning(
-                "State %d in %s is damaged and set aside as %s (%s).", number, folder, aside.name, problem
-            )
-            shutil.rmtree(aside, ignore_errors=True)
-            (folder / str(number)).rename(aside)
-        else:
-            logging.info("Going on after state %d of %s.", number, folder)
-            return state
-    else:
-        if found:
-            logging.warning("No state in %s could be read; the pass begins anew.", folder)
-        return State()
-    raise ValueError(
-        f"The sums in {folder} were made from something else, so they cannot be resumed ({changed}). Take another --workdir, or "
-        "--overwrite."
+class ChangedError(ValueError):
+    """A state of something else."""
+
+
+def _load(folder: Path, number: int, fingerprint: Mapping[str, str]) -> State:
+    path = folder.absolute() / str(number)
+    check_files(path)
+    noted: Any = ocp.metadata(str(path)).custom_metadata
+    if changed := differences(noted["fingerprint"], fingerprint):
+        raise ChangedError(
+            f"The sums in {folder} were made from something else, so they cannot be resumed ({changed}). Take another --workdir, "
+            "or --overwrite."
+        )
+    loaded: Any = ocp.load(str(path), _blank(noted["shape"]))
+    state = State(
+        number,
+        {name: [Sums(**loaded[name][str(k)]) for k in range(len(loaded[name]))] for name in noted["shape"]},
+        tuple(Unreadable(*one) for one in noted["unreadable"]),
     )
+    if noted["sha256"] != _digest(state):
+        raise ValueError("its values are not those that were written")
+    return state
+
+
+def _numbers(folder: Path) -> list[int]:
+    """Of the states in a folder, newest first."""
+    return sorted((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), reverse=True)
 
 
 def _tree(state: State) -> dict[str, dict[str, dict[str, np.ndarray]]]:

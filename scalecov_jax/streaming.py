@@ -1,7 +1,7 @@
 """One pass over the images of a source: forward pass, sums of every fold and layer; features are never kept.
 
 Images are read fold by fold, so that a batch lies in one fold and only this fold's sums are on the devices. Every `flush`
-batches they are added on the first host to the sums of the fold.
+batches they are added on the host to the sums of the fold; all hosts have the same.
 """
 
 import json
@@ -59,7 +59,7 @@ class State(NamedTuple):
 
     Attributes:
         flushes: Number of times that sums were added up.
-        sums: Of each layer those of every fold; empty before the first time, and on other hosts than the first.
+        sums: Of each layer those of every fold; empty before the first time.
         unreadable: Images so far that could not be decoded.
     """
 
@@ -225,16 +225,11 @@ def _flushed(
     state: State, fold: int, folds: int, added: dict[str, Sums], unreadable: tuple[Unreadable, ...]
 ) -> State:
     sums = state.sums
-    if is_first():
-        if not sums:
-            blank = {name: empty(0 * one.x, 0 * one.y) for name, one in added.items()}
-            sums = {name: [one] * folds for name, one in blank.items()}
-        sums = {
-            name: [
-                *every[:fold],
-                merge(every[fold], added[name]) if every[fold].count else added[name],
-                *every[fold + 1 :],
-            ]
-            for name, every in sums.items()
-        }
-    return State(state.flushes + 1, sums, state.unreadable + unreadable)
+    if not sums:
+        blank = {name: empty(0 * one.x, 0 * one.y) for name, one in added.items()}
+        sums = {name: [one] * folds for name, one in blank.items()}
+    after = {}
+    for name, every in sums.items():
+        one = merge(every[fold], added[name]) if every[fold].count else added[name]
+        after[name] = [*every[:fold], one, *every[fold + 1 :]]
+    return State(state.flushes + 1, after, state.unreadable + unreadable)

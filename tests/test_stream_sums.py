@@ -185,7 +185,6 @@ source = t.Noise(broken=(0, 30))
 state = t.stream(source)
 print("read", *source.read, flush=True)
 assert len(state.unreadable) == 2
-assert bool(state.sums) == hosts.is_first()
 if hosts.is_first():
     t.write(sys.argv[3], state)
 hosts.check_agreement({"same": "1"})

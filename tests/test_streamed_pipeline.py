@@ -79,8 +79,7 @@ def test_scores_are_those_of_the_way_through_memory(settings, streamed, tmp_path
         assert (row.images, row.folds, row.alpha) == (60, FOLDS, pytest.approx(10))
         assert row.p is not None
         assert 1 / 20 <= row.p <= row.p_family <= 1
-    # Features tell sizes apart, and permuted sizes not: the first order is the best of the 20.
-    assert rows[-1].p == 1 / 20
+        assert 20 * row.p == pytest.approx(round(20 * row.p))  # the share of 20 orders
 
 
 def test_the_report_says_what_is_absent(streamed):
@@ -100,7 +99,7 @@ def test_the_report_says_what_is_absent(streamed):
 def test_a_finished_stage_is_not_computed_again(settings, streamed, monkeypatch):
     workdir, _ = streamed
     before = (workdir / "scores.csv").read_bytes(), (workdir / "layers.csv").read_bytes()
-    monkeypatch.setattr("scalecov_jax.streamed_experiment.stream_sums", None)
+    monkeypatch.setattr("scalecov_jax.streamed_experiment.stream_sums", lambda *_, **__: pytest.fail("again"))
     run(settings, workdir, resume=True)
     assert ((workdir / "scores.csv").read_bytes(), (workdir / "layers.csv").read_bytes()) == before
 
@@ -168,8 +167,7 @@ def test_two_processes_write_what_one_does(settings, streamed, tmp_path):
     ]
     printed = [process.communicate(timeout=500)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert "Report: " in printed[0]
-    assert "The first host writes the results." in printed[1]
+    assert all("Report: " in text for text in printed)
     expected = read_scores(streamed[0] / "scores.csv")
     for one, other in zip(read_scores(tmp_path / "run" / "scores.csv"), expected, strict=True):
         assert one[:9] == other[:9]

@@ -11,7 +11,7 @@ import pytest
 from test_stream_sums import FOLDS, Noise, assert_same, stream
 
 from scalecov_jax import streaming
-from scalecov_jax.streamed_state import keeping, resume
+from scalecov_jax.streamed_state import keeper, resume
 from scalecov_jax.streaming import State
 from scalecov_jax.workdir import locked
 
@@ -27,13 +27,13 @@ def small(monkeypatch):
 def run(folder, source=None, fingerprint=FINGERPRINT, after=lambda state: None):
     """A pass that keeps its states and tells of each."""
     begun = resume(folder, fingerprint)
-    with keeping(folder, fingerprint) as keep:
+    keep = keeper(folder, fingerprint)
 
-        def kept(state):
-            keep(state)
-            after(state)
+    def kept(state):
+        keep(state)
+        after(state)
 
-        return stream(source, flush=1, state=begun, keep=kept)
+    return stream(source, flush=1, state=begun, keep=kept)
 
 
 @pytest.fixture(scope="module")

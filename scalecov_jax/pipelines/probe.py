@@ -14,7 +14,7 @@ from scalecov_jax.concepts.csv_column import csv_text
 from scalecov_jax.design import Design, check_design
 from scalecov_jax.feature_store import FeatureStore
 from scalecov_jax.features import POOLINGS, describe_undefined, dry_run
-from scalecov_jax.hosts import alone, on_first
+from scalecov_jax.hosts import on_first
 from scalecov_jax.images import scenes
 from scalecov_jax.images.example import Skipped, Source, count_reasons, encode_jpeg
 from scalecov_jax.images.sources import SCENES, open_source, regroup
@@ -95,18 +95,19 @@ def run(
                 for name, network in networks.items()
             }
 
-        def finish() -> str:
-            results = {
-                name: (networks[name], result, _cut(networks[name], name, result, sources, settings, folder))
-                for name, result in probed.items()
-            }
+        results = {
+            name: (networks[name], result, _cut(networks[name], name, result, sources, settings, folder))
+            for name, result in probed.items()
+        }
+
+        def write() -> None:
             facts = provenance(command, settings, networks, started)
             probing.write_results(
                 folder, settings["title"], results, sources, skipped, facts, _scene_section(settings)
             )
-            return _table(results) + f"\n\nReport: {folder / 'report.html'}"
 
-        return on_first(finish) or "The first host writes the results."
+        on_first(write)
+        return _table(results) + f"\n\nReport: {folder / 'report.html'}"
 
 
 def _cut(
@@ -122,8 +123,7 @@ def _cut(
     pruned = cutting.pruned_network(network, layer)
     first = next(iter(sources.values()))
     pruning = cutting.check_pruning(network, pruned, first, settings["input_size"], _pooling(settings))
-    with alone():
-        checkpoints.save(folder / "pruned" / name, pruned, overwrite=True)
+    checkpoints.save(folder / "pruned" / name, pruned, overwrite=True)
     return pruning
 
 

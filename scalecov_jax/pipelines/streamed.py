@@ -9,6 +9,7 @@ import jax
 from scalecov_jax import checkpoints
 from scalecov_jax.design import Design
 from scalecov_jax.experiment import ProbeResult, layers_to_probe
+from scalecov_jax.hosts import on_first
 from scalecov_jax.images.example import Source
 from scalecov_jax.pipelines.settings import DTYPES, names
 from scalecov_jax.probes.route import Route, choose_route, describe
@@ -73,7 +74,7 @@ def probe(
     design: Design,
     folder: Path,
 ) -> dict[str, ProbeResult]:
-    """Results by name of the weights, and layers.csv in `folder`; nothing on other hosts than the first."""
+    """Results by name of the weights, and layers.csv in `folder`."""
     results: dict[str, ProbeResult] = {}
     rows: list[FoldRow] = []
     for name, network in networks.items():
@@ -91,9 +92,7 @@ def probe(
             flush=settings.get("flush", FLUSH),
             progress=True,
         )
-        if found is not None:
-            results[name] = found[0]
-            rows += found[1]
-    if results:
-        write_table(folder / "layers.csv", FoldRow, rows)
+        results[name] = found[0]
+        rows += found[1]
+    on_first(lambda: write_table(folder / "layers.csv", FoldRow, rows))
     return results
