@@ -16,6 +16,7 @@ from scalecov_jax.explain.target import (
     class_logit,
     class_probability,
     head_unit,
+    predicted_logit,
     rcv_projection,
 )
 from scalecov_jax.models.architecture import get_architecture
@@ -133,6 +134,17 @@ def test_the_probability_of_a_single_output_is_its_sigmoid(inputs):
     logits = jax.jit(single.module.clone(last="pre_softmax").apply)(single.variables, x)
     ours = layer_gradients(single.module, single.variables, x, LAYER, class_probability(single, 0))
     np.testing.assert_allclose(ours.scores, expit(np.asarray(logits)[:, 0]), rtol=1e-5)
+
+
+def test_the_predicted_class_is_that_of_the_largest_logit(network, inputs):
+    x = inputs.astype(np.float32)
+    ours = layer_gradients(network.module, network.variables, x, LAYER, predicted_logit(network))
+    logits = tail(network, np.asarray(ours.activations, np.float64))
+    named = layer_gradients(
+        network.module, network.variables, x, LAYER, class_logit(network, logits.argmax(1))
+    )
+    np.testing.assert_allclose(ours.scores, logits.max(1), rtol=1e-4)
+    np.testing.assert_allclose(ours.gradients, named.gradients, atol=1e-6)
 
 
 def test_projection_on_an_rcv(network, inputs):

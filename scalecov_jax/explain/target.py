@@ -31,7 +31,7 @@ class Target:
 
     Attributes:
         layer: Where it is read.
-        weights: w, [D] for all images or [N, D] with one row an image.
+        weights: w, [D] for all images or [N, D] with one row an image; none to take the largest feature of each image.
         bias: b.
         link: Applied to the sum, elementwise.
     """
@@ -44,6 +44,8 @@ class Target:
     def __call__(self, output: Float[Array, "N H W D"] | Float[Array, "N D"]) -> Float[Array, " N"]:
         """The target of each image, from the output of its layer."""
         pooled = global_average_pool(output)
+        if self.weights is None:
+            return self.link(pooled.max(1))
         if self.weights.shape not in ((pooled.shape[1],), pooled.shape):
             raise ValueError(
                 f"The target has weights {list(self.weights.shape)}, but {self.layer} has features {list(pooled.shape)}; "
@@ -77,6 +79,12 @@ def class_probability(network: Network, classes: int | str | Sequence[int | str]
     if class_count(network) == 1:
         return Target(LOGITS, _one_hot(network, classes, LOGITS), link=jax.nn.sigmoid)
     return Target(PROBABILITIES, _one_hot(network, classes, PROBABILITIES))
+
+
+def predicted_logit(network: Network) -> Target:
+    """The logit of whatever class the network predicts for each image. See `class_logit`."""
+    class_count(network)
+    return Target(LOGITS, None)
 
 
 def head_unit(
