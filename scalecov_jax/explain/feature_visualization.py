@@ -361,7 +361,9 @@ def _check(
         (~alive, "has no gradient (a dead channel)", "choose other channels, another seed, or an earlier layer"),
     ):  # fmt: skip
         if wrong.any():
-            named = ", ".join(_describe(objectives[0], index) for index in np.flatnonzero(wrong)[:10].tolist())
+            named = ", ".join(
+                _describe(objectives[0], index) for index in np.flatnonzero(wrong)[:10].tolist()
+            )
             raise FloatingPointError(
                 f"After step {step} the objective at {where} {problem} for {named}; {advice}."
             )

@@ -19,7 +19,7 @@ def save_state(path: Path, state: State) -> None:
         partial_path,
         step=state.step,
         keys=np.asarray(jax.random.key_data(state.keys)),
-        **{f"leaf_{index}": np.asarray(leaf) for index, leaf in enumerate(leaves)},
+        **{f"leaf_{index}": np.asarray(leaf) for index, leaf in enumerate(leaves)},  # pyright: ignore[reportArgumentType]
     )
     partial_path.replace(path)
 

@@ -77,11 +77,13 @@ def run(
     _check_values(settings)
     networks = _networks(settings)
     method = settings["method"]
+    objectives: dict[str, list[Objective]] = {}
+    targets: dict[str, Target] = {}
+    source: Source = ()
     if method == "feature_visualization":
-        work = {name: _objectives(network, settings) for name, network in networks.items()}
-        source: Source = ()
+        objectives = {name: _objectives(network, settings) for name, network in networks.items()}
     else:
-        work = {name: _target(network, settings) for name, network in networks.items()}
+        targets = {name: _target(network, settings) for name, network in networks.items()}
         source = _open(settings)
     if dry_run:
         what = (
@@ -91,12 +93,14 @@ def run(
     folder = open_workdir(workdir, settings, resume=resume, overwrite=overwrite)
     skipped: list[Skipped] = []
     if method == "feature_visualization":
-        rows, pictures = _visualise(folder, networks, work, settings)
+        rows, pictures = _visualise(folder, networks, objectives, settings)
         result = report.visualisation(rows, pictures, settings)
     elif method == "sensitivity":
-        result = report.sensitivity(_sensitivity(folder, networks, work, source, skipped, settings), settings)
+        result = report.sensitivity(
+            _sensitivity(folder, networks, targets, source, skipped, settings), settings
+        )
     else:
-        rows, maps, images = _maps(folder, networks, work, source, skipped, settings)
+        rows, maps, images = _maps(folder, networks, targets, source, skipped, settings)
         result = report.maps(rows, maps, images, settings)
     facts = provenance(command, settings, networks, started)
     table = report.write(folder, settings["title"], result, tuple(dict.fromkeys(skipped)), facts)
@@ -250,7 +254,7 @@ def _gradients(
     parts: list[dict[str, np.ndarray]] = []
     for inputs, valid, indices in _each_batch(network, source, skipped, settings, label):
         computed = layer_gradients(module, variables, inputs, settings["layer"], target)
-        kept = LayerGradients(*(np.asarray(one)[valid] for one in computed))
+        kept = LayerGradients(*(one[np.flatnonzero(valid)] for one in computed))
         check_gradients(kept, settings["layer"], [source[int(one)].name for one in indices[valid]])
         found = {**use(module, variables, inputs, computed), "scores": computed.scores}
         parts.append(

@@ -116,8 +116,8 @@ def maps(
     for weights in shown:
         own = [row for row in rows if row.weights == weights]
         means = [
-            None if own[0][column] is None else float(np.mean([row[column] for row in own]))
-            for column in (Mapped._fields.index("insertion"), Mapped._fields.index("deletion"))
+            None if values[0] is None else float(np.mean(values))  # pyright: ignore[reportArgumentType,reportCallIssue]
+            for values in ([row.insertion for row in own], [row.deletion for row in own])
         ]
         game = game_of(own)
         table.append(
