@@ -1,0 +1,33 @@
+"""What a network looks at, which concepts push it, and what its parts respond to (scripts/explain.py).
+
+Photographs: --config.weights=runs/weights/resnet50 --config.images=FOLDER [--config.image_class=car]
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.title = "What does the network look at?"
+    config.architecture = ""  # what all weights must be; any when empty
+    config.weights = "checkpoints/resnet50"  # several separated by commas
+    config.random_weights = True  # explain each network with random weights too
+    config.images = "scenes"  # or a folder of images; with boxes if it is in VOC layout
+    config.image_class = "striped_disc"  # of scenes and of folders with boxes
+    config.scenes = 24
+    config.limit = 0  # images, evenly spread over the list; all when 0
+    config.layer = "add_16"
+    config.target = "predicted"  # or logit:CLASS, probability:CLASS (index or name)
+    config.signed = False  # keep what speaks against the target in the maps
+    config.faithfulness = True  # insertion and deletion, and the pointing game where boxes are known
+    config.shown = 6  # images drawn
+    config.concepts = "scale,mean_luminance,glcm_contrast"  # for sensitivity
+    config.splits = 25
+    config.objective = "channel"  # for feature_visualization; or neuron, or layer
+    config.channels = "0,1,2,3,4,5,6,7"
+    config.recipe = "lucid"  # or imvip (three stages, 2048 steps)
+    config.steps = 0  # of lucid, in place of 512
+    config.size = 0  # pixels; the network's own when 0, for feature_visualization 128
+    config.batch_size = 16
+    config.seed = 2026
+    return config

@@ -1,0 +1,63 @@
+"""Outputs of layers in one forward pass, each with something added to it on the way."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+
+def capture(
+    module: nn.Module,
+    variables: Any,
+    inputs: Float[Array, "N H W 3"],
+    layers: tuple[str, ...],
+    offsets: Mapping[str, Array] | None = None,
+) -> dict[str, Array]:
+    """Outputs of modules, by name, in the order in which they are computed.
+
+    With an offset e the output a of a layer becomes a + e for all that follows, and is returned so: the derivative of anything
+    by e at e = 0 is the one by a, for any module of any network.
+
+    Pure; meant to be jitted, when the compiler drops whatever comes after the last wanted layer.
+
+    Args:
+        module: The network.
+        variables: Its variables.
+        inputs: Preprocessed images.
+        layers: Names of modules at any depth.
+        offsets: What to add to the output of layers.
+
+    Raises:
+        ValueError: No module, or more than one, has a wanted name.
+    """
+    found: dict[str, Array] = {}
+    names: dict[str, None] = {}
+    twice: dict[str, None] = {}
+    added = offsets or {}
+
+    def keep(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        output = call(*args, **kwargs)
+        name = context.module.name
+        if context.method_name != "__call__" or name is None:
+            return output
+        names[name] = None
+        if name not in layers:
+            return output
+        if name in found:
+            twice[name] = None
+        found[name] = output + added[name] if name in added else output
+        return found[name]
+
+    with nn.intercept_methods(keep):
+        module.apply(variables, inputs)
+    problems = [f"{name!r} names several modules" for name in twice]
+    for name in layers:
+        if name not in found:
+            near = get_close_matches(name, names, n=3)
+            hint = f"did you mean {' or '.join(near)}" if near else f"there are {', '.join(names)}"
+            problems.append(f"no module is called {name!r}; {hint}")
+    if problems:
+        raise ValueError(f"In this network {'; '.join(dict.fromkeys(problems))}.")
+    return found

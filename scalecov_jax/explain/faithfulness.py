@@ -1,0 +1,232 @@
+"""Whether a map tells what the network does: insertion and deletion, the pointing game, and randomised weights."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+from scipy.stats import binomtest, spearmanr
+
+from scalecov_jax.checkpoints import Network, random_network
+from scalecov_jax.explain.capture import capture
+from scalecov_jax.explain.target import Target
+from scalecov_jax.images.example import Box
+
+
+class Curves(NamedTuple):
+    """The target while pixels come or go in the order of a map, at shares 0, 1/T, ..., 1 of the pixels.
+
+    Attributes:
+        insertion: From the baseline to the image; high at once where the map is faithful.
+        deletion: From the image to the baseline; low at once where the map is faithful.
+    """
+
+    insertion: Float[Array, "N T1"]
+    deletion: Float[Array, "N T1"]
+
+
+class Pointing(NamedTuple):
+    """The pointing game of two ways to point, on the same images.
+
+    Attributes:
+        images: Their number.
+        hits: Images where the map's largest value lies in the box.
+        centre_hits: Images whose centre lies in the box.
+        only_map: Hits of the map alone.
+        only_centre: Hits of the centre alone.
+        p: Of the exact two-sided McNemar test on these two.
+    """
+
+    images: int
+    hits: int
+    centre_hits: int
+    only_map: int
+    only_centre: int
+    p: float
+
+
+class Randomised(NamedTuple):
+    """Maps of a network whose layers are random from the output down to `layer`, beside those of the network.
+
+    Attributes:
+        layer: The last part that was made random.
+        correlation: Spearman's, of each image; 0 where one of the maps is constant.
+    """
+
+    layer: str
+    correlation: Float[np.ndarray, " N"]
+
+
+@partial(jax.jit, static_argnames=("module", "steps"))
+def insertion_deletion(
+    module: nn.Module,
+    variables: Any,
+    inputs: Float[Array, "N H W 3"],
+    maps: Float[Array, "N H W"],
+    baseline: Float[Array, "N H W 3"],
+    target: Target,
+    steps: int = 16,
+) -> Curves:
+    """Replace pixels by those of a baseline, in the order of a map.
+
+    Args:
+        module: The network.
+        variables: Its variables.
+        inputs: Preprocessed images.
+        maps: Of the size of the images; pixels of equal value go in the order of rows and columns.
+        baseline: What takes the place of deleted pixels, such as `blurred` images.
+        target: What is explained.
+        steps: T.
+
+    Source: Petsiuk, Das and Saenko 2018, RISE, section 4.1.
+    """
+    count, height, width = maps.shape
+    flat = maps.reshape(count, -1)
+    order = jnp.argsort(-flat, axis=1, stable=True)
+    rank = jnp.argsort(order, axis=1).reshape(maps.shape)
+
+    def at(share: Array) -> tuple[Array, Array]:
+        first = (rank < share * height * width)[..., None]
+        pairs = jnp.where(first, inputs, baseline), jnp.where(first, baseline, inputs)
+        inserted, deleted = (
+            target(capture(module, variables, one, (target.layer,))[target.layer]) for one in pairs
+        )
+        return inserted, deleted
+
+    inserted, deleted = jax.lax.map(at, jnp.linspace(0, 1, steps + 1))
+    return Curves(inserted.T, deleted.T)
+
+
+def area_under(curves: Float[Array, "N T1"] | Float[np.ndarray, "N T1"]) -> Float[np.ndarray, " N"]:
+    """Area under each curve over shares 0 to 1, by the trapezoidal rule."""
+    values = np.asarray(curves, np.float64)
+    return (values[:, 1:] + values[:, :-1]).mean(1) / 2
+
+
+def blurred(inputs: Float[Array, "N H W 3"], sigma: float = 10.0) -> Float[Array, "N H W 3"]:
+    """Images without detail: a Gaussian of `sigma` pixels along both axes; what lies outside counts nothing."""
+    for axis in (1, 2):
+        at = jnp.arange(inputs.shape[axis])
+        kernel = jnp.exp(-jnp.square((at[:, None] - at[None]) / sigma) / 2)
+        kernel = kernel / kernel.sum(1, keepdims=True)
+        inputs = jnp.moveaxis(jnp.tensordot(kernel, inputs, (1, axis)), 0, axis)
+    return inputs
+
+
+def hits(
+    maps: Float[np.ndarray, "N H W"], boxes: Sequence[Box], tolerance: int = 0
+) -> Bool[np.ndarray, " N"]:
+    """Whether the largest value of each map lies in the box of its image.
+
+    A map that is nowhere above zero points nowhere and misses.
+
+    Args:
+        maps: Of the size in which the boxes are given.
+        boxes: 1-based and inclusive, as in PASCAL VOC.
+        tolerance: Pixels by which a miss still counts as a hit (15 in the source).
+
+    Source: Zhang et al. 2016, Top-down Neural Attention by Excitation Backprop, section 4.1.
+    """
+    _check_boxes(len(maps), boxes)
+    flat = np.asarray(maps).reshape(len(maps), -1)
+    rows, columns = np.unravel_index(flat.argmax(1), maps.shape[1:])
+    return _inside(columns + 1.0, rows + 1.0, boxes, tolerance) & (flat.max(1) > 0)
+
+
+def centre_hits(height: int, width: int, boxes: Sequence[Box], tolerance: int = 0) -> Bool[np.ndarray, " N"]:
+    """Whether the centre of each image lies in its box: what pointing achieves without looking."""
+    count = len(boxes)
+    return _inside(np.full(count, (width + 1) / 2), np.full(count, (height + 1) / 2), boxes, tolerance)
+
+
+def pointing_game(hit: Bool[np.ndarray, " N"], centre: Bool[np.ndarray, " N"]) -> Pointing:
+    """Compare `hits` of a map with `centre_hits` of the same images by the exact McNemar test.
+
+    Source: McNemar 1947; exact binomial form.
+    """
+    only_map, only_centre = int((hit & ~centre).sum()), int((centre & ~hit).sum())
+    differ = only_map + only_centre
+    p = float(binomtest(only_map, differ).pvalue) if differ else 1.0
+    return Pointing(len(hit), int(hit.sum()), int(centre.sum()), only_map, only_centre, p)
+
+
+def randomise_downwards(network: Network, parts: Sequence[str], seed: int = 0) -> Iterator[tuple[str, Any]]:
+    """Variables of the network with more and more of its parts random, from the output down.
+
+    Args:
+        network: Network.
+        parts: Names of modules at the top of the network, in the order in which they lose their weights.
+        seed: Of the random weights, drawn as in `checkpoints.random_network`.
+
+    Yields:
+        The last part made random, and the variables.
+
+    Raises:
+        ValueError: The network has no such parts.
+
+    Source: Adebayo et al. 2018, Sanity Checks for Saliency Maps, section 3 (cascading randomisation).
+    """
+    there = network.variables["params"]
+    if missing := [part for part in parts if part not in there]:
+        raise ValueError(
+            f"The network has no parts {', '.join(missing)} with weights; there are {', '.join(there)}."
+        )
+    random = random_network(network, seed).variables
+    variables = {name: dict(collection) for name, collection in network.variables.items()}
+    for part in parts:
+        variables = {
+            name: {key: random[name][key] if key == part else value for key, value in collection.items()}
+            for name, collection in variables.items()
+        }
+        yield part, variables
+
+
+def weight_randomisation(
+    network: Network,
+    maps: Callable[[Any], Float[np.ndarray, "N H W"]],
+    parts: Sequence[str],
+    seed: int = 0,
+) -> list[Randomised]:
+    """Rank correlation of maps with those of a network that forgets, layer by layer from the output down.
+
+    A map that hardly changes does not show what the network has learnt.
+
+    Args:
+        network: Network.
+        maps: From variables to maps of the same images.
+        parts: See `randomise_downwards`.
+        seed: See there.
+
+    Source: Adebayo et al. 2018, Sanity Checks for Saliency Maps.
+    """
+    original = np.asarray(maps(network.variables))
+    return [
+        Randomised(part, rank_correlation(original, np.asarray(maps(variables))))
+        for part, variables in randomise_downwards(network, parts, seed)
+    ]
+
+
+def rank_correlation(
+    first: Float[np.ndarray, "N H W"], second: Float[np.ndarray, "N H W"]
+) -> Float[np.ndarray, " N"]:
+    """Spearman's correlation of the pixels of every two maps; 0 where one is constant, as it then says nothing of the other."""
+    values = np.zeros(len(first))
+    for index, (a, b) in enumerate(zip(first, second, strict=True)):
+        if np.ptp(a) > 0 and np.ptp(b) > 0:
+            values[index] = spearmanr(a.ravel(), b.ravel()).statistic  # pyright: ignore[reportAttributeAccessIssue]
+    return values
+
+
+def _inside(x: np.ndarray, y: np.ndarray, boxes: Sequence[Box], tolerance: int) -> np.ndarray:
+    left, top, right, bottom = np.array(boxes, float).reshape(-1, 4).T
+    across = (x >= left - tolerance) & (x <= right + tolerance)
+    return across & (y >= top - tolerance) & (y <= bottom + tolerance)
+
+
+def _check_boxes(count: int, boxes: Sequence[Box]) -> None:
+    if len(boxes) != count:
+        raise ValueError(f"{len(boxes)} boxes for {count} maps; expected one each.")

@@ -1,0 +1,193 @@
+"""In which direction a concept pushes a target: derivatives along RCVs, and what random directions give.
+
+With g [D] the gradient of the target by the pooled features and v a direction of unit length, S = g . v is what the target gains
+when the features move by one along v, which is done by adding v at every pixel of the maps. It keeps its sign and scale: no
+absolute value, no scaling to 0-1.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from scalecov_jax.explain.rcv import Rcv
+
+RANDOM_DIRECTIONS = 1000
+SAME = 1e-5  # sensitivities whose sd is below this part of their size do not differ
+
+
+class TcavTest(NamedTuple):
+    """TCAV scores of C directions beside those of random ones.
+
+    Attributes:
+        score: Share of images with S > 0.
+        low: 2.5th percentile of the scores of random directions.
+        high: 97.5th percentile.
+        random_mean: Their mean, which is 0.5.
+        p: Share of random directions whose score is as far from 0.5, itself counted; two-sided.
+    """
+
+    score: Float[np.ndarray, " C"]
+    low: float
+    high: float
+    random_mean: float
+    p: Float[np.ndarray, " C"]
+
+
+def pooled_gradients(
+    gradients: Float[Array, "N H W D"] | Float[Array, "N D"],
+) -> Float[Array, "N D"]:
+    """The gradient by a shift of the pooled features that is the same at every pixel: the sum over the pixels."""
+    return gradients.sum((1, 2)) if gradients.ndim == 4 else gradients
+
+
+def directions(rcvs: Sequence[Rcv]) -> Float[np.ndarray, "C D"]:
+    """The unit vectors of RCVs of one layer, one a row."""
+    return np.stack([one.direction for one in rcvs]).astype(np.float32)
+
+
+def sensitivities(
+    gradients: Float[Array, "N H W D"] | Float[Array, "N D"], directions: Float[Array, "C D"]
+) -> Float[Array, "N C"]:
+    """Signed directional derivatives of all images along all directions, from one backward pass.
+
+    Args:
+        gradients: See `gradients.layer_gradients`.
+        directions: Scaled to unit length here.
+
+    Source: Graziani et al. 2018, section 3; Kim et al. 2018, TCAV, equation 1.
+    """
+    return pooled_gradients(gradients) @ _unit(directions).T
+
+
+def dimension_free(
+    gradients: Float[Array, "N H W D"] | Float[Array, "N D"], directions: Float[Array, "C D"]
+) -> Float[Array, "N C"]:
+    """Z = sqrt(D) cos(g, v), to compare layers of different widths; 0 where the gradient vanishes.
+
+    Along a random direction u, g . u has mean 0 and variance |g|^2 / D: z counts standard deviations of chance.
+
+    Args:
+        gradients: See `gradients.layer_gradients`.
+        directions: Of any length.
+
+    Source: in the place of Yeche et al. 2019 (UBS), whose formula is not at hand; derived.
+    """
+    pooled = pooled_gradients(gradients)
+    return np.sqrt(pooled.shape[1]) * _unit(pooled) @ _unit(directions).T
+
+
+def random_directions(count: int, width: int, seed: int) -> Float[np.ndarray, "count width"]:
+    """Directions from the uniform distribution on the unit sphere."""
+    drawn = np.random.default_rng(seed).normal(size=(count, width))
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+
+def tcav(sensitivities: Float[np.ndarray, "N C"] | Float[Array, "N C"]) -> Float[np.ndarray, " C"]:
+    """The share of images whose target grows along each direction; one that does not react counts half.
+
+    Source: Kim et al. 2018, TCAV, equation 2.
+    """
+    return (np.sign(np.asarray(sensitivities)).mean(0) + 1) / 2
+
+
+def tcav_test(
+    gradients: Float[Array, "N H W D"] | Float[Array, "N D"],
+    directions: Float[Array, "C D"] | Float[np.ndarray, "C D"],
+    random: Float[np.ndarray, "R D"] | None = None,
+    *,
+    seed: int = 0,
+) -> TcavTest:
+    """TCAV scores against those of random directions on the same images.
+
+    Gradients of images resemble each other, so scores of random directions spread far around 0.5: behind the last non-linearity
+    each of them is 0 or 1. A test against 0.5 that takes images for independent would call most of them significant.
+
+    Args:
+        gradients: See `gradients.layer_gradients`.
+        directions: Those in question.
+        random: Directions that mean nothing, such as RCVs of shuffled measures; 1000 from the unit sphere when absent.
+        seed: Of these.
+
+    Source: Kim et al. 2018, section 3.3 (random concepts as the reference), with a permutation p value.
+    """
+    pooled = pooled_gradients(gradients)
+    if random is None:
+        random = random_directions(RANDOM_DIRECTIONS, pooled.shape[1], seed)
+    score = tcav(sensitivities(pooled, jnp.asarray(directions)))
+    reference = tcav(sensitivities(pooled, jnp.asarray(random)))
+    as_far = np.abs(reference[None] - 0.5) >= np.abs(score[:, None] - 0.5) - 1e-9
+    p = (1 + as_far.sum(1)) / (1 + len(reference))
+    low, high = np.percentile(reference, (2.5, 97.5))
+    return TcavTest(score, float(low), float(high), float(reference.mean()), p)
+
+
+def bidirectional_relevance(
+    sensitivities: Float[np.ndarray, "N C"], r2: Float[np.ndarray, " C"]
+) -> Float[np.ndarray, " C"]:
+    """Br = max(R2, 0) mean(S) / sd(S) over images.
+
+    A negative R2 would turn the sign of a concept that the layer does not hold; such a concept has Br = 0.
+
+    Args:
+        sensitivities: Of all images.
+        r2: Held-out R2 of the RCV of each concept.
+
+    Raises:
+        ValueError: S is the same for all images, as it is where the target is a linear function of the features; names the
+            columns.
+
+    Source: Graziani et al. 2018, Regression Concept Vectors, section 3 (sd with ddof 0).
+    """
+    s = np.asarray(sensitivities, np.float64)
+    same = np.flatnonzero(constant(s))
+    if len(same):
+        raise ValueError(
+            f"The sensitivities of column {', '.join(map(str, same))} are the same for all {len(s)} images, so Br divides by "
+            "zero: the target is a linear function of these features. Take an earlier layer, or a probability."
+        )
+    return np.maximum(r2, 0) * s.mean(0) / s.std(0)
+
+
+def relevance_intervals(
+    sensitivities: Float[np.ndarray, "N C"],
+    r2: Float[np.ndarray, " C"],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+) -> Float[np.ndarray, "2 C"]:
+    """95 % intervals of Br over images, by the bootstrap; see `bidirectional_relevance`.
+
+    Args:
+        sensitivities: Of all images.
+        r2: Held-out R2 of the RCV of each concept, taken as known.
+        draws: Resamples.
+        seed: Of the resampling.
+        groups: Slide, patient or source of each image, drawn as a whole; each image by itself when absent.
+    """
+    s = np.asarray(sensitivities, np.float64)
+    bidirectional_relevance(s, r2)  # refuses what is undefined
+    names = np.arange(len(s)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    count = names.max() + 1
+    one_hot = np.zeros((count, len(s)))
+    one_hot[names, np.arange(len(s))] = 1
+    weight = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws) @ one_hot
+    total = weight.sum(1, keepdims=True)
+    mean = weight @ s / total
+    variance = weight @ np.square(s - s.mean(0)[None]) / total - np.square(mean - s.mean(0)[None])
+    valid = variance > np.square(SAME * np.abs(s).max(0))[None]
+    ratio = np.where(valid, mean / np.sqrt(np.where(valid, variance, 1)), np.nan)
+    return np.nanpercentile(np.maximum(r2, 0)[None] * ratio, (2.5, 97.5), axis=0)
+
+
+def constant(sensitivities: Float[np.ndarray, "N C"]) -> np.ndarray:
+    """Which columns do not differ between images, up to rounding."""
+    return sensitivities.std(0) <= SAME * np.abs(sensitivities).max(0)
+
+
+def _unit(vectors: Float[Array, "C D"]) -> Float[Array, "C D"]:
+    length = jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    return jnp.where(length > 0, vectors / jnp.where(length > 0, length, 1), 0)

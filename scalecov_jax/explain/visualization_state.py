@@ -1,0 +1,52 @@
+"""The state of a visualisation on disk, so that an interrupted one goes on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scalecov_jax.explain.feature_visualization import Objective, State, start
+
+
+def save_state(path: Path, state: State) -> None:
+    """Write a state; the file appears only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_suffix(".partial.npz")
+    leaves = jax.tree.leaves((state.spectra, state.moments, state.values))
+    np.savez(
+        partial_path,
+        step=state.step,
+        keys=np.asarray(jax.random.key_data(state.keys)),
+        **{f"leaf_{index}": np.asarray(leaf) for index, leaf in enumerate(leaves)},  # pyright: ignore[reportArgumentType]
+    )
+    partial_path.replace(path)
+
+
+def load_state(path: Path, objectives: Sequence[Objective], *, size: int, images: int = 1) -> State | None:
+    """Read a state; nothing where there is no file.
+
+    Args:
+        path: From `save_state`.
+        objectives: Those of the state.
+        size: Of its images in pixels.
+        images: For each objective.
+
+    Raises:
+        ValueError: The file is damaged or holds the state of other objectives.
+    """
+    if not path.exists():
+        return None
+    fresh = start(objectives, size=size, images=images)
+    expected, tree = jax.tree.flatten((fresh.spectra, fresh.moments, fresh.values))
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            leaves = [jnp.asarray(file[f"leaf_{index}"]) for index in range(len(expected))]
+            keys, step = jax.random.wrap_key_data(jnp.asarray(file["keys"])), int(file["step"])
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to start anew.") from error
+    if [one.shape for one in leaves] != [one.shape for one in expected]:
+        raise ValueError(f"{path} holds images of another number or size; delete it to start anew.")
+    spectra, moments, values = jax.tree.unflatten(tree, leaves)
+    return State(spectra, moments, keys, step, values)

@@ -1,0 +1,272 @@
+"""Files and page of a run of explanations."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scalecov_jax.explain.faithfulness import Pointing, pointing_game
+from scalecov_jax.images.example import Skipped, count_reasons
+from scalecov_jax.report import explain_figures, page, style
+from scalecov_jax.tables import write_table
+
+
+class Mapped(NamedTuple):
+    """The map of one image (a row of maps.csv).
+
+    Attributes:
+        weights: Name of the network.
+        image: Name of the image.
+        score: The target.
+        largest: Absolute value of the map before it is scaled; 0 where nothing supports the target.
+        hit: Whether its largest value lies in the box; None where no box is known.
+        centre_hit: Whether the centre of the image does.
+        insertion: Area under the curve while pixels come.
+        deletion: Area under the curve while they go.
+    """
+
+    weights: str
+    image: str
+    score: float
+    largest: float
+    hit: bool | None
+    centre_hit: bool | None
+    insertion: float | None
+    deletion: float | None
+
+
+class Concept(NamedTuple):
+    """A concept at a layer (a row of sensitivity.csv); see `explain.sensitivity` for the columns."""
+
+    weights: str
+    layer: str
+    concept: str
+    r2: float
+    mean: float
+    sd: float
+    dimension_free: float
+    tcav: float
+    random_low: float
+    random_high: float
+    p: float
+    br: float | None
+    br_low: float | None
+    br_high: float | None
+
+
+class Optimised(NamedTuple):
+    """An optimised image (a row of visualisations.csv)."""
+
+    weights: str
+    layer: str
+    objective: str
+    channel: int
+    steps: int
+    value: float
+
+
+class Result(NamedTuple):
+    """What there is to write: rows, figures with what they show, tables for the page, the answer, how to read it."""
+
+    file: str
+    kind: type
+    rows: Sequence[Any]
+    figures: Mapping[str, tuple[style.Figure, str]]
+    tables: Sequence[page.Table]
+    answer: str
+    reading: Mapping[str, str]
+    text: str
+
+
+_MAPS_READING = {
+    "A map": "shows which parts of the image speak for the target at this layer, on a scale of its own largest value: "
+    "maps of two images or networks cannot be compared by colour. An all-dark map means that nothing speaks for it.",
+    "Insertion and deletion": "are areas under the target while the pixels come into, or go from, a blurred image in "
+    "the order of the map. A faithful map has a high insertion and a low deletion; compare methods on the same images.",
+    "The pointing game": "counts images where the largest value of the map lies in the box of the object, beside the centre of "
+    "the image, which needs no network. p is of the exact McNemar test.",
+}
+_SENSITIVITY_READING = {
+    "S": "is the derivative of the target along the concept's unit direction: what the target gains as the concept grows. "
+    "z counts it in standard deviations of a random direction.",
+    "TCAV": "is the share of images with S > 0. The range is that of 1000 random directions on the same images, and p the share "
+    "of them that lies as far from a half.",
+    "Br": "is max(R², 0) mean(S) / sd(S), with a 95 % interval over images. A dash: S is the same for all images.",
+    "R²": "says how well the concept is readable at the layer from images the probe was not fitted to. Where it is near 0 the "
+    "direction means nothing, whatever its sensitivity.",
+}
+_VISUALISATION_READING = {
+    "An image": "is one of many that excite the channel; it shows what suffices, not what the channel sees in photographs.",
+}
+
+
+def maps(
+    rows: Sequence[Mapped],
+    shown: Mapping[str, np.ndarray],
+    images: Sequence[tuple[str, np.ndarray]],
+    settings: Mapping[str, Any],
+) -> Result:
+    """The result of Grad-CAM and its relatives."""
+    names = [name for name, _ in images]
+    figure = explain_figures.overlays(np.stack([image for _, image in images]), shown, names)
+    method, layer = settings["method"], settings["layer"]
+    table, answers, text = [], [], []
+    for weights in shown:
+        own = [row for row in rows if row.weights == weights]
+        means = [
+            None if values[0] is None else float(np.mean(values))  # pyright: ignore[reportArgumentType,reportCallIssue]
+            for values in ([row.insertion for row in own], [row.deletion for row in own])
+        ]
+        game = game_of(own)
+        table.append(
+            (
+                weights,
+                str(len(own)),
+                *(page.number(value, 3) for value in means),
+                *(("–",) * 3 if game is None else (str(game.hits), str(game.centre_hits), f"{game.p:.2g}")),
+            )
+        )
+        empty = sum(row.largest == 0 for row in own)
+        told = (
+            f"{weights}: {len(own)} maps of {settings['target']} at {layer} by {method}"
+            + f", {empty} empty" * bool(empty)
+        )
+        if game is not None:
+            told += f"; {game.hits} point into the box, the centre does in {game.centre_hits} (exact p = {game.p:.2g})"
+        answers.append(f"{told}.")
+        text.append(told)
+    columns = ("weights", "images", "insertion", "deletion", "hits", "centre hits", "p")
+    described = f"Images and their maps by {method} at {layer}. {' '.join(answers)}"
+    return Result(
+        "maps.csv",
+        Mapped,
+        rows,
+        {"overlays": (figure, described)},
+        [page.Table("Means over images.", columns, table)],
+        "\n".join(answers),
+        _MAPS_READING,
+        "\n".join(text),
+    )
+
+
+def game_of(rows: Sequence[Mapped]) -> Pointing | None:
+    """The pointing game over the images whose box is known."""
+    pairs = [(row.hit, row.centre_hit) for row in rows if row.hit is not None]
+    if not pairs:
+        return None
+    hit, centre = np.array(pairs, bool).T
+    return pointing_game(hit, centre)
+
+
+def sensitivity(rows: Sequence[Concept], settings: Mapping[str, Any]) -> Result:
+    """The result of concept sensitivities."""
+    concepts = list(dict.fromkeys(row.concept for row in rows))
+    bars = {
+        weights: [
+            None
+            if row.br is None or row.br_low is None or row.br_high is None
+            else (row.br, row.br_low, row.br_high)
+            for row in rows
+            if row.weights == weights
+        ]
+        for weights in dict.fromkeys(row.weights for row in rows)
+    }
+    table = [
+        (
+            f"{row.weights}, {row.concept}",
+            page.number(row.r2),
+            f"{row.mean:.3g}",
+            page.number(row.dimension_free),
+            page.number(row.tcav),
+            f"{page.number(row.random_low)} to {page.number(row.random_high)}",
+            f"{row.p:.2g}",
+            "–"
+            if row.br is None
+            else f"{page.number(row.br)} ({page.number(row.br_low)} to {page.number(row.br_high)})",
+        )
+        for row in rows
+    ]
+    first = [row for row in rows if row.weights == rows[0].weights]
+    strongest = max(first, key=lambda row: abs(row.br or 0.0) if row.r2 > 0 else 0.0)
+    sense = "raises" if strongest.mean > 0 else "lowers"
+    answer = (
+        f"{first[0].weights} at {first[0].layer}: of {len(first)} concepts {strongest.concept} counts most; it {sense} "
+        f"{settings['target']} (Br {page.number(strongest.br)}, held-out R² {page.number(strongest.r2)}, TCAV "
+        f"{page.number(strongest.tcav)}, p = {strongest.p:.2g})."
+    )  # fmt: skip
+    columns = ("concept", "R² held out", "mean S", "mean z", "TCAV", "random", "p", "Br")
+    lines = [f"{'concept':<34}{'R2':>7}{'mean S':>11}{'z':>7}{'TCAV':>7}{'p':>8}{'Br':>8}"] + [
+        f"{f'{row.weights}, {row.concept}':<34}{row.r2:>7.2f}{row.mean:>11.3g}{row.dimension_free:>7.2f}{row.tcav:>7.2f}"
+        f"{row.p:>8.2g}{'-' if row.br is None else f'{row.br:.2f}':>8}"
+        for row in rows
+    ]
+    figure = explain_figures.relevance_bars(bars, concepts)
+    return Result(
+        "sensitivity.csv",
+        Concept,
+        rows,
+        {"relevance": (figure, f"Bidirectional relevance of {', '.join(concepts)}. {answer}")},
+        [page.Table("Random: 95 % of the TCAV scores of random directions.", columns, table)],
+        answer,
+        _SENSITIVITY_READING,
+        "\n".join([*lines, "", answer]),
+    )
+
+
+def visualisation(
+    rows: Sequence[Optimised], pictures: Mapping[str, np.ndarray], settings: Mapping[str, Any]
+) -> Result:
+    """The result of feature visualisation."""
+    titles = {
+        weights: [f"{row.channel}: {row.value:.3g}" for row in rows if row.weights == weights] for weights in pictures
+    }  # fmt: skip
+    figure = explain_figures.contact_sheet(pictures, titles)
+    count = len(next(iter(pictures.values())))
+    answer = (
+        f"{count} images for the {settings['objective']} objective at {settings['layer']}, {rows[0].steps} steps each, for "
+        f"{', '.join(pictures)}."
+    )
+    table = [(f"{row.weights}, {row.channel}", str(row.steps), f"{row.value:.4g}") for row in rows]
+    return Result(
+        "visualisations.csv",
+        Optimised,
+        rows,
+        {"sheet": (figure, f"Optimised images, one row a network, with channel and activation. {answer}")},
+        [page.Table("Activation at the last step.", ("channel", "steps", "value"), table)],
+        answer,
+        _VISUALISATION_READING,
+        "\n".join([*(" ".join(one) for one in table), "", answer]),
+    )
+
+
+def write(
+    folder: Path, title: str, result: Result, skipped: Sequence[Skipped], provenance: Mapping[str, str]
+) -> str:
+    """Write the table, figures (PNG), summary.json and report.html to `folder`; returns a text for people."""
+    write_table(folder / result.file, result.kind, result.rows)
+    (folder / "figures").mkdir(exist_ok=True)
+    images = []
+    for name, (figure, alt) in result.figures.items():
+        content = style.render(figure, "png")
+        (folder / "figures" / f"{name}.png").write_bytes(content)
+        images.append(page.Image(content, alt, wide=True))
+    reasons = count_reasons(skipped)
+    summary = {"answer": result.answer, "skipped": reasons, "provenance": dict(provenance)}
+    if result.kind is Mapped:
+        summary["pointing_game"] = {
+            weights: game._asdict()
+            for weights in dict.fromkeys(row.weights for row in result.rows)
+            if (game := game_of([row for row in result.rows if row.weights == weights])) is not None
+        }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    named: dict[str, list[str]] = {}
+    for skip in skipped:
+        named.setdefault(skip.reason, []).append(skip.name)
+    section = page.Section("Result", "", images, result.tables)
+    page.write_report(
+        folder / "report.html",
+        page.Report(title, result.answer, (), (), named, [section], provenance, result.reading),
+    )
+    return result.text

@@ -1,0 +1,45 @@
+"""Show what a network looks at, which concepts push it, or what its channels respond to.
+
+Example:
+  python scripts/explain.py --method=grad_cam --config=configs/explain.py --workdir=runs/explain
+  python scripts/explain.py --method=grad_cam_pp --config=configs/explain.py --config.architecture=resnet50 \
+    --config.weights=runs/weights/resnet50 --config.images=FOLDER --config.limit=8 --workdir=runs/photos
+  python scripts/explain.py --method=feature_visualization --config=configs/explain.py --config.layer=add_8 \
+    --workdir=runs/channels
+
+Writes a CSV table, summary.json, report.html, figures/ and arrays (maps/, gradients/ or states/) to --workdir.
+"""
+
+import sys
+
+import command
+from absl import flags
+from command import OVERWRITE, RESUME, WORKDIR, run
+from ml_collections import config_flags
+
+from scalecov_jax.pipelines import explain
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The settings, such as configs/explain.py, which explains each of them."
+)
+METHOD = flags.DEFINE_enum("method", None, explain.METHODS, "What to compute.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, print what would be computed, and stop.")
+flags.adopt_module_key_flags(command)
+flags.mark_flags_as_required(["config", "method", "workdir"])
+
+
+def main() -> None:
+    """Explain and report."""
+    table = explain.run(
+        {**CONFIG.value.to_dict(), "method": METHOD.value},
+        WORKDIR.value,
+        command=sys.argv,
+        resume=RESUME.value,
+        overwrite=OVERWRITE.value,
+        dry_run=DRY_RUN.value,
+    )
+    print(table)
+
+
+if __name__ == "__main__":
+    run(main)

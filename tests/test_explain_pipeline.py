@@ -1,0 +1,78 @@
+"""scripts/explain.py on a tiny network: every method writes what it says, goes on, and refuses what cannot be."""
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_network import random_network
+
+from scalecov_jax import checkpoints
+from scalecov_jax.pipelines import explain
+
+CONFIG = Path(__file__).parents[1] / "configs" / "explain.py"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "some_weights"
+    checkpoints.save(folder, random_network())
+    spec = importlib.util.spec_from_file_location("explain_config", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    changes = {"weights": str(folder), "layer": "block_2", "scenes": 12, "splits": 3, "batch_size": 8}
+    small = {"steps": 3, "size": 32, "channels": "0,3", "concepts": "scale,mean_luminance", "shown": 2}
+    return {**module.get_config().to_dict(), **changes, **small}
+
+
+def run(settings, method, workdir, **options):
+    return explain.run({**settings, "method": method}, str(workdir), command=["explain.py"], **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "kept"),
+    [("grad_cam", 24, "maps"), ("sensitivity", 4, "gradients"), ("feature_visualization", 4, "states")],
+)
+def test_tables_reports_and_a_second_run(settings, method, rows, kept, tmp_path):
+    table = run(settings, method, tmp_path / "run")
+    assert "some_weights-random" in table
+    (path,) = (one for one in (tmp_path / "run").glob("*.csv") if one.name != "measures.csv")
+    with path.open() as file:
+        found = list(csv.DictReader(file))
+    assert len(found) == rows
+    assert not {"nan", "inf"} & {cell.lower() for row in found for cell in row.values()}
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["answer"]
+    assert summary["provenance"]["seed"] == "2026"
+    assert (tmp_path / "run/report.html").stat().st_size > 10_000
+    assert list((tmp_path / "run/figures").glob("*.png"))
+    before = path.read_bytes(), {one: one.stat().st_mtime_ns for one in (tmp_path / "run" / kept).iterdir()}
+    assert run(settings, method, tmp_path / "run", resume=True).split("\n")[0] == table.split("\n")[0]
+    assert path.read_bytes() == before[0]
+    assert {one: one.stat().st_mtime_ns for one in (tmp_path / "run" / kept).iterdir()} == before[1]
+
+
+def test_maps_meet_boxes_in_the_pointing_game(settings, tmp_path):
+    run({**settings, "random_weights": False}, "grad_cam_pp", tmp_path / "run")
+    (game,) = json.loads((tmp_path / "run/summary.json").read_text())["pointing_game"].values()
+    assert game
+    with np.load(tmp_path / "run/maps/some_weights.npz") as file:
+        assert file["maps"].shape == (12, *file["maps"].shape[1:])
+        assert np.isfinite(file["maps"]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer": "block_9"}, "no module is called 'block_9'; did you mean block_"),
+        ({"layer": "pre_softmax"}, "has no maps"),
+        ({"target": "logit:nothing"}, "nothing"),
+        ({"splits": 0, "channels": "a"}, "config.splits is 0.*; config.channels has a"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_computed(settings, changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run({**settings, **changes}, "grad_cam", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

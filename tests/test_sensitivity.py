@@ -1,0 +1,154 @@
+"""Concept sensitivities: equal to finite differences, signed, beside measured random directions."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn.linear_model import RidgeCV
+from sklearn.preprocessing import StandardScaler
+from test_grad_cam import gradients_64, tail
+from tiny_network import random_network
+
+from scalecov_jax.cutting import pruned_network
+from scalecov_jax.explain import sensitivity
+from scalecov_jax.explain.rcv import check_rcvs, fingerprint, fit_rcvs
+from scalecov_jax.explain.target import class_logit, class_probability, rcv_projection
+from scalecov_jax.probes.batch import ALPHAS
+from scalecov_jax.probes.splits import random_splits
+
+LAYER = "block_1"
+
+
+@pytest.fixture(scope="module")
+def network():
+    return random_network()
+
+
+@pytest.fixture(scope="module")
+def computed(network):
+    inputs = np.random.default_rng(3).normal(size=(12, 32, 32, 3))
+    return gradients_64(network, inputs, class_logit(network, 2))
+
+
+@pytest.fixture(scope="module")
+def along():
+    return np.random.default_rng(4).normal(size=(5, 16)) * np.array([[1], [3], [0.1], [1], [7]])
+
+
+def in_jax(*arrays):
+    return [jnp.asarray(one, jnp.float32) for one in arrays]
+
+
+def test_sensitivities_equal_finite_differences(network, computed, along):
+    """The change of the logit when the pooled features move along the unit direction, for every image and concept."""
+    ours = np.asarray(sensitivity.sensitivities(*in_jax(computed.gradients, along)))
+    step = 1e-5
+    for column, direction in enumerate(along / np.linalg.norm(along, axis=1, keepdims=True)):
+        moved = [tail(network, computed.activations + sign * step * direction)[:, 2] for sign in (1, -1)]
+        np.testing.assert_allclose(ours[:, column], (moved[0] - moved[1]) / (2 * step), atol=1e-5)
+    assert (ours > 0).any()
+    assert (ours < 0).any()
+
+
+def test_they_are_signed_and_keep_their_scale(computed, along):
+    """No absolute value and no scaling to 0-1 comes before the product (METHODS: the published sensitivities had both)."""
+    gradients, directions = in_jax(computed.gradients, along)
+    ours = sensitivity.sensitivities(gradients, directions)
+    np.testing.assert_allclose(sensitivity.sensitivities(gradients, -directions), -ours)
+    np.testing.assert_allclose(sensitivity.sensitivities(3 * gradients, directions), 3 * ours, rtol=1e-5)
+    np.testing.assert_allclose(sensitivity.sensitivities(gradients, 9 * directions), ours, rtol=1e-5)
+
+
+def test_the_dimension_free_sensitivity_counts_standard_deviations_of_chance(computed):
+    gradients, directions = in_jax(computed.gradients, sensitivity.random_directions(20000, 16, 0))
+    z = np.asarray(sensitivity.dimension_free(gradients, directions))
+    np.testing.assert_allclose(z.mean(1), 0, atol=0.05)
+    np.testing.assert_allclose(z.std(1), 1, atol=0.03)
+    np.testing.assert_allclose(sensitivity.dimension_free(5 * gradients, directions), z, rtol=1e-4, atol=1e-5)
+    assert not np.asarray(sensitivity.dimension_free(0 * gradients, directions)).any()
+
+
+def test_tcav_of_random_directions_is_a_half_within_its_interval(computed):
+    (gradients,) = in_jax(computed.gradients)
+    drawn = sensitivity.random_directions(400, 16, 1)
+    result = sensitivity.tcav_test(gradients, drawn, seed=2)
+    assert result.random_mean == pytest.approx(0.5, abs=0.05)
+    assert result.low <= 0.5 <= result.high
+    assert (result.p <= 0.05).mean() <= 0.08
+    inside = (result.low <= result.score) & (result.score <= result.high)
+    assert inside.mean() > 0.9
+
+
+def test_the_baseline_is_measured_on_the_same_gradients():
+    """With one gradient for all images every score is 0 or 1: the interval says so, and nothing is significant."""
+    same = jnp.tile(jnp.asarray(np.random.default_rng(5).normal(size=(1, 8)), jnp.float32), (30, 1))
+    result = sensitivity.tcav_test(same, np.asarray(same[:1]))
+    assert result.score.tolist() == [1.0]
+    assert (result.low, result.high) == (0, 1)
+    assert result.p[0] == 1
+    # Where the gradients of images differ, a direction that they share stands out.
+    rng = np.random.default_rng(6)
+    shared = np.eye(200)[0]
+    mixed = jnp.asarray(shared[None] * 3 + rng.normal(size=(60, 200)), jnp.float32)
+    found = sensitivity.tcav_test(mixed, np.stack([shared, np.eye(200)[1]]).astype(np.float32))
+    assert found.p[0] < 0.01 < found.p[1]
+    # A direction to which no image reacts scores a half.
+    assert sensitivity.tcav(np.zeros((4, 1))).tolist() == [0.5]
+
+
+def test_bidirectional_relevance(computed, along):
+    s = np.asarray(sensitivity.sensitivities(*in_jax(computed.gradients, along)))
+    r2 = np.array([0.5, -0.3, 0.9, 0.2, 1.0])
+    br = sensitivity.bidirectional_relevance(s, r2)
+    np.testing.assert_allclose(br[2], 0.9 * s[:, 2].mean() / s[:, 2].std(), rtol=1e-5)
+    assert br[1] == 0  # a negative R2 does not turn the sign
+    low, high = sensitivity.relevance_intervals(s, r2, draws=300)
+    assert ((low <= br) & (br <= high)).all()
+    assert (high - low)[[0, 2, 3, 4]].min() > 0
+    # Images of one slide are drawn together: twice the same images tell no more.
+    names = [str(index) for index in range(12)] * 2
+    grouped = sensitivity.relevance_intervals(np.tile(s, (2, 1)), r2, draws=300, groups=names)
+    np.testing.assert_allclose(grouped[1] - grouped[0], high - low, rtol=0.4)
+    with pytest.raises(ValueError, match="of column 0 are the same for all 12 images"):
+        sensitivity.bidirectional_relevance(np.ones((12, 1)), np.ones(1))
+
+
+def test_rcvs_are_ridge_on_all_images_with_held_out_r2(network):
+    """Not the last fold that came out well: the direction uses all images, its R2 none that it was fitted to."""
+    rng = np.random.default_rng(7)
+    features = rng.normal(size=(80, 8)).astype(np.float32)
+    values = features @ rng.normal(size=8) + 0.1 * rng.normal(size=80)
+    measures = {"size": values, "nothing": rng.permutation(values)}
+    size, nothing = fit_rcvs(network, "stem", features, measures, random_splits(80, 10, 0))
+    z = StandardScaler().fit(features)
+    expected = RidgeCV(ALPHAS).fit(z.transform(features), values).coef_ / z.scale_
+    np.testing.assert_allclose(size.direction, expected / np.linalg.norm(expected), atol=1e-5)
+    assert size.r2 > 0.95
+    assert nothing.r2 < 0.1
+    assert np.linalg.norm(nothing.direction) == pytest.approx(1)
+
+
+def test_rcvs_of_another_layer_or_network_are_refused_by_name(network):
+    features = np.random.default_rng(8).normal(size=(30, 8)).astype(np.float32)
+    measures = {"size": features[:, 0].astype(float), "contrast": features[:, 1].astype(float)}
+    rcvs = fit_rcvs(network, "stem", features, measures, random_splits(30, 3, 0))
+    check_rcvs(network, "stem", rcvs)
+    check_rcvs(pruned_network(network, LAYER), "stem", rcvs)  # the same network up to there
+    with pytest.raises(
+        ValueError, match=r"RCV of size was fitted at stem, not at block_1; the RCV of contrast"
+    ):
+        check_rcvs(network, LAYER, rcvs)
+    with pytest.raises(
+        ValueError, match=r"the RCV of size was fitted on the network tiny-\w{12}, not on tiny-"
+    ):
+        rcv_projection(random_network(seed=1), rcvs[0])
+    assert fingerprint(network, "stem") != fingerprint(network, LAYER)
+
+
+def test_probabilities_have_sensitivities_too(network, along):
+    inputs = np.random.default_rng(9).normal(size=(4, 32, 32, 3))
+    computed = gradients_64(network, inputs, class_probability(network, 2))
+    ours = np.asarray(sensitivity.sensitivities(*in_jax(computed.gradients, along[:1])))[:, 0]
+    unit = along[0] / np.linalg.norm(along[0])
+    moved = [softmax(tail(network, computed.activations + step * unit), 1)[:, 2] for step in (1e-5, -1e-5)]
+    np.testing.assert_allclose(ours, (moved[0] - moved[1]) / 2e-5, atol=1e-5)
