@@ -54,6 +54,15 @@ def test_tables_reports_and_a_second_run(settings, method, rows, kept, tmp_path)
     assert {one: one.stat().st_mtime_ns for one in (tmp_path / "run" / kept).iterdir()} == before[1]
 
 
+def test_a_damaged_state_is_named(settings, tmp_path):
+    run({**settings, "random_weights": False}, "feature_visualization", tmp_path / "run")
+    path = tmp_path / "run/states/some_weights.npz"
+    for damaged in (path.read_bytes()[:99], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"some_weights\.npz is damaged .*; delete it to start anew"):
+            run({**settings, "random_weights": False}, "feature_visualization", tmp_path / "run", resume=True)
+
+
 def test_maps_meet_boxes_in_the_pointing_game(settings, tmp_path):
     run({**settings, "random_weights": False}, "grad_cam_pp", tmp_path / "run")
     (game,) = json.loads((tmp_path / "run/summary.json").read_text())["pointing_game"].values()

@@ -1,5 +1,6 @@
 """The state of a visualisation on disk, so that an interrupted one goes on."""
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,10 +42,10 @@ def load_state(path: Path, objectives: Sequence[Objective], *, size: int, images
     fresh = start(objectives, size=size, images=images)
     expected, tree = jax.tree.flatten((fresh.spectra, fresh.moments, fresh.values))
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             leaves = [jnp.asarray(file[f"leaf_{index}"]) for index in range(len(expected))]
             keys, step = jax.random.wrap_key_data(jnp.asarray(file["keys"])), int(file["step"])
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to start anew.") from error
     if [one.shape for one in leaves] != [one.shape for one in expected]:
         raise ValueError(f"{path} holds images of another number or size; delete it to start anew.")
