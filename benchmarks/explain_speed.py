@@ -4,21 +4,24 @@ The pass to which the maps are compared gives the gradient of the same logits by
 Prints median seconds without compilation, the ratios and the load; where others use the machine too, the ratio of processor
 times says more than that of wall-clock times.
 
-  python benchmarks/explain_speed.py                                       # random weights: the time does not depend on them
-  python benchmarks/explain_speed.py --images=64 --steps=32                # shorter
+  python benchmarks/explain_speed.py --weights=runs/weights/inception_v3
+  python benchmarks/explain_speed.py --images=64 --steps=32                # random weights, shorter
+
+The maps have random weights, for their time does not depend on them. Channels with random weights may die on the way.
 """
 
 import os
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from scalecov_jax.checkpoints import Card, Network, random_network
+from scalecov_jax.checkpoints import Card, Network, load, random_network
 from scalecov_jax.explain import feature_visualization, grad_cam
 from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.gradients import layer_gradients
@@ -28,6 +31,9 @@ from scalecov_jax.models.folding import fold
 
 IMAGES = flags.DEFINE_integer("images", 256, "Maps.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Images of a batch.")
+WEIGHTS = flags.DEFINE_string(
+    "weights", "", "Checkpoint of InceptionV3 for the visualised channels; random when empty."
+)
 LAYER = flags.DEFINE_string("layer", "mixed10", "Explained layer.")
 CHANNEL_LAYER = flags.DEFINE_string("channel_layer", "mixed4", "Layer of the visualised channels.")
 CHANNELS = flags.DEFINE_integer("channels", 8, "Channels visualised together.")
@@ -103,6 +109,10 @@ def main(_: list[str]) -> None:
         },
         1.3,
     )
+    if WEIGHTS.value:
+        network = load(Path(WEIGHTS.value))
+        module, variables = fold(network.module, network.variables, network.architecture.epsilon)
+        variables = jax.device_put(variables)
     width = jax.eval_shape(lambda inputs: capture(module, variables, inputs, (CHANNEL_LAYER.value,)), batch)[
         CHANNEL_LAYER.value
     ].shape[-1]
@@ -111,7 +121,13 @@ def main(_: list[str]) -> None:
         objectives = [feature_visualization.channel(CHANNEL_LAYER.value, range(channels), width)]
         stage = feature_visualization.Stage(STEPS.value)
         return feature_visualization.visualise(
-            module, variables, "tf", objectives, recipe=(stage,), size=SIZE.value, chunk=STEPS.value
+            module,
+            variables,
+            network.card.preprocessing,
+            objectives,
+            recipe=(stage,),
+            size=SIZE.value,
+            chunk=STEPS.value,
         ).spectra
 
     compare(

@@ -68,8 +68,8 @@ def test_maps_meet_boxes_in_the_pointing_game(settings, tmp_path):
     (game,) = json.loads((tmp_path / "run/summary.json").read_text())["pointing_game"].values()
     assert game
     with np.load(tmp_path / "run/maps/some_weights.npz") as file:
-        assert file["maps"].shape == (12, *file["maps"].shape[1:])
-        assert np.isfinite(file["maps"]).all()
+        assert file["layer_maps"].shape == (12, *file["layer_maps"].shape[1:])
+        assert np.isfinite(file["layer_maps"]).all()
 
 
 @pytest.mark.parametrize(

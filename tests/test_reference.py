@@ -5,7 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from scalecov_jax.concepts import scale
+from scalecov_jax.concepts.compute import measure_all
+from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.features import compute_features
 from scalecov_jax.images.boxes import read_boxes
 from scalecov_jax.models.architecture import available_layers
@@ -30,7 +31,7 @@ def test_scale_of_cars_peaks_where_the_paper_found_it(shared, architecture, file
     layers = available_layers(network.architecture, network.module)
     source = read_boxes(shared / "data/voc_single", "car")
     assert len(source) == 334
-    measures = scale.measure_all(source)
+    measures = measure_all(get_measures(["scale"]), source).values[:, 0]
     features = compute_features(network, source, layers, size=299)
     assert not features.skipped
     targets = np.stack([np.tile(measures, (SPLITS, 1)), shuffled(measures, SPLITS, 0)], -1)

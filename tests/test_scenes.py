@@ -138,7 +138,7 @@ def test_examples_measure_what_was_rendered():
     key, _ = jax.random.split(jax.random.fold_in(jax.random.key(3), class_id))
     low, high = np.log([scenes.SMALLEST, scenes.LARGEST])
     ratios = np.exp(jax.random.uniform(key, (12,), minval=low, maxval=high))
-    np.testing.assert_allclose(scale.measure_all(source), ratios, rtol=1e-3)
+    np.testing.assert_allclose([scale.measure(one) for one in source], ratios, rtol=1e-3)
     for example in source:
         assert example.image.shape == (32, 32, 3)
         assert example.label == "ringed_star"
@@ -158,7 +158,7 @@ def test_examples_depend_on_the_seed_and_nothing_else():
 def test_growing_changes_nothing_but_the_size():
     ratios = np.geomspace(0.02, 0.5, 4)
     source = scenes.growing("ringed_star", 3, ratios, seed=3, size=SIZE)
-    np.testing.assert_allclose(scale.measure_all(source), np.tile(ratios, 3), rtol=1e-4)
+    np.testing.assert_allclose([scale.measure(one) for one in source], np.tile(ratios, 3), rtol=1e-4)
     for index in range(3):
         views = source[4 * index : 4 * index + 4]
         assert len({view.group for view in views}) == 1

@@ -9,19 +9,21 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_streaming import of_features
 from tiny_network import random_network
 
-from scalecov_jax import hosts, streaming
+from scalecov_jax import hosts
 from scalecov_jax.features import compute_features
 from scalecov_jax.images.example import Example, ImageError
-from scalecov_jax.probes import streaming as in_memory
 from scalecov_jax.probes.splits import k_folds
-from scalecov_jax.streaming import State, Targets, Unreadable, flushes, stream_sums
+from scalecov_jax.probes.sums import fold_of, moved
+from scalecov_jax.streaming import stream_sums as streaming
+from scalecov_jax.streaming.stream_sums import State, Targets, Unreadable, flushes, stream_sums
 
 LAYERS = ("stem", "block_2", "softmax")
 COUNT, FOLDS = 75, 3
 INDICES = np.delete(np.arange(COUNT + 2), [4, 9])
-FOLD = in_memory.fold_of(k_folds(COUNT, FOLDS, seed=0))
+FOLD = fold_of(k_folds(COUNT, FOLDS, seed=0))
 RNG = np.random.default_rng(0)
 TARGETS = Targets(
     RNG.normal(size=(COUNT, 3)) + 7, np.argsort(RNG.random((COUNT, 2)), axis=0).astype(np.int32), 2
@@ -54,7 +56,7 @@ def expected_of(keep, products="float64"):
     pooled = compute_features(random_network(), Noise(), LAYERS, batch_size=8)
     features = {name: x[INDICES][keep] for name, x in pooled.values.items()}
     targets = TARGETS.rows(np.arange(COUNT))[keep]
-    return {n: in_memory.of_features(x, targets, FOLD[keep], products=products) for n, x in features.items()}
+    return {n: of_features(x, targets, FOLD[keep], products=products) for n, x in features.items()}
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +74,8 @@ def assert_close(found, expected, rtol=1e-9):
     assert list(found) == list(expected)
     for name, sums in expected.items():
         for one, other in zip(found[name], sums, strict=True):
-            moved = in_memory.moved(one, other.shift_x, other.shift_y)
-            for a, b in zip(moved, other, strict=True):
+            one = moved(one, other.shift_x, other.shift_y)
+            for a, b in zip(one, other, strict=True):
                 np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * max(1, np.abs(b).max()))
 
 
@@ -178,7 +180,7 @@ import sys
 import jax
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
 import test_stream_sums as t
-from scalecov_jax import hosts, streaming
+from scalecov_jax import hosts
 
 assert jax.process_count() == 2
 source = t.Noise(broken=(0, 30))

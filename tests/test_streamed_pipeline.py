@@ -1,5 +1,6 @@
 """The main job with streamed images: the same tables as in memory, resumed, and shared by two processes."""
 
+import csv
 import json
 import os
 import socket
@@ -13,8 +14,10 @@ from tiny_network import LAYERS, random_network
 
 from scalecov_jax import checkpoints
 from scalecov_jax.pipelines import probe
+from scalecov_jax.probes import batch, permutation
+from scalecov_jax.probes.splits import k_folds
 from scalecov_jax.scores import read_scores
-from scalecov_jax.streamed_scores import FoldRow
+from scalecov_jax.streaming.scores import FoldRow
 from scalecov_jax.tables import read_table
 from scalecov_jax.workdir import locked
 
@@ -79,7 +82,17 @@ def test_scores_are_those_of_the_way_through_memory(settings, streamed, tmp_path
         assert (row.images, row.folds, row.alpha) == (60, FOLDS, pytest.approx(10))
         assert row.p is not None
         assert 1 / 20 <= row.p <= row.p_family <= 1
-        assert 20 * row.p == pytest.approx(round(20 * row.p))  # the share of 20 orders
+    # Every order anew, from the features in memory.
+    with (tmp_path / "memory" / "images.csv").open() as file:
+        measure = [float(row["measure"]) for row in csv.DictReader(file) if row["layer"] == LAYERS[0]]
+    with np.load(tmp_path / "memory" / "features" / "some_weights-striped_disc-trained.npz") as file:
+        features = {layer: file[f"layer_{layer}"] for layer in LAYERS[:3]}
+    shuffled = np.array(measure)[permutation.orders(60, 19, settings["seed"], None)].T
+    solved = batch.score_layers(
+        features, np.tile(shuffled, (FOLDS, 1, 1)), k_folds(60, FOLDS, settings["seed"]), np.array([10.0])
+    )
+    scores = solved.ridge.mean(1)
+    np.testing.assert_allclose([row.p for row in rows], (scores >= scores[:, :1]).mean(1))
 
 
 def test_the_report_says_what_is_absent(streamed):
@@ -99,7 +112,9 @@ def test_the_report_says_what_is_absent(streamed):
 def test_a_finished_stage_is_not_computed_again(settings, streamed, monkeypatch):
     workdir, _ = streamed
     before = (workdir / "scores.csv").read_bytes(), (workdir / "layers.csv").read_bytes()
-    monkeypatch.setattr("scalecov_jax.streamed_experiment.stream_sums", lambda *_, **__: pytest.fail("again"))
+    monkeypatch.setattr(
+        "scalecov_jax.streaming.experiment.stream_sums", lambda *_, **__: pytest.fail("again")
+    )
     run(settings, workdir, resume=True)
     assert ((workdir / "scores.csv").read_bytes(), (workdir / "layers.csv").read_bytes()) == before
 

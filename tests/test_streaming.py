@@ -10,10 +10,11 @@ from sklearn.metrics import r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scalecov_jax.probes import batch, streaming
+from scalecov_jax.probes import batch
 from scalecov_jax.probes.route import choose_route
 from scalecov_jax.probes.splits import k_folds, random_splits
 from scalecov_jax.probes.streamed_ridge import score_folds
+from scalecov_jax.probes.sums import Sums, add, empty, fold_of, merge, moved
 
 ALPHAS = np.logspace(-1, 4, 6)
 FOLDS = 4
@@ -33,9 +34,25 @@ def problem():
     return features, targets, k_folds(600, FOLDS, seed=3)
 
 
+def of_features(features, targets, folds, *, rows=256, products="float64"):
+    """Sums of every fold from features in memory, `rows` images at a time."""
+    step = jax.jit(add, static_argnames="products")
+    found, targets = [], np.asarray(targets, np.float64)
+    with jax.enable_x64(True):
+        for fold in range(int(folds.max()) + 1):
+            members = np.flatnonzero(folds == fold)
+            sums = empty(features[:rows].mean(0), targets.mean(0))
+            for start in range(0, len(members), rows):
+                taken = np.resize(members[start : start + rows], rows)
+                weight = (np.arange(rows) < len(members) - start).astype(np.float64)
+                sums = step(sums, features[taken], targets[taken], weight, products)
+            found.append(Sums(*map(np.asarray, sums)))
+    return found
+
+
 def sums_of(features, targets, splits, **options):
-    fold = streaming.fold_of(splits)
-    return {name: streaming.of_features(x, targets, fold, **options) for name, x in features.items()}
+    fold = fold_of(splits)
+    return {name: of_features(x, targets, fold, **options) for name, x in features.items()}
 
 
 def reference(x, y, folds, alphas):
@@ -64,7 +81,7 @@ def reference(x, y, folds, alphas):
 @pytest.mark.parametrize(("products", "gap"), [("float64", 1e-9), ("float32", 1e-5)])
 def test_scores_equal_scikit_learn_on_the_images(problem, products, gap):
     features, targets, splits = problem
-    folds = streaming.fold_of(splits)
+    folds = fold_of(splits)
     found = score_folds(sums_of(features, targets, splits, products=products), ALPHAS, products=products)
     for (row, x), column in itertools.product(enumerate(features.values()), range(3)):
         ols, ridge, alpha = reference(x, targets[:, column], folds, ALPHAS)
@@ -107,14 +124,14 @@ def test_singular_layers_are_read_as_in_memory():
 def test_parts_add_up_in_any_order_whatever_their_shifts(problem):
     features, targets, _ = problem
     x = features["narrow"]
-    whole = streaming.of_features(x, targets, np.zeros(600, int))[0]
+    whole = of_features(x, targets, np.zeros(600, int))[0]
     parts = [
-        streaming.of_features(x[a:b], targets[a:b], np.zeros(b - a, int), rows=rows)[0]
+        of_features(x[a:b], targets[a:b], np.zeros(b - a, int), rows=rows)[0]
         for a, b, rows in ((0, 100, 32), (100, 350, 7), (350, 600, 256))
     ]
     assert np.abs(parts[0].shift_x - parts[1].shift_x).max() > 0.1
     for order in itertools.permutations(parts):
-        merged = streaming.moved(streaming.merge(*order), whole.shift_x, whole.shift_y)
+        merged = moved(merge(*order), whole.shift_x, whole.shift_y)
         for one, other in zip(merged, whole, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-9)
     centred = x.astype(np.float64) - whole.shift_x
@@ -130,7 +147,7 @@ def test_a_mean_that_dwarfs_the_spread_costs_nothing():
     x = (1000 + spread).astype(np.float32)
     y = spread[:, :1] + 1e6
     splits = k_folds(400, FOLDS, seed=0)
-    ols, ridge, _ = reference(x, y[:, 0], streaming.fold_of(splits), ALPHAS)
+    ols, ridge, _ = reference(x, y[:, 0], fold_of(splits), ALPHAS)
     for products, gap in (("float64", 1e-9), ("float32", 1e-5)):
         found = score_folds(
             sums_of({"x": x}, y, splits, products=products, rows=64), ALPHAS, products=products
@@ -142,11 +159,11 @@ def test_a_mean_that_dwarfs_the_spread_costs_nothing():
 def test_padding_never_counts():
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(5, 3)).astype(np.float32), rng.normal(size=(5, 2))
-    sums = streaming.empty(x.mean(0), y.mean(0))
+    sums = empty(x.mean(0), y.mean(0))
     padded = np.concatenate([x, np.full((2, 3), np.nan, np.float32)]), np.concatenate([y, np.zeros((2, 2))])
     with jax.enable_x64(True):
-        one = jax.jit(streaming.add)(sums, x, y, np.ones(5))
-        two = jax.jit(streaming.add)(sums, *padded, np.array([1.0] * 5 + [0.0] * 2))
+        one = jax.jit(add)(sums, x, y, np.ones(5))
+        two = jax.jit(add)(sums, *padded, np.array([1.0] * 5 + [0.0] * 2))
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-14, atol=1e-14)
 
@@ -154,7 +171,7 @@ def test_padding_never_counts():
 def test_what_cannot_be_streamed_is_refused(problem):
     features, targets, splits = problem
     with pytest.raises(ValueError, match=r"held out once.*k_fold, grouped_k_fold or leave_one_group_out"):
-        streaming.fold_of(random_splits(100, 3, seed=0))
+        fold_of(random_splits(100, 3, seed=0))
     sums = sums_of({"narrow": features["narrow"]}, targets, splits)
     with pytest.raises(ValueError, match=r"at least 3.*'narrow': 2"):
         score_folds({"narrow": sums["narrow"][:2]})

@@ -2,11 +2,7 @@
 
 import math
 
-import numpy as np
-from jaxtyping import Float
-
-from scalecov_jax.images.boxes import BoxImages
-from scalecov_jax.images.example import Box, Example, Source
+from scalecov_jax.images.example import Box, Example
 
 
 def scale_ratio(box: Box, height: int, width: int) -> float:
@@ -48,10 +44,3 @@ def sqrt_scale(example: Example) -> float:
 def log_scale(example: Example) -> float:
     """Concept measure ln(r): equal steps are equal ratios of size; r and errors as in `measure`."""
     return math.log(measure(example))
-
-
-def measure_all(source: Source) -> Float[np.ndarray, " N"]:
-    """`scale_ratio` of every example; images in folders are not decoded for it."""
-    if isinstance(source, BoxImages):
-        return np.array([scale_ratio(a.box, a.height, a.width) for a in source.annotations])
-    return np.array([measure(source[index]) for index in range(len(source))])

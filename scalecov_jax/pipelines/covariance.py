@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from scalecov_jax import checkpoints
-from scalecov_jax.concepts import scale
+from scalecov_jax.concepts.compute import measure_all
+from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import compute_features
 from scalecov_jax.images import scenes
@@ -168,7 +169,7 @@ def _by_class(
 def _measures(
     source: Sequence[Example], settings: Mapping[str, Any]
 ) -> tuple[Float[np.ndarray, "C N M"], Float[np.ndarray, "C K R"]]:
-    fitted, growing = _by_class(scale.measure_all(source), settings)
+    fitted, growing = _by_class(measure_all(get_measures(("scale",)), source).values[:, 0], settings)
     return np.stack([transform(fitted) for transform in MEASURES.values()], axis=-1), growing
 
 

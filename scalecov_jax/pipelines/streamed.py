@@ -13,9 +13,9 @@ from scalecov_jax.hosts import on_first
 from scalecov_jax.images.example import Source
 from scalecov_jax.pipelines.settings import DTYPES, names
 from scalecov_jax.probes.route import Route, choose_route, describe
-from scalecov_jax.streamed_experiment import probe_streamed
-from scalecov_jax.streamed_scores import FoldRow, layer_widths
-from scalecov_jax.streaming import FLUSH
+from scalecov_jax.streaming.experiment import probe_streamed
+from scalecov_jax.streaming.scores import FoldRow, layer_widths
+from scalecov_jax.streaming.stream_sums import FLUSH
 from scalecov_jax.tables import write_table
 
 

@@ -1,11 +1,14 @@
 """Whether features are kept in memory or streamed into sums, and what either takes."""
 
+import math
 import os
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Literal, NamedTuple, get_args
 
-from scalecov_jax.probes import inference, streaming
+from scalecov_jax.probes import inference
+from scalecov_jax.probes.splits import HELD_OUT
+from scalecov_jax.probes.sums import bytes_of
 
 Asked = Literal["auto", "memory", "streamed"]
 FOLDS = ("k_fold", "grouped_k_fold", "leave_one_group_out")
@@ -61,7 +64,7 @@ def choose_route(
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"No route is called {asked!r}; {hint}There are {', '.join(get_args(Asked))}.")
     limit = limit or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    held = images // splits if splitting in FOLDS else -(-3 * images // 10)
+    held = images // splits if splitting in FOLDS else math.ceil(HELD_OUT * images)
     memory = 16 * images * sum(widths)  # two conditions in float32, one of them in float64 while it is solved
     memory += inference.plan_memory(len(widths), images, splits, images, measures, held)
     streamed = streamed_bytes(images, widths, splits, measures, permutations)
@@ -104,8 +107,8 @@ def streamed_bytes(
         permutations: Of the measures.
         rows: Images added at a time.
     """
-    targets = measures * (2 + permutations)  # as they are, shuffled once for all folds, permuted
-    sums = (folds + 3) * streaming.bytes_of(widths, targets)
+    targets = measures * (1 + folds + permutations)  # as they are, shuffled for each fold, permuted
+    sums = (folds + 3) * bytes_of(widths, targets)
     widest = max(widths)
     solved = 8 * (8 * widest**2 + 3 * 15 * widest * targets)
     order = images * (4 * permutations + 8 * 2 * measures)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from scalecov_jax.probes.batch import ALPHAS
 from scalecov_jax.probes.contract import check_positive
-from scalecov_jax.probes.streaming import Products, Sums, merge
+from scalecov_jax.probes.sums import Products, Sums, merge
 
 # A feature whose variance is below this share of its mean square about the shift is constant but for rounding; a direction whose
 # eigenvalue is below it, relative to the largest, is absent for least squares.
@@ -74,7 +74,7 @@ def score_folds(
     Args:
         layers: Of each layer the sums of every fold.
         alphas: Penalties to choose from.
-        products: In what the sums were formed, see `streaming.add`: says what can be rounding.
+        products: In what the sums were formed, see `sums.add`: says what can be rounding.
         progress: Label of a progress bar on stderr; none when absent.
 
     Returns:

@@ -15,7 +15,7 @@ from scalecov_jax.images.example import Skipped
 from scalecov_jax.probes.permutation import compare_orders
 from scalecov_jax.probes.streamed_ridge import FoldScores
 from scalecov_jax.scores import Condition, Score
-from scalecov_jax.streaming import Unreadable
+from scalecov_jax.streaming.stream_sums import Unreadable
 
 
 class FoldRow(NamedTuple):

@@ -24,12 +24,12 @@ from scalecov_jax.probes.contract import check_problem
 from scalecov_jax.probes.permutation import orders
 from scalecov_jax.probes.splits import make_splits, shuffled
 from scalecov_jax.probes.streamed_ridge import FoldScores, score_folds
-from scalecov_jax.probes.streaming import Products, fold_of
+from scalecov_jax.probes.sums import Products, fold_of
 from scalecov_jax.scores import Condition
 from scalecov_jax.selection import select_layers
-from scalecov_jax.streamed_scores import FoldRow, Solved, class_result, fold_rows, layer_widths
-from scalecov_jax.streamed_state import differences, digest, keeper, resume
-from scalecov_jax.streaming import FLUSH, State, Targets, Unreadable, stream_sums
+from scalecov_jax.streaming.scores import FoldRow, Solved, class_result, fold_rows, layer_widths
+from scalecov_jax.streaming.state import differences, digest, keeper, resume
+from scalecov_jax.streaming.stream_sums import FLUSH, State, Targets, Unreadable, stream_sums
 
 FORMAT = "1"  # of the sums; raise it when the same images and weights give others
 
@@ -69,7 +69,7 @@ def probe_streamed(
         The result, whose classes have no evidence, and the rows of layers.csv; the same on all hosts.
 
     Raises:
-        ValueError: See `experiment.probe`, `stream_sums` and `streamed_state.resume`; hosts that disagree.
+        ValueError: See `experiment.probe`, `stream_sums` and `state.resume`; hosts that disagree.
     """
     layers, undefined = layers_to_probe(network, layers, size, pooling)
     check_design(design)

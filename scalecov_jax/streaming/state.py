@@ -14,8 +14,8 @@ from orbax.checkpoint import v1 as ocp
 
 from scalecov_jax.checkpoints import check_files
 from scalecov_jax.hosts import gather_text, is_first, on_first
-from scalecov_jax.probes.streaming import Sums
-from scalecov_jax.streaming import State, Unreadable
+from scalecov_jax.probes.sums import Sums
+from scalecov_jax.streaming.stream_sums import State, Unreadable
 
 
 def resume(folder: Path, fingerprint: Mapping[str, str]) -> State:

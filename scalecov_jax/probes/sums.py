@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -112,36 +111,6 @@ def _merge(one: Sums, other: Sums) -> Sums:
     )
 
 
-def of_features(
-    features: Float[np.ndarray, "N D"],
-    targets: Float[np.ndarray, "N M"],
-    folds: Int[np.ndarray, " N"],
-    *,
-    rows: int = 256,
-    products: Products = "float64",
-) -> list[Sums]:
-    """Sums of every fold from features in memory, `rows` images at a time.
-
-    Args:
-        features: Of a layer.
-        targets: One column a target.
-        folds: The fold of each image, from 0; see `fold_of`.
-        rows: Images a step.
-        products: See `add`.
-    """
-    found, targets = [], np.asarray(targets, np.float64)
-    with jax.enable_x64(True):
-        for fold in range(int(folds.max()) + 1):
-            members = np.flatnonzero(folds == fold)
-            sums = empty(features[:rows].mean(0), targets.mean(0))
-            for start in range(0, len(members), rows):
-                taken = np.resize(members[start : start + rows], rows)
-                weight = (np.arange(rows) < len(members) - start).astype(np.float64)
-                sums = _add(sums, features[taken], targets[taken], weight, products)
-            found.append(Sums(*map(np.asarray, sums)))
-    return found
-
-
 def fold_of(splits: Bool[np.ndarray, "K N"]) -> Int[np.ndarray, " N"]:
     """The one split that holds each image out. It depends on the splits alone, not on the order in which images are read.
 
@@ -160,6 +129,3 @@ def fold_of(splits: Bool[np.ndarray, "K N"]) -> Int[np.ndarray, " N"]:
 def bytes_of(widths: Sequence[int], targets: int) -> int:
     """Bytes of the sums of one fold over layers of these widths."""
     return 8 * sum(d * d + d * targets + 2 * d + 3 * targets + 1 for d in widths)
-
-
-_add = jax.jit(add, static_argnames="products")

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from scalecov_jax.features import local_to_global
-from scalecov_jax.probes.streaming import Products, Sums, add, empty
+from scalecov_jax.probes.sums import Products, Sums, add, empty
 
 ROWS = 256  # images added at a time, where batches are smaller
 
@@ -22,7 +22,7 @@ class DeviceSums:
     Args:
         shift_y: First guess of the mean of each target; that of the features is the mean of the first images.
         together: Batches added at once.
-        products: See `probes.streaming.add`.
+        products: See `probes.sums.add`.
     """
 
     def __init__(self, shift_y: Float[np.ndarray, " M"], together: int, products: Products):

@@ -16,12 +16,12 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.device_sums import ROWS, DeviceSums
 from scalecov_jax.features import Pooling, check_request, sharded_forward
 from scalecov_jax.hosts import gather_text, is_first
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Example, Skipped, Source
-from scalecov_jax.probes.streaming import Products, Sums, empty, merge
+from scalecov_jax.probes.sums import Products, Sums, empty, merge
+from scalecov_jax.streaming.device_sums import ROWS, DeviceSums
 
 FLUSH = 500  # batches
 
@@ -103,14 +103,14 @@ def stream_sums(
         network: See `features.compute_features`, as `size`, `dtype` and `pooling`.
         source: Examples; those that cannot be decoded are left out and named.
         indices: Which examples to take; each is read once, by one host.
-        folds: The fold of each, from 0; see `probes.streaming.fold_of`.
+        folds: The fold of each, from 0; see `probes.sums.fold_of`.
         targets: What is regressed, one row for each of `indices`.
         layers: See `features.pooled_features`.
         size: In pixels.
         batch_size: Images a step over all hosts, rounded up to a multiple of the number of devices.
         dtype: Of the forward pass.
         pooling: One of `features.POOLINGS`.
-        products: See `probes.streaming.add`.
+        products: See `probes.sums.add`.
         flush: Batches after which sums are added up and `keep` is called.
         state: Where an earlier pass over the same images was broken off.
         keep: Called with every new state, on every host.

@@ -1,0 +1,222 @@
+"""Maps and concept sensitivities of images, network by network; what an earlier run left in the folder is read."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from scalecov_jax.checkpoints import Network
+from scalecov_jax.concepts.compute import check_measures, measure_all
+from scalecov_jax.concepts.measure import get_measures
+from scalecov_jax.explain import faithfulness, grad_cam, sensitivity
+from scalecov_jax.explain.gradients import LayerGradients, check_gradients, layer_gradients
+from scalecov_jax.explain.rcv import fit_rcvs
+from scalecov_jax.explain.target import Target
+from scalecov_jax.feature_cache import cached_features
+from scalecov_jax.features import Features
+from scalecov_jax.images.batching import batches
+from scalecov_jax.images.example import Box, Skipped, Source, resize_image
+from scalecov_jax.models.folding import fold
+from scalecov_jax.models.preprocessing import preprocess
+from scalecov_jax.pipelines.settings import names
+from scalecov_jax.probes.splits import grouped_splits, random_splits
+from scalecov_jax.report.explain import Concept, Mapped
+
+
+def map_images(
+    folder: Path,
+    networks: Mapping[str, Network],
+    targets: Mapping[str, Target],
+    source: Source,
+    settings: Mapping[str, Any],
+) -> tuple[list[Mapped], dict[str, np.ndarray], list[tuple[str, np.ndarray]], list[Skipped]]:
+    """The rows of maps.csv; maps, and the images themselves, of those that are shown; images that could not be decoded.
+
+    Raises:
+        ValueError: No image can be decoded.
+        FloatingPointError: See `gradients.check_gradients`.
+    """
+    method, signed = settings["method"], settings["signed"]
+    rows: list[Mapped] = []
+    shown: dict[str, np.ndarray] = {}
+    pictures: list[tuple[str, np.ndarray]] = []
+    undecoded: list[Skipped] = []
+    for name, network in networks.items():
+        size = settings["size"] or network.card.input_size
+
+        def use(
+            module: Any,
+            variables: Any,
+            inputs: Any,
+            computed: LayerGradients,
+            target: Target = targets[name],
+            size: int = size,
+        ) -> dict[str, Any]:
+            maps = grad_cam.cam(method, computed.activations, computed.gradients, signed=signed)
+            found: dict[str, Any] = {"maps": maps}
+            if settings["faithfulness"]:
+                large = grad_cam.upsample(maps, size, size)
+                curves = faithfulness.insertion_deletion(
+                    module, variables, inputs, large, faithfulness.blurred(inputs), target
+                )
+                found |= {
+                    kind: faithfulness.area_under(values)
+                    for kind, values in zip(("insertion", "deletion"), curves, strict=True)
+                }
+            return found
+
+        arrays, indices, skipped = cached_features(
+            folder / "maps" / f"{name}.npz",
+            partial(_gradients, network, source, targets[name], settings, name, use),
+        )
+        undecoded += skipped
+        large = np.asarray(grad_cam.upsample(grad_cam.scale_maps(jnp.asarray(arrays["maps"])), size, size))
+        examples = [source[int(index)] for index in indices]
+        boxes = [_scaled(one.box, one.image.shape[:2], size) for one in examples]
+        for row, (example, box) in enumerate(zip(examples, boxes, strict=True)):
+            one = slice(row, row + 1)
+            rows.append(
+                Mapped(
+                    name,
+                    example.name,
+                    float(arrays["scores"][row]),
+                    float(np.abs(arrays["maps"][row]).max()),
+                    None if box is None else bool(faithfulness.hits(large[one], [box])[0]),
+                    None if box is None else bool(faithfulness.centre_hits(size, size, [box])[0]),
+                    float(arrays["insertion"][row]) if "insertion" in arrays else None,
+                    float(arrays["deletion"][row]) if "deletion" in arrays else None,
+                )
+            )
+        most = settings["shown"]
+        shown[name] = np.stack(
+            [np.asarray(jax.image.resize(one, (224, 224), "linear")) for one in large[:most]]
+        )
+        pictures = [(one.name, resize_image(one.image, 224)) for one in examples[:most]]
+    return rows, shown, pictures, undecoded
+
+
+def weigh_concepts(
+    folder: Path,
+    networks: Mapping[str, Network],
+    targets: Mapping[str, Target],
+    source: Source,
+    settings: Mapping[str, Any],
+) -> tuple[list[Concept], list[Skipped]]:
+    """The rows of sensitivity.csv, and images that could not be decoded.
+
+    Raises:
+        ValueError: No image can be decoded, or a concept cannot be measured on them.
+        FloatingPointError: See `gradients.check_gradients`.
+    """
+    concepts = names(settings["concepts"])
+    measured = measure_all(get_measures(concepts), source, cache=folder / "measures.csv", progress="measures")
+    for column in range(len(concepts)):
+        check_measures(measured.values[:, column], measured.names)
+    rows: list[Concept] = []
+    undecoded: list[Skipped] = []
+    for name, network in networks.items():
+
+        def use(module: Any, variables: Any, inputs: Any, computed: LayerGradients) -> dict[str, Any]:
+            a = computed.activations
+            return {
+                "features": a.mean((1, 2)) if a.ndim == 4 else a,
+                "gradients": sensitivity.pooled_gradients(computed.gradients),
+            }
+
+        arrays, indices, skipped = cached_features(
+            folder / "gradients" / f"{name}.npz",
+            partial(_gradients, network, source, targets[name], settings, name, use),
+        )
+        undecoded += skipped
+        both, here, there = np.intersect1d(indices, measured.indices, return_indices=True)
+        values, groups = measured.values[there], [measured.groups[one] for one in there]
+        splits = (
+            random_splits(len(both), settings["splits"], settings["seed"])
+            if len({*groups}) == len(groups)
+            else grouped_splits(groups, settings["splits"], settings["seed"])
+        )
+        rcvs = fit_rcvs(
+            network,
+            settings["layer"],
+            arrays["features"][here],
+            dict(zip(concepts, values.T, strict=True)),
+            splits,
+        )
+        rows += _concept_rows(name, rcvs, arrays["gradients"][here], groups, settings["seed"])
+    return rows, undecoded
+
+
+def _concept_rows(
+    weights: str, rcvs: Sequence[Any], gradients: np.ndarray, groups: Sequence[str], seed: int
+) -> list[Concept]:
+    g, v = jnp.asarray(gradients), jnp.asarray(sensitivity.directions(rcvs))
+    s, z = np.asarray(sensitivity.sensitivities(g, v)), np.asarray(sensitivity.dimension_free(g, v))
+    test = sensitivity.tcav_test(g, v, seed=seed)
+    rows = []
+    for column, rcv in enumerate(rcvs):
+        one, r2 = s[:, [column]].astype(np.float64), np.array([rcv.r2])
+        br = low = high = None
+        if not sensitivity.constant(one)[0]:
+            br = float(sensitivity.bidirectional_relevance(one, r2)[0])
+            low, high = map(float, sensitivity.relevance_intervals(one, r2, seed=seed, groups=groups)[:, 0])
+        rows.append(
+            Concept(
+                weights, rcv.layer, rcv.measure, rcv.r2, float(one.mean()), float(one.std()), float(z[:, column].mean()),
+                float(test.score[column]), test.low, test.high, float(test.p[column]), br, low, high,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _scaled(box: Box | None, shape: tuple[int, ...], size: int) -> Box | None:
+    """A box in pixels of the image resized to a square."""
+    if box is None:
+        return None
+    down, across = size / shape[0], size / shape[1]
+    return Box((box.x_min - 1) * across + 1, (box.y_min - 1) * down + 1, box.x_max * across, box.y_max * down)
+
+
+def _gradients(
+    network: Network,
+    source: Source,
+    target: Target,
+    settings: Mapping[str, Any],
+    label: str,
+    use: Callable[[nn.Module, Any, Float[Array, "N H W 3"], LayerGradients], dict[str, Array]],
+) -> Features:
+    """What `use` makes of the gradients of each batch, for all images that can be decoded."""
+    skipped: list[Skipped] = []
+    module, variables = fold(network.module, network.variables, network.architecture.epsilon)
+    variables = jax.device_put(variables)
+    parts: list[dict[str, np.ndarray]] = []
+    for inputs, valid, indices in _each_batch(network, source, skipped, settings, label):
+        computed = layer_gradients(module, variables, inputs, settings["layer"], target)
+        kept = LayerGradients(*(one[np.flatnonzero(valid)] for one in computed))
+        check_gradients(kept, settings["layer"], [source[int(one)].name for one in indices[valid]])
+        found = {**use(module, variables, inputs, computed), "scores": computed.scores}
+        parts.append(
+            {name: np.asarray(one)[valid] for name, one in found.items()} | {"indices": indices[valid]}
+        )
+    if not sum(len(one["indices"]) for one in parts):
+        raise ValueError(f"None of the {len(source)} images in {settings['images']} can be decoded.")
+    found = {name: np.concatenate([one[name] for one in parts]) for name in parts[0]}
+    return Features(found, found.pop("indices"), tuple(skipped))
+
+
+def _each_batch(
+    network: Network, source: Source, skipped: list[Skipped], settings: Mapping[str, Any], label: str
+) -> Any:
+    """Preprocessed images of one shape, which of them count, and their places in the source."""
+    size = settings["size"] or network.card.input_size
+    with tqdm(total=len(source), desc=label, unit="img") as bar:
+        for batch in batches(source, size, min(settings["batch_size"], len(source)), skipped):
+            inputs = preprocess(jnp.asarray(batch.images), network.card.preprocessing)
+            yield inputs, batch.valid, batch.indices
+            bar.update(int((batch.indices >= 0).sum()))
