@@ -17,9 +17,12 @@ def get_config() -> ConfigDict:
     config.scenes = 24
     config.limit = 0  # images, evenly spread over the list; all when 0
     config.layer = "add_16"
-    config.target = "predicted"  # or logit:CLASS, probability:CLASS (index or name)
+    config.target = (
+        "predicted"  # or logit:CLASS, probability:CLASS (index or name); logit:CLASS,CLASS: their largest
+    )
     config.signed = False  # keep what speaks against the target in the maps
     config.faithfulness = True  # insertion and deletion, and the pointing game where boxes are known
+    config.tolerance = 0  # of the pointing game, in pixels of the image (15 as published)
     config.shown = 6  # images drawn
     config.concepts = "scale,mean_luminance,glcm_contrast"  # for sensitivity
     config.splits = 25

@@ -64,9 +64,13 @@ def test_a_damaged_state_is_named(settings, tmp_path):
 
 
 def test_maps_meet_boxes_in_the_pointing_game(settings, tmp_path):
-    run({**settings, "random_weights": False}, "grad_cam_pp", tmp_path / "run")
-    (game,) = json.loads((tmp_path / "run/summary.json").read_text())["pointing_game"].values()
-    assert game
+    group = {**settings, "random_weights": False, "tolerance": 15, "target": "logit:1,3"}
+    run(group, "grad_cam_pp", tmp_path / "run")
+    (games,) = json.loads((tmp_path / "run/summary.json").read_text())["pointing_game"].values()
+    with (tmp_path / "run/maps.csv").open() as file:
+        small = [float(row["box_share"]) < 0.25 for row in csv.DictReader(file)]
+    assert games["all"]["images"] == len(small) == 12
+    assert games["small"]["images"] == sum(small) > 0
     with np.load(tmp_path / "run/maps/some_weights.npz") as file:
         assert file["layer_maps"].shape == (12, *file["layer_maps"].shape[1:])
         assert np.isfinite(file["layer_maps"]).all()
@@ -78,6 +82,7 @@ def test_maps_meet_boxes_in_the_pointing_game(settings, tmp_path):
         ({"layer": "block_9"}, "no module is called 'block_9'; did you mean block_"),
         ({"layer": "pre_softmax"}, "has no maps"),
         ({"target": "logit:nothing"}, "nothing"),
+        ({"target": "logit:1,7"}, "no class '7'"),
         ({"splits": 0, "channels": "a"}, "config.splits is 0.*; config.channels has a"),
     ],
 )

@@ -73,6 +73,14 @@ def test_the_pointing_game():
         faithfulness.hits(maps, boxes[:1])
 
 
+def test_small_objects_are_counted_by_themselves():
+    hit, centre = np.array([True, True, False, True]), np.array([True, False, True, False])
+    strata = faithfulness.pointing_strata(hit, centre, np.array([0.9, 0.1, 0.25, 0.2]))
+    assert strata == {"all": (4, 3, 2, 2, 1, 1.0), "small": (2, 2, 0, 2, 0, 0.5)}
+    assert list(faithfulness.pointing_strata(hit, centre, np.ones(4))) == ["all"]
+    assert faithfulness.pointing_strata(hit[:0], centre[:0], np.zeros(0)) == {}
+
+
 def test_randomising_from_the_output_down_changes_maps(network, inputs):
     target = class_logit(network, 2)
 

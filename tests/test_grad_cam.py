@@ -15,6 +15,7 @@ from scalecov_jax.explain.target import (
     class_index,
     class_logit,
     class_probability,
+    group_logit,
     head_unit,
     predicted_logit,
     rcv_projection,
@@ -145,6 +146,11 @@ def test_the_predicted_class_is_that_of_the_largest_logit(network, inputs):
     )
     np.testing.assert_allclose(ours.scores, logits.max(1), rtol=1e-4)
     np.testing.assert_allclose(ours.gradients, named.gradients, atol=1e-6)
+    group = group_logit(network, (4, "1", 4))
+    among = layer_gradients(network.module, network.variables, x, LAYER, group)
+    np.testing.assert_allclose(among.scores, logits[:, [1, 4]].max(1), rtol=1e-4)
+    with pytest.raises(ValueError, match="group of classes is empty"):
+        group_logit(network, ())
 
 
 def test_projection_on_an_rcv(network, inputs):

@@ -16,6 +16,8 @@ from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.target import Target
 from scalecov_jax.images.example import Box
 
+SMALL = 0.25  # share of the image below which an object is small
+
 
 class Curves(NamedTuple):
     """The target while pixels come or go in the order of a map, at shares 0, 1/T, ..., 1 of the pixels.
@@ -152,6 +154,25 @@ def pointing_game(hit: Bool[np.ndarray, " N"], centre: Bool[np.ndarray, " N"]) -
     differ = only_map + only_centre
     p = float(binomtest(only_map, differ).pvalue) if differ else 1.0
     return Pointing(len(hit), int(hit.sum()), int(centre.sum()), only_map, only_centre, p)
+
+
+def pointing_strata(
+    hit: Bool[np.ndarray, " N"], centre: Bool[np.ndarray, " N"], share: Float[np.ndarray, " N"]
+) -> dict[str, Pointing]:
+    """`pointing_game` over all images, and over those whose object is small; a stratum without images is left out.
+
+    A large box is hard to miss from the centre, so all images together say little of where a map points.
+
+    Args:
+        hit: See `hits`.
+        centre: See `centre_hits`.
+        share: Area of the box, as a share of its image; small is below a quarter.
+
+    Source: Zhang et al. 2016, section 4.1: `difficult` images have objects below a quarter of the image, and besides them one of
+        another category, which images with one object do not have.
+    """
+    strata = {"all": np.ones(len(hit), bool), "small": np.asarray(share) < SMALL}
+    return {name: pointing_game(hit[one], centre[one]) for name, one in strata.items() if one.any()}
 
 
 def randomise_downwards(network: Network, parts: Sequence[str], seed: int = 0) -> Iterator[tuple[str, Any]]:

@@ -34,18 +34,20 @@ class Target:
         weights: w, [D] for all images or [N, D] with one row an image; none to take the largest feature of each image.
         bias: b.
         link: Applied to the sum, elementwise.
+        among: Without w, features of which the largest is taken; all when empty.
     """
 
     layer: str
     weights: Any
     bias: Any = 0.0
     link: Callable[[Any], Any] = _identity
+    among: tuple[int, ...] = ()
 
     def __call__(self, output: Float[Array, "N H W D"] | Float[Array, "N D"]) -> Float[Array, " N"]:
         """The target of each image, from the output of its layer."""
         pooled = global_average_pool(output)
         if self.weights is None:
-            return self.link(pooled.max(1))
+            return self.link((pooled[:, np.array(self.among)] if self.among else pooled).max(1))
         if self.weights.shape not in ((pooled.shape[1],), pooled.shape):
             raise ValueError(
                 f"The target has weights {list(self.weights.shape)}, but {self.layer} has features {list(pooled.shape)}; "
@@ -55,7 +57,9 @@ class Target:
         return self.link((pooled * weights).sum(1) + self.bias)
 
 
-jax.tree_util.register_dataclass(Target, data_fields=["weights", "bias"], meta_fields=["layer", "link"])
+jax.tree_util.register_dataclass(
+    Target, data_fields=["weights", "bias"], meta_fields=["layer", "link", "among"]
+)
 
 
 def class_logit(network: Network, classes: int | str | Sequence[int | str] | np.ndarray) -> Target:
@@ -79,6 +83,21 @@ def class_probability(network: Network, classes: int | str | Sequence[int | str]
     if class_count(network) == 1:
         return Target(LOGITS, _one_hot(network, classes, LOGITS), link=jax.nn.sigmoid)
     return Target(PROBABILITIES, _one_hot(network, classes, PROBABILITIES))
+
+
+def group_logit(network: Network, classes: Sequence[int | str]) -> Target:
+    """The largest logit of some classes, such as all kinds of cars.
+
+    Args:
+        network: Network with its classification head.
+        classes: Indices or names.
+
+    Raises:
+        ValueError: See `class_logit`; no class.
+    """
+    if not len(classes):
+        raise ValueError("A group of classes is empty; expected an index or a name.")
+    return Target(LOGITS, None, among=tuple(dict.fromkeys(class_index(network, one) for one in classes)))
 
 
 def predicted_logit(network: Network) -> Target:

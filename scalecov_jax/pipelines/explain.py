@@ -15,7 +15,7 @@ from scalecov_jax.explain import feature_visualization, grad_cam
 from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.feature_visualization import RECIPES, Objective
 from scalecov_jax.explain.gradients import layer_gradients
-from scalecov_jax.explain.target import Target, class_logit, class_probability, predicted_logit
+from scalecov_jax.explain.target import Target, class_logit, class_probability, group_logit, predicted_logit
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.images.folder import evenly, read_folder
 from scalecov_jax.images.sources import SCENES, open_source
@@ -103,6 +103,7 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         "steps": 0,
         "size": 0,
         "splits": 1,
+        "tolerance": 0,
     }
     problems += [
         f"config.{name} is {settings[name]}; expected at least {low}"
@@ -122,7 +123,7 @@ def _check_values(settings: Mapping[str, Any]) -> None:
     kind, colon, _ = settings["target"].partition(":")
     if (kind, bool(colon)) not in {("predicted", False), ("logit", True), ("probability", True)}:
         problems.append(
-            f"config.target is {settings['target']!r}; expected predicted, logit:CLASS or probability:CLASS"
+            f"config.target is {settings['target']!r}; expected predicted, logit:CLASS, logit:CLASS,CLASS or probability:CLASS"
         )
     if problems:
         raise ValueError(f"{'; '.join(problems)}.")
@@ -143,7 +144,11 @@ def _target(network: Network, settings: Mapping[str, Any]) -> Target:
     kind, _, given = settings["target"].partition(":")
     target = {
         "predicted": lambda: predicted_logit(network),
-        "logit": lambda: class_logit(network, given),
+        "logit": lambda: (
+            group_logit(network, names(given))
+            if "," in given and given not in network.card.class_names
+            else class_logit(network, given)
+        ),
         "probability": lambda: class_probability(network, given),
     }[kind]()
     size = settings["size"] or network.card.input_size

@@ -79,7 +79,7 @@ def map_images(
         undecoded += skipped
         large = np.asarray(grad_cam.upsample(grad_cam.scale_maps(jnp.asarray(arrays["maps"])), size, size))
         examples = [source[int(index)] for index in indices]
-        boxes = [_scaled(one.box, one.image.shape[:2], size) for one in examples]
+        boxes = [_scaled(one.box, one.image.shape[:2], size, settings["tolerance"]) for one in examples]
         for row, (example, box) in enumerate(zip(examples, boxes, strict=True)):
             one = slice(row, row + 1)
             rows.append(
@@ -88,6 +88,7 @@ def map_images(
                     example.name,
                     float(arrays["scores"][row]),
                     float(np.abs(arrays["maps"][row]).max()),
+                    None if example.box is None else _share(example.box, example.image.shape[:2]),
                     None if box is None else bool(faithfulness.hits(large[one], [box])[0]),
                     None if box is None else bool(faithfulness.centre_hits(size, size, [box])[0]),
                     float(arrays["insertion"][row]) if "insertion" in arrays else None,
@@ -175,12 +176,19 @@ def _concept_rows(
     return rows
 
 
-def _scaled(box: Box | None, shape: tuple[int, ...], size: int) -> Box | None:
-    """A box in pixels of the image resized to a square."""
+def _scaled(box: Box | None, shape: tuple[int, ...], size: int, tolerance: int = 0) -> Box | None:
+    """A box, wider by `tolerance` pixels of its image on every side, in pixels of the image resized to a square."""
     if box is None:
         return None
+    x_min, y_min = box.x_min - tolerance, box.y_min - tolerance
+    x_max, y_max = box.x_max + tolerance, box.y_max + tolerance
     down, across = size / shape[0], size / shape[1]
-    return Box((box.x_min - 1) * across + 1, (box.y_min - 1) * down + 1, box.x_max * across, box.y_max * down)
+    return Box((x_min - 1) * across + 1, (y_min - 1) * down + 1, x_max * across, y_max * down)
+
+
+def _share(box: Box, shape: tuple[int, ...]) -> float:
+    """Area of a box as a share of its image."""
+    return (box.x_max - box.x_min + 1) * (box.y_max - box.y_min + 1) / (shape[0] * shape[1])
 
 
 def _gradients(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scalecov_jax.explain.faithfulness import Pointing, pointing_game
+from scalecov_jax.explain.faithfulness import Pointing, pointing_strata
 from scalecov_jax.images.example import Skipped, count_reasons
 from scalecov_jax.report import explain_figures, page, style
 from scalecov_jax.tables import write_table
@@ -21,7 +21,8 @@ class Mapped(NamedTuple):
         image: Name of the image.
         score: The target.
         largest: Absolute value of the map before it is scaled; 0 where nothing supports the target.
-        hit: Whether its largest value lies in the box; None where no box is known.
+        box_share: Area of the box as a share of the image; None where no box is known, as the next two.
+        hit: Whether its largest value lies in the box.
         centre_hit: Whether the centre of the image does.
         insertion: Area under the curve while pixels come.
         deletion: Area under the curve while they go.
@@ -31,6 +32,7 @@ class Mapped(NamedTuple):
     image: str
     score: float
     largest: float
+    box_share: float | None
     hit: bool | None
     centre_hit: bool | None
     insertion: float | None
@@ -86,7 +88,8 @@ _MAPS_READING = {
     "Insertion and deletion": "are areas under the target while the pixels come into, or go from, a blurred image in "
     "the order of the map. A faithful map has a high insertion and a low deletion; compare methods on the same images.",
     "The pointing game": "counts images where the largest value of the map lies in the box of the object, beside the centre of "
-    "the image, which needs no network. p is of the exact McNemar test.",
+    "the image, which needs no network; a box that is large is hard to miss, so images with a small one (under a quarter of the "
+    "image) are counted by themselves too. p is of the exact McNemar test on the images where only one of both hits.",
 }
 _SENSITIVITY_READING = {
     "S": "is the derivative of the target along the concept's unit direction: what the target gains as the concept grows. "
@@ -112,52 +115,52 @@ def maps(
     names = [name for name, _ in images]
     figure = explain_figures.overlays(np.stack([image for _, image in images]), shown, names)
     method, layer = settings["method"], settings["layer"]
-    table, answers, text = [], [], []
+    table, pointing, answers, text = [], [], [], []
     for weights in shown:
         own = [row for row in rows if row.weights == weights]
         means = [
             None if values[0] is None else float(np.mean(values))  # pyright: ignore[reportArgumentType,reportCallIssue]
             for values in ([row.insertion for row in own], [row.deletion for row in own])
         ]
-        game = game_of(own)
-        table.append(
-            (
-                weights,
-                str(len(own)),
-                *(page.number(value, 3) for value in means),
-                *(("–",) * 3 if game is None else (str(game.hits), str(game.centre_hits), f"{game.p:.2g}")),
-            )
-        )
+        games = games_of(own)
+        table.append((weights, str(len(own)), *(page.number(value, 3) for value in means)))
+        pointing += [
+            (f"{weights}, {stratum}", *map(str, game[:-1]), f"{game.p:.2g}")
+            for stratum, game in games.items()
+        ]
         empty = sum(row.largest == 0 for row in own)
         told = (
             f"{weights}: {len(own)} maps of {settings['target']} at {layer} by {method}"
             + f", {empty} empty" * bool(empty)
         )
-        if game is not None:
-            told += f"; {game.hits} point into the box, the centre does in {game.centre_hits} (exact p = {game.p:.2g})"
+        for stratum, game in games.items():
+            told += "; of those with a small box " if stratum == "small" else "; "
+            told += f"{game.hits} of {game.images} point into the box, the centre in {game.centre_hits} (exact p = {game.p:.2g})"
         answers.append(f"{told}.")
         text.append(told)
-    columns = ("weights", "images", "insertion", "deletion", "hits", "centre hits", "p")
+    tables = [page.Table("Means over images.", ("weights", "images", "insertion", "deletion"), table)]
+    if pointing:
+        columns = ("images", "all images", "hits", "centre hits", "only map", "only centre", "p")
+        caption = f"Pointing game, within {settings['tolerance']} pixels. Small: boxes under a quarter of the image."
+        tables.append(page.Table(caption, columns, pointing))
     described = f"Images and their maps by {method} at {layer}. {' '.join(answers)}"
     return Result(
         "maps.csv",
         Mapped,
         rows,
         {"overlays": (figure, described)},
-        [page.Table("Means over images.", columns, table)],
+        tables,
         "\n".join(answers),
         _MAPS_READING,
         "\n".join(text),
     )
 
 
-def game_of(rows: Sequence[Mapped]) -> Pointing | None:
-    """The pointing game over the images whose box is known."""
-    pairs = [(row.hit, row.centre_hit) for row in rows if row.hit is not None]
-    if not pairs:
-        return None
-    hit, centre = np.array(pairs, bool).T
-    return pointing_game(hit, centre)
+def games_of(rows: Sequence[Mapped]) -> dict[str, Pointing]:
+    """The pointing game over the images whose box is known, and over those with a small one."""
+    known = [(row.hit, row.centre_hit, row.box_share) for row in rows if row.hit is not None]
+    hit, centre, share = np.array(known, float).reshape(-1, 3).T
+    return pointing_strata(hit > 0, centre > 0, share)
 
 
 def sensitivity(rows: Sequence[Concept], settings: Mapping[str, Any]) -> Result:
@@ -256,9 +259,11 @@ def write(
     summary = {"answer": result.answer, "skipped": reasons, "provenance": dict(provenance)}
     if result.kind is Mapped:
         summary["pointing_game"] = {
-            weights: game._asdict()
+            weights: {
+                stratum: game._asdict()
+                for stratum, game in games_of([row for row in result.rows if row.weights == weights]).items()
+            }
             for weights in dict.fromkeys(row.weights for row in result.rows)
-            if (game := game_of([row for row in result.rows if row.weights == weights])) is not None
         }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     named: dict[str, list[str]] = {}
