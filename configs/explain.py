@@ -17,16 +17,18 @@ def get_config() -> ConfigDict:
     config.scenes = 24
     config.limit = 0  # images, evenly spread over the list; all when 0
     config.layer = "add_16"
-    config.target = (
-        "predicted"  # or logit:CLASS, probability:CLASS (index or name); logit:CLASS,CLASS: their largest
-    )
+    # or logit:CLASS, probability:CLASS (index or name), logit:CLASS,CLASS (their largest),
+    # rcv:CONCEPT@LAYER (the projection on an RCV that is fitted on the images)
+    config.target = "predicted"
     config.signed = False  # keep what speaks against the target in the maps
     config.faithfulness = True  # insertion and deletion, and the pointing game where boxes are known
     config.tolerance = 0  # of the pointing game, in pixels of the image (15 as published)
     config.shown = 6  # images drawn
-    config.concepts = "scale,mean_luminance,glcm_contrast"  # for sensitivity
+    config.concepts = "scale,mean_luminance,glcm_contrast"  # for sensitivity and the objective rcv
     config.splits = 25
-    config.objective = "channel"  # for feature_visualization; or neuron, or layer
+    config.objective = (
+        "channel"  # for feature_visualization; or neuron, layer, or rcv: from -v to +v, fitted on the images
+    )
     config.channels = "0,1,2,3,4,5,6,7"
     config.recipe = "lucid"  # or imvip (three stages, 2048 steps)
     config.steps = 0  # of lucid, in place of 512

@@ -10,7 +10,11 @@ import pytest
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
+from scalecov_jax.concepts.measure import get_measure
+from scalecov_jax.explain.feature_visualization import STRIP
+from scalecov_jax.explain.rcv import fit_rcvs
 from scalecov_jax.pipelines import explain
+from scalecov_jax.probes.splits import random_splits
 
 CONFIG = Path(__file__).parents[1] / "configs" / "explain.py"
 
@@ -25,6 +29,10 @@ def settings(tmp_path_factory):
     changes = {"weights": str(folder), "layer": "block_2", "scenes": 12, "splits": 3, "batch_size": 8}
     small = {"steps": 3, "size": 32, "channels": "0,3", "concepts": "scale,mean_luminance", "shown": 2}
     return {**module.get_config().to_dict(), **changes, **small}
+
+
+def measure_scale(example):
+    return get_measure("scale").measure(example)
 
 
 def run(settings, method, workdir, **options):
@@ -52,6 +60,26 @@ def test_tables_reports_and_a_second_run(settings, method, rows, kept, tmp_path)
     assert run(settings, method, tmp_path / "run", resume=True).split("\n")[0] == table.split("\n")[0]
     assert path.read_bytes() == before[0]
     assert {one: one.stat().st_mtime_ns for one in (tmp_path / "run" / kept).iterdir()} == before[1]
+
+
+def test_rcvs_are_fitted_for_targets_and_strips(settings, tmp_path):
+    one = {**settings, "random_weights": False, "faithfulness": False, "concepts": "scale,mean_luminance"}
+    run({**one, "layer": "block_1", "target": "rcv:scale@block_2"}, "grad_cam", tmp_path / "maps")
+    told = json.loads((tmp_path / "maps/summary.json").read_text())["answer"]
+    assert "The RCV of scale at block_2, fitted on these images, has a held-out R2 of" in told
+    run({**one, "objective": "rcv"}, "feature_visualization", tmp_path / "strip")
+    with (tmp_path / "strip/visualisations.csv").open() as file:
+        rows = [(row["objective"], row["part"]) for row in csv.DictReader(file)]
+    assert rows == [(f"rcv:{concept}", part) for concept in ("scale", "mean_luminance") for part in STRIP]
+    with (tmp_path / "maps/maps.csv").open() as file:
+        scores = [float(row["score"]) for row in csv.DictReader(file)]
+    with np.load(tmp_path / "maps/rcvs/some_weights.npz") as file:
+        features = file["layer_block_2"]
+    network = checkpoints.load(Path(settings["weights"]))
+    source = explain._open(settings)[0]
+    values = {"scale": np.array([measure_scale(example) for example in source])}
+    (rcv,) = fit_rcvs(network, "block_2", features, values, random_splits(12, 3, 0))
+    np.testing.assert_allclose(scores, features @ rcv.direction, rtol=1e-3, atol=1e-4)
 
 
 def test_a_damaged_state_is_named(settings, tmp_path):
@@ -83,6 +111,9 @@ def test_maps_meet_boxes_in_the_pointing_game(settings, tmp_path):
         ({"layer": "pre_softmax"}, "has no maps"),
         ({"target": "logit:nothing"}, "nothing"),
         ({"target": "logit:1,7"}, "no class '7'"),
+        ({"target": "rcv:scale"}, "expected predicted, .* or rcv:CONCEPT@LAYER"),
+        ({"target": "rcv:scala@block_2"}, "scale"),
+        ({"target": "rcv:scale@block_1"}, "read at block_1, before block_2"),
         ({"splits": 0, "channels": "a"}, "config.splits is 0.*; config.channels has a"),
     ],
 )

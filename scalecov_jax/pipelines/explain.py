@@ -11,6 +11,7 @@ import numpy as np
 
 from scalecov_jax import checkpoints
 from scalecov_jax.checkpoints import Network
+from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.explain import feature_visualization, grad_cam
 from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.feature_visualization import RECIPES, Objective
@@ -19,6 +20,7 @@ from scalecov_jax.explain.target import Target, class_logit, class_probability, 
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.images.folder import evenly, read_folder
 from scalecov_jax.images.sources import SCENES, open_source
+from scalecov_jax.pipelines import fitted_rcvs
 from scalecov_jax.pipelines.explained_images import map_images, weigh_concepts
 from scalecov_jax.pipelines.settings import load_networks, names
 from scalecov_jax.pipelines.visualised_channels import picture_size, visualise
@@ -27,7 +29,7 @@ from scalecov_jax.report.provenance import provenance
 from scalecov_jax.workdir import open_workdir
 
 METHODS = (*grad_cam.METHODS, "sensitivity", "feature_visualization")
-_OBJECTIVES = ("channel", "neuron", "layer")
+_OBJECTIVES = ("channel", "neuron", "layer", "rcv")
 
 
 def run(
@@ -68,6 +70,7 @@ def run(
         objectives = {name: _objectives(network, settings) for name, network in networks.items()}
     else:
         targets = {name: _target(network, settings) for name, network in networks.items()}
+    if method != "feature_visualization" or settings["objective"] == "rcv":
         source, skipped = _open(settings)
     if dry_run:
         what = (
@@ -75,8 +78,16 @@ def run(
         )
         return f"Would compute {method} of {what} for {', '.join(networks)}. Nothing was computed."
     folder = open_workdir(workdir, settings, resume=resume, overwrite=overwrite)
+    labels = [(settings["objective"], part) for part in names(settings["channels"]) or ("0",)]
+    fitted = ""
+    if method == "feature_visualization" and settings["objective"] == "rcv":
+        strips = fitted_rcvs.rcv_strips(folder, networks, source, settings)
+        objectives, labels, fitted, skipped = *strips[:3], [*skipped, *strips[3]]
+    elif method != "feature_visualization" and settings["target"].startswith("rcv:"):
+        targets, fitted, undecoded = fitted_rcvs.rcv_targets(folder, networks, source, settings)
+        skipped = [*skipped, *undecoded]
     if method == "feature_visualization":
-        rows, pictures = visualise(folder, networks, objectives, settings)
+        rows, pictures = visualise(folder, networks, objectives, labels, settings)
         result = report.visualisation(rows, pictures, settings)
     elif method == "sensitivity":
         rows, undecoded = weigh_concepts(folder, networks, targets, source, settings)
@@ -84,6 +95,8 @@ def run(
     else:
         rows, maps, images, undecoded = map_images(folder, networks, targets, source, settings)
         result, skipped = report.maps(rows, maps, images, settings), [*skipped, *undecoded]
+    if fitted:
+        result = result._replace(answer=f"{result.answer} {fitted}", text=f"{result.text}\n{fitted}")
     facts = provenance(command, settings, networks, started)
     table = report.write(folder, settings["title"], result, tuple(dict.fromkeys(skipped)), facts)
     return f"{table}\n\nReport: {folder / 'report.html'}"
@@ -120,10 +133,17 @@ def _check_values(settings: Mapping[str, Any]) -> None:
     channels = names(settings["channels"])
     if bad := [one for one in channels if not (one.isascii() and one.isdigit())]:
         problems.append(f"config.channels has {', '.join(bad)}; expected numbers separated by commas")
-    kind, colon, _ = settings["target"].partition(":")
-    if (kind, bool(colon)) not in {("predicted", False), ("logit", True), ("probability", True)}:
+    kind, colon, given = settings["target"].partition(":")
+    concept, at, layer = given.rpartition("@")
+    if (kind, bool(colon)) not in {
+        ("predicted", False),
+        ("logit", True),
+        ("probability", True),
+        ("rcv", bool(concept and at and layer)),
+    }:
         problems.append(
-            f"config.target is {settings['target']!r}; expected predicted, logit:CLASS, logit:CLASS,CLASS or probability:CLASS"
+            f"config.target is {settings['target']!r}; expected predicted, logit:CLASS, logit:CLASS,CLASS, probability:CLASS or "
+            "rcv:CONCEPT@LAYER"
         )
     if problems:
         raise ValueError(f"{'; '.join(problems)}.")
@@ -142,7 +162,10 @@ def _networks(settings: Mapping[str, Any]) -> dict[str, Network]:
 def _target(network: Network, settings: Mapping[str, Any]) -> Target:
     """The target of a network; traces the gradient once, so that layers are refused before anything is computed."""
     kind, _, given = settings["target"].partition(":")
+    size = settings["size"] or network.card.input_size
+    inputs = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     target = {
+        "rcv": lambda: _unfitted(network, given, inputs),
         "predicted": lambda: predicted_logit(network),
         "logit": lambda: (
             group_logit(network, names(given))
@@ -151,8 +174,6 @@ def _target(network: Network, settings: Mapping[str, Any]) -> Target:
         ),
         "probability": lambda: class_probability(network, given),
     }[kind]()
-    size = settings["size"] or network.card.input_size
-    inputs = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     layer = settings["layer"]
     traced = jax.eval_shape(
         lambda variables, inputs: layer_gradients(network.module, variables, inputs, layer, target),
@@ -167,19 +188,34 @@ def _target(network: Network, settings: Mapping[str, Any]) -> Target:
     return target
 
 
+def _unfitted(network: Network, given: str, inputs: Any) -> Target:
+    """Stands for the projection on an RCV until it is fitted, when all else has been checked."""
+    concept, _, layer = given.rpartition("@")
+    get_measures([concept])
+    return Target(layer, jnp.zeros(_width(network, layer, inputs)))
+
+
+def _width(network: Network, layer: str, inputs: Any) -> int:
+    traced = jax.eval_shape(
+        lambda variables, inputs: capture(network.module, variables, inputs, (layer,)),
+        network.variables,
+        inputs,
+    )
+    return traced[layer].shape[-1]
+
+
 def _objectives(network: Network, settings: Mapping[str, Any]) -> list[Objective]:
     layer, objective = settings["layer"], settings["objective"]
     channels = [int(one) for one in names(settings["channels"])]
     if objective == "layer":
         return [feature_visualization.whole_layer(layer, max(1, len(channels)))]
     size = picture_size(settings)
-    traced = jax.eval_shape(
-        lambda variables, inputs: capture(network.module, variables, inputs, (layer,)),
-        network.variables,
-        jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
-    )
+    width = _width(network, layer, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
+    if objective == "rcv":
+        get_measures(names(settings["concepts"]))
+        return []  # fitted when all else has been checked
     make = {"channel": feature_visualization.channel, "neuron": feature_visualization.neuron}[objective]
-    return [make(layer, channels, traced[layer].shape[-1])]
+    return [make(layer, channels, width)]
 
 
 def _open(settings: Mapping[str, Any]) -> tuple[Source, list[Skipped]]:

@@ -13,11 +13,8 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.concepts.compute import check_measures, measure_all
-from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.explain import faithfulness, grad_cam, sensitivity
 from scalecov_jax.explain.gradients import LayerGradients, check_gradients, layer_gradients
-from scalecov_jax.explain.rcv import fit_rcvs
 from scalecov_jax.explain.target import Target
 from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import Features
@@ -25,8 +22,8 @@ from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Box, Skipped, Source, resize_image
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.preprocessing import preprocess
+from scalecov_jax.pipelines import fitted_rcvs
 from scalecov_jax.pipelines.settings import names
-from scalecov_jax.probes.splits import grouped_splits, random_splits
 from scalecov_jax.report.explain import Concept, Mapped
 
 
@@ -117,9 +114,7 @@ def weigh_concepts(
         FloatingPointError: See `gradients.check_gradients`.
     """
     concepts = names(settings["concepts"])
-    measured = measure_all(get_measures(concepts), source, cache=folder / "measures.csv", progress="measures")
-    for column in range(len(concepts)):
-        check_measures(measured.values[:, column], measured.names)
+    measured = fitted_rcvs.measure_concepts(folder / "measures.csv", concepts, source)
     rows: list[Concept] = []
     undecoded: list[Skipped] = []
     for name, network in networks.items():
@@ -136,19 +131,8 @@ def weigh_concepts(
             partial(_gradients, network, source, targets[name], settings, name, use),
         )
         undecoded += skipped
-        both, here, there = np.intersect1d(indices, measured.indices, return_indices=True)
-        values, groups = measured.values[there], [measured.groups[one] for one in there]
-        splits = (
-            random_splits(len(both), settings["splits"], settings["seed"])
-            if len({*groups}) == len(groups)
-            else grouped_splits(groups, settings["splits"], settings["seed"])
-        )
-        rcvs = fit_rcvs(
-            network,
-            settings["layer"],
-            arrays["features"][here],
-            dict(zip(concepts, values.T, strict=True)),
-            splits,
+        rcvs, here, groups = fitted_rcvs.fit(
+            network, settings["layer"], arrays["features"], indices, concepts, measured, settings
         )
         rows += _concept_rows(name, rcvs, arrays["gradients"][here], groups, settings["seed"])
     return rows, undecoded

@@ -1,6 +1,6 @@
 """Images optimised for parts of networks, chunk by chunk; a broken run goes on where it was."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from scalecov_jax.explain import feature_visualization
 from scalecov_jax.explain.feature_visualization import RECIPES, Objective, Stage
 from scalecov_jax.explain.visualization_state import load_state, save_state
 from scalecov_jax.models.folding import fold
-from scalecov_jax.pipelines.settings import names
 from scalecov_jax.report.explain import Optimised
 
 _CHUNK = 32  # steps between two states
@@ -23,9 +22,17 @@ def visualise(
     folder: Path,
     networks: Mapping[str, Network],
     objectives: Mapping[str, list[Objective]],
+    labels: Sequence[tuple[str, str]],
     settings: Mapping[str, Any],
 ) -> tuple[list[Optimised], dict[str, np.ndarray]]:
     """The rows of visualisations.csv and the images of each network.
+
+    Args:
+        folder: Of the run.
+        networks: By name.
+        objectives: Of each network.
+        labels: What each of its images is for: the objective, and the channel or direction.
+        settings: See configs/explain.py.
 
     Raises:
         ValueError: An earlier state is damaged or of other objectives.
@@ -61,11 +68,9 @@ def visualise(
                 each_chunk=keep,
             )
         pictures[name] = feature_visualization.pictures(state)[:, 0]
-        given = names(settings["channels"])
-        labels = given if settings["objective"] != "layer" else [str(i) for i in range(len(pictures[name]))]
         rows += [
-            Optimised(name, settings["layer"], settings["objective"], int(label), state.step, float(value))
-            for label, value in zip(labels, np.asarray(state.values), strict=True)
+            Optimised(name, settings["layer"], objective, part, state.step, float(value))
+            for (objective, part), value in zip(labels, np.asarray(state.values), strict=True)
         ]
     return rows, pictures
 

@@ -59,12 +59,12 @@ class Concept(NamedTuple):
 
 
 class Optimised(NamedTuple):
-    """An optimised image (a row of visualisations.csv)."""
+    """An optimised image (a row of visualisations.csv); the part is a channel, a number, or one of the names of a strip."""
 
     weights: str
     layer: str
     objective: str
-    channel: int
+    part: str
     steps: int
     value: float
 
@@ -102,6 +102,9 @@ _SENSITIVITY_READING = {
 }
 _VISUALISATION_READING = {
     "An image": "is one of many that excite the channel; it shows what suffices, not what the channel sees in photographs.",
+    "Directions": "of a concept: v is the RCV, of unit length, and u the part of the images' mean features that is orthogonal to "
+    "it. -v shows what the layer has where the concept is small, +v where it is large, u what the images have in common; u-v and "
+    "u+v lie half-way between. A strip means nothing where R² is near 0.",
 }
 
 
@@ -222,22 +225,30 @@ def visualisation(
     rows: Sequence[Optimised], pictures: Mapping[str, np.ndarray], settings: Mapping[str, Any]
 ) -> Result:
     """The result of feature visualisation."""
-    titles = {
-        weights: [f"{row.channel}: {row.value:.3g}" for row in rows if row.weights == weights] for weights in pictures
-    }  # fmt: skip
-    figure = explain_figures.contact_sheet(pictures, titles)
+    titles: dict[str, list[str]] = {}
+    sheets: dict[str, np.ndarray] = {}
+    for weights, images in pictures.items():
+        own = [row for row in rows if row.weights == weights]
+        for objective in dict.fromkeys(row.objective for row in own):
+            at = [number for number, row in enumerate(own) if row.objective == objective]
+            line = weights if len(at) == len(own) else f"{weights}\n{objective.removeprefix('rcv:')}"
+            sheets[line] = images[at]
+            titles[line] = [f"{own[number].part}: {own[number].value:.3g}" for number in at]
+    figure = explain_figures.contact_sheet(sheets, titles)
     count = len(next(iter(pictures.values())))
     answer = (
         f"{count} images for the {settings['objective']} objective at {settings['layer']}, {rows[0].steps} steps each, for "
         f"{', '.join(pictures)}."
     )
-    table = [(f"{row.weights}, {row.channel}", str(row.steps), f"{row.value:.4g}") for row in rows]
+    table = [
+        (f"{row.weights}, {row.objective} {row.part}", str(row.steps), f"{row.value:.4g}") for row in rows
+    ]
     return Result(
         "visualisations.csv",
         Optimised,
         rows,
-        {"sheet": (figure, f"Optimised images, one row a network, with channel and activation. {answer}")},
-        [page.Table("Activation at the last step.", ("channel", "steps", "value"), table)],
+        {"sheet": (figure, f"Optimised images with what they are for and its activation. {answer}")},
+        [page.Table("Activation at the last step.", ("image", "steps", "value"), table)],
         answer,
         _VISUALISATION_READING,
         "\n".join([*(" ".join(one) for one in table), "", answer]),
