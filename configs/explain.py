@@ -22,6 +22,8 @@ def get_config() -> ConfigDict:
     config.target = "predicted"
     config.signed = False  # keep what speaks against the target in the maps
     config.faithfulness = True  # insertion and deletion, and the pointing game where boxes are known
+    # maps of the network as its layers become random from the output down: one more pass over all images for each layer
+    config.randomisation = False
     config.tolerance = 0  # of the pointing game, in pixels of the image (15 as published)
     config.shown = 6  # images drawn
     config.concepts = "scale,mean_luminance,glcm_contrast"  # for sensitivity and the objective rcv

@@ -7,7 +7,7 @@ Example:
   python scripts/explain.py --method=feature_visualization --config=configs/explain.py --config.layer=add_8 \
     --workdir=runs/channels
 
-Writes a CSV table, summary.json, report.html, figures/ and arrays (maps/, gradients/ or states/) to --workdir.
+Writes CSV tables, summary.json, report.html, figures/ and arrays (maps/, gradients/ or states/) to --workdir.
 """
 
 import sys

@@ -92,13 +92,24 @@ def test_a_damaged_state_is_named(settings, tmp_path):
 
 
 def test_maps_meet_boxes_in_the_pointing_game(settings, tmp_path):
-    group = {**settings, "random_weights": False, "tolerance": 15, "target": "logit:1,3"}
+    group = {
+        **settings,
+        "random_weights": False,
+        "tolerance": 15,
+        "target": "logit:1,3",
+        "randomisation": True,
+    }
     run(group, "grad_cam_pp", tmp_path / "run")
     (games,) = json.loads((tmp_path / "run/summary.json").read_text())["pointing_game"].values()
     with (tmp_path / "run/maps.csv").open() as file:
         small = [float(row["box_share"]) < 0.25 for row in csv.DictReader(file)]
     assert games["all"]["images"] == len(small) == 12
     assert games["small"]["images"] == sum(small) > 0
+    with (tmp_path / "run/randomised.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["layer"] for row in rows] == ["pre_softmax", "block_2", "block_1", "stem"]
+    assert all(abs(float(row["correlation"])) < 0.99 and row["images"] == "12" for row in rows)
+    assert (tmp_path / "run/figures/randomised.png").exists()
     with np.load(tmp_path / "run/maps/some_weights.npz") as file:
         assert file["layer_maps"].shape == (12, *file["layer_maps"].shape[1:])
         assert np.isfinite(file["layer_maps"]).all()

@@ -90,6 +90,7 @@ def test_randomising_from_the_output_down_changes_maps(network, inputs):
         return grad_cam.grad_cam(computed.activations, computed.gradients, signed=True)
 
     parts = ("pre_softmax", "block_2", "stem")
+    assert faithfulness.parts_downwards(network) == ("pre_softmax", "block_2", "block_1", "stem")
     results = faithfulness.weight_randomisation(network, compute, parts, seed=1)
     assert [one.layer for one in results] == list(parts)
     assert all(np.abs(one.correlation).max() < 0.99 for one in results)

@@ -19,6 +19,7 @@ from scalecov_jax.explain.target import (
     head_unit,
     predicted_logit,
     rcv_projection,
+    settled,
 )
 from scalecov_jax.models.architecture import get_architecture
 from scalecov_jax.models.pruning import abstract_variables
@@ -149,6 +150,9 @@ def test_the_predicted_class_is_that_of_the_largest_logit(network, inputs):
     group = group_logit(network, (4, "1", 4))
     among = layer_gradients(network.module, network.variables, x, LAYER, group)
     np.testing.assert_allclose(among.scores, logits[:, [1, 4]].max(1), rtol=1e-4)
+    once = settled(group, jnp.asarray(logits))
+    assert once.weights.argmax(1).tolist() == np.array([1, 4])[logits[:, [1, 4]].argmax(1)].tolist()
+    assert settled(once, jnp.asarray(logits)) is once
     with pytest.raises(ValueError, match="group of classes is empty"):
         group_logit(network, ())
 

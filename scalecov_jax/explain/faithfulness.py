@@ -175,6 +175,28 @@ def pointing_strata(
     return {name: pointing_game(hit[one], centre[one]) for name, one in strata.items() if one.any()}
 
 
+def parts_downwards(network: Network, size: int = 0) -> tuple[str, ...]:
+    """Modules at the top of the network that have weights, from the output down.
+
+    Args:
+        network: Network.
+        size: Height and width of its images in pixels; its own when 0.
+    """
+    order: dict[str, None] = {}
+
+    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if len(context.module.path) == 1:
+            order[context.module.path[0]] = None
+        return call(*args, **kwargs)
+
+    size = size or network.card.input_size
+    with nn.intercept_methods(note):
+        jax.eval_shape(
+            network.module.apply, network.variables, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        )
+    return tuple(name for name in reversed(order) if name in network.variables["params"])
+
+
 def randomise_downwards(network: Network, parts: Sequence[str], seed: int = 0) -> Iterator[tuple[str, Any]]:
     """Variables of the network with more and more of its parts random, from the output down.
 

@@ -140,6 +140,21 @@ def rcv_projection(network: Network, rcv: Rcv) -> Target:
     return Target(rcv.layer, jnp.asarray(rcv.direction))
 
 
+def settled(target: Target, output: Float[Array, "N H W D"] | Float[Array, "N D"]) -> Target:
+    """The target with its largest feature chosen once for each image, so that it stays when the network changes.
+
+    Args:
+        target: Any; one with weights stays as it is.
+        output: Of its layer, for the images in question.
+    """
+    if target.weights is not None:
+        return target
+    pooled = global_average_pool(output)
+    allowed = np.array(target.among or range(pooled.shape[1]))
+    weights = jax.nn.one_hot(allowed[np.asarray(pooled)[:, allowed].argmax(1)], pooled.shape[1])
+    return Target(target.layer, weights, link=target.link)
+
+
 def class_count(network: Network) -> int:
     """Number of outputs of the classification head.
 

@@ -22,10 +22,13 @@ from scalecov_jax.images.folder import evenly, read_folder
 from scalecov_jax.images.sources import SCENES, open_source
 from scalecov_jax.pipelines import fitted_rcvs
 from scalecov_jax.pipelines.explained_images import map_images, weigh_concepts
+from scalecov_jax.pipelines.randomised_maps import randomise_maps
 from scalecov_jax.pipelines.settings import load_networks, names
 from scalecov_jax.pipelines.visualised_channels import picture_size, visualise
 from scalecov_jax.report import explain as report
+from scalecov_jax.report.explain_randomised import Forgotten, add_randomisation
 from scalecov_jax.report.provenance import provenance
+from scalecov_jax.tables import write_table
 from scalecov_jax.workdir import open_workdir
 
 METHODS = (*grad_cam.METHODS, "sensitivity", "feature_visualization")
@@ -95,6 +98,10 @@ def run(
     else:
         rows, maps, images, undecoded = map_images(folder, networks, targets, source, settings)
         result, skipped = report.maps(rows, maps, images, settings), [*skipped, *undecoded]
+        if settings["randomisation"]:
+            forgotten = randomise_maps(folder, networks, targets, source, settings)
+            write_table(folder / "randomised.csv", Forgotten, forgotten)
+            result = add_randomisation(result, forgotten)
     if fitted:
         result = result._replace(answer=f"{result.answer} {fitted}", text=f"{result.text}\n{fitted}")
     facts = provenance(command, settings, networks, started)
