@@ -1,27 +1,27 @@
 """Grad-CAM maps against one forward and backward pass, and channels visualised together against one, in one run.
 
 The pass to which the maps are compared gives the gradient of the same logits by the images, for the same images and batches.
-Prints median seconds without compilation, the ratios and the load; where others use the machine too, the ratio of processor
-times says more than that of wall-clock times.
+Channels are visualised in chunks, in turns together and alone, and medians of chunks are compared: who else uses the machine
+slows both alike. Prints median seconds without compilation, the ratios and the load; the ratio of processor times hardly
+depends on others.
 
-  python benchmarks/explain_speed.py --weights=runs/weights/inception_v3
-  python benchmarks/explain_speed.py --images=64 --steps=32                # random weights, shorter
+  python benchmarks/explain_speed.py                          # on 2 cores 4 minutes of maps and about 7 of channels
+  python benchmarks/explain_speed.py --images=0 --steps=128   # channels only, shorter
 
-The maps have random weights, for their time does not depend on them. Channels with random weights may die on the way.
+Weights are random, and directions of all channels stand for single ones: neither changes the time, and no direction is dead.
 """
 
 import os
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from scalecov_jax.checkpoints import Card, Network, load, random_network
+from scalecov_jax.checkpoints import Card, Network, random_network
 from scalecov_jax.explain import feature_visualization, grad_cam
 from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.gradients import layer_gradients
@@ -29,17 +29,17 @@ from scalecov_jax.explain.target import Target, class_logit
 from scalecov_jax.models.architecture import get_architecture
 from scalecov_jax.models.folding import fold
 
-IMAGES = flags.DEFINE_integer("images", 256, "Maps.")
+IMAGES = flags.DEFINE_integer("images", 256, "Maps; none when 0.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Images of a batch.")
-WEIGHTS = flags.DEFINE_string(
-    "weights", "", "Checkpoint of InceptionV3 for the visualised channels; random when empty."
-)
 LAYER = flags.DEFINE_string("layer", "mixed10", "Explained layer.")
 CHANNEL_LAYER = flags.DEFINE_string("channel_layer", "mixed4", "Layer of the visualised channels.")
 CHANNELS = flags.DEFINE_integer("channels", 8, "Channels visualised together.")
-STEPS = flags.DEFINE_integer("steps", 512, "Steps of a visualisation.")
+STEPS = flags.DEFINE_integer("steps", 512, "Steps of a visualisation; none when 0.")
+CHUNK = flags.DEFINE_integer("chunk", 32, "Steps before the other's turn.")
 SIZE = flags.DEFINE_integer("size", 128, "Height and width of a visualisation in pixels.")
-REPEATS = flags.DEFINE_integer("repeats", 3, "Interleaved repetitions, of which the median counts.")
+REPEATS = flags.DEFINE_integer(
+    "repeats", 3, "Interleaved repetitions of the maps, of which the median counts."
+)
 
 
 def make_network() -> Network:
@@ -73,11 +73,11 @@ def seconds(call: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
-def compare(calls: dict[str, Callable[[], object]], bar: float) -> None:
-    """Time two calls, interleaved; print the ratio of the first to the second."""
+def compare(calls: dict[str, Callable[[], object]], bar: float, repeats: int) -> None:
+    """Time two calls, in turns; print the ratio of the first to the second."""
     for call in calls.values():
         call()
-    times = np.array([[seconds(call) for call in calls.values()] for _ in range(REPEATS.value)])
+    times = np.array([[seconds(call) for call in calls.values()] for _ in range(repeats)])
     for name, one in zip(calls, np.moveaxis(times, 1, 0), strict=True):
         print(f"{name:36}{np.median(one[:, 0]):8.2f} s  ({one[:, 0].min():.2f} to {one[:, 0].max():.2f})")
     (first, first_cpu), (second, second_cpu) = np.median(times, 0)
@@ -97,46 +97,47 @@ def main(_: list[str]) -> None:
         np.random.default_rng(0).uniform(-1, 1, (BATCH.value, 299, 299, 3)).astype(np.float32)
     )
     count = -(-IMAGES.value // BATCH.value)
-    compare(
-        {
-            f"{count * BATCH.value} Grad-CAM maps at {LAYER.value}": lambda: [
-                jax.block_until_ready(maps(module, variables, batch, LAYER.value, target))
-                for _ in range(count)
-            ],
-            "one forward and backward pass": lambda: [
-                jax.block_until_ready(image_gradients(module, variables, batch, target)) for _ in range(count)
-            ],
-        },
-        1.3,
-    )
-    if WEIGHTS.value:
-        network = load(Path(WEIGHTS.value))
-        module, variables = fold(network.module, network.variables, network.architecture.epsilon)
-        variables = jax.device_put(variables)
+    if count:
+        compare(
+            {
+                f"{count * BATCH.value} Grad-CAM maps at {LAYER.value}": lambda: [
+                    jax.block_until_ready(maps(module, variables, batch, LAYER.value, target))
+                    for _ in range(count)
+                ],
+                "one forward and backward pass": lambda: [
+                    jax.block_until_ready(image_gradients(module, variables, batch, target))
+                    for _ in range(count)
+                ],
+            },
+            1.3,
+            REPEATS.value,
+        )
     width = jax.eval_shape(lambda inputs: capture(module, variables, inputs, (CHANNEL_LAYER.value,)), batch)[
         CHANNEL_LAYER.value
     ].shape[-1]
 
-    def visualise(channels: int) -> jax.Array:
-        objectives = [feature_visualization.channel(CHANNEL_LAYER.value, range(channels), width)]
-        stage = feature_visualization.Stage(STEPS.value)
-        return feature_visualization.visualise(
-            module,
-            variables,
-            network.card.preprocessing,
-            objectives,
-            recipe=(stage,),
-            size=SIZE.value,
-            chunk=STEPS.value,
-        ).spectra
+    def optimiser(count: int) -> Callable[[], object]:
+        vectors = np.random.default_rng(1).normal(size=(count, width))
+        objectives = [feature_visualization.direction(CHANNEL_LAYER.value, vectors)]
+        state = feature_visualization.start(objectives, size=SIZE.value)
+        recipe = (feature_visualization.Stage(STEPS.value + CHUNK.value),)
 
-    compare(
-        {
-            f"{CHANNELS.value} channels of {CHANNEL_LAYER.value}": lambda: visualise(CHANNELS.value),
-            "one channel": lambda: visualise(1),
-        },
-        3.0,
-    )
+        def advance() -> object:
+            nonlocal state
+            state = feature_visualization.advance(
+                module, variables, network.card.preprocessing, objectives, recipe, state, CHUNK.value
+            )
+            return state.spectra
+
+        return advance
+
+    if STEPS.value:
+        together = f"{CHANNELS.value} channels of {CHANNEL_LAYER.value}, {CHUNK.value} steps"
+        compare(
+            {together: optimiser(CHANNELS.value), "one channel": optimiser(1)},
+            3.0,
+            -(-STEPS.value // CHUNK.value),
+        )
 
 
 if __name__ == "__main__":

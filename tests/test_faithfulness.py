@@ -81,6 +81,22 @@ def test_small_objects_are_counted_by_themselves():
     assert faithfulness.pointing_strata(hit[:0], centre[:0], np.zeros(0)) == {}
 
 
+def test_maps_that_follow_the_object_beat_those_of_other_images():
+    rng = np.random.default_rng(5)
+    maps, boxes = np.zeros((30, 9, 9)), []
+    for one, (x, y) in zip(maps, rng.integers(1, 9, (30, 2)), strict=True):
+        one[y, x] = 1
+        boxes.append(Box(x + 1, y + 1, x + 1, y + 1))
+    followed = faithfulness.exchange_test(maps, boxes, permutations=200)
+    assert followed.hits == 30
+    same = sum(np.array_equal(one, other) for one in maps for other in maps)
+    assert followed.expected == pytest.approx(same / 30)
+    assert followed.p == pytest.approx(1 / 201)
+    fixed = faithfulness.exchange_test(np.repeat(maps[:1], 30, 0), boxes, permutations=200)
+    assert fixed.p == 1
+    assert faithfulness.exchange_test(0 * maps, boxes, permutations=9) == (0, 0, 1)
+
+
 def test_randomising_from_the_output_down_changes_maps(network, inputs):
     target = class_logit(network, 2)
 

@@ -51,6 +51,20 @@ class Pointing(NamedTuple):
     p: float
 
 
+class Exchanged(NamedTuple):
+    """Hits of maps beside those of maps that are exchanged among the images.
+
+    Attributes:
+        hits: See `hits`.
+        expected: Mean number of hits of exchanged maps.
+        p: One-sided permutation p value.
+    """
+
+    hits: int
+    expected: float
+    p: float
+
+
 class Randomised(NamedTuple):
     """Maps of a network whose layers are random from the output down to `layer`, beside those of the network.
 
@@ -134,9 +148,7 @@ def hits(
     Source: Zhang et al. 2016, Top-down Neural Attention by Excitation Backprop, section 4.1.
     """
     _check_boxes(len(maps), boxes)
-    flat = np.asarray(maps).reshape(len(maps), -1)
-    rows, columns = np.unravel_index(flat.argmax(1), maps.shape[1:])
-    return _inside(columns + 1.0, rows + 1.0, boxes, tolerance) & (flat.max(1) > 0)
+    return _inside(*_points(maps), boxes, tolerance)
 
 
 def centre_hits(height: int, width: int, boxes: Sequence[Box], tolerance: int = 0) -> Bool[np.ndarray, " N"]:
@@ -154,6 +166,29 @@ def pointing_game(hit: Bool[np.ndarray, " N"], centre: Bool[np.ndarray, " N"]) -
     differ = only_map + only_centre
     p = float(binomtest(only_map, differ).pvalue) if differ else 1.0
     return Pointing(len(hit), int(hit.sum()), int(centre.sum()), only_map, only_centre, p)
+
+
+def exchange_test(
+    maps: Float[np.ndarray, "N H W"], boxes: Sequence[Box], *, permutations: int = 2000, seed: int = 0
+) -> Exchanged:
+    """The pointing game against maps of the other images: does a map follow the object, or where objects usually are?
+
+    Args:
+        maps: See `hits`.
+        boxes: See `hits`.
+        permutations: Of the maps among the images.
+        seed: Of the permutations.
+
+    Source: a permutation test of independence; with it a map gains nothing from pointing where most boxes are.
+    """
+    _check_boxes(len(maps), boxes)
+    x, y = _points(maps)
+    inside = np.stack([_inside(x, y, [box] * len(x), 0) for box in boxes])  # of image i, the point of map j
+    count, own = len(boxes), int(inside.trace())
+    rng = np.random.default_rng(seed)
+    drawn = [int(inside[np.arange(count), rng.permutation(count)].sum()) for _ in range(permutations)]
+    expected = float(inside.sum() / count)
+    return Exchanged(own, expected, (1 + sum(one >= own for one in drawn)) / (1 + permutations))
 
 
 def pointing_strata(
@@ -262,6 +297,14 @@ def rank_correlation(
         if np.ptp(a) > 0 and np.ptp(b) > 0:
             values[index] = spearmanr(a.ravel(), b.ravel()).statistic  # pyright: ignore[reportAttributeAccessIssue]
     return values
+
+
+def _points(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Column and row of the largest value of each map, from 1; outside of every box where nothing is above zero."""
+    flat = np.asarray(maps).reshape(len(maps), -1)
+    rows, columns = np.unravel_index(flat.argmax(1), maps.shape[1:])
+    nowhere = np.where(flat.max(1) > 0, 0.0, np.inf)
+    return columns + 1.0 + nowhere, rows + 1.0 + nowhere
 
 
 def _inside(x: np.ndarray, y: np.ndarray, boxes: Sequence[Box], tolerance: int) -> np.ndarray:
