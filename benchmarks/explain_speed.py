@@ -5,7 +5,7 @@ Channels are visualised in chunks, in turns together and alone, and medians of c
 slows both alike. Prints median seconds without compilation, the ratios and the load; the ratio of processor times hardly
 depends on others.
 
-  python benchmarks/explain_speed.py                          # on 2 cores 4 minutes of maps and about 7 of channels
+  python benchmarks/explain_speed.py                          # on 2 cores 4 minutes of maps and about 8 of channels
   python benchmarks/explain_speed.py --images=0 --steps=128   # channels only, shorter
 
 Weights are random, and directions of all channels stand for single ones: neither changes the time, and no direction is dead.
