@@ -71,7 +71,10 @@ def artefact_text(scores: Sequence[TextureScore]) -> str:
     return (
         f"The network with random weights reaches R² = 1 in sample in {len(exact)} of {len(wide)} regressions where D ≥ n − 1 "
         f"(such as {layers}), and so do {len(exact_control)} of {len(of_control)} with the measure shuffled over the images: as "
-        "many free weights as images fit any numbers. That R² says nothing of what the layer knows. On patches of other patients "
+        "many free weights as images fit any numbers. "
+        + "In the others some features depend on each other, so that fewer than n − 1 are left. "
+        * (len(exact) < len(wide))
+        + "That R² says nothing of what the layer knows. On patches of other patients "
         f"ridge gives R² {page.number(float(np.median(held)))} there (median), and {page.number(float(np.median(shuffled)))} "
         "with the measure shuffled."
     )
