@@ -20,8 +20,8 @@ NEAR_ONE = 1 - 1e-6
 _READING = {
     "In sample": "is R² of least squares on the images that it was fitted to, as published. With D features and n images it is "
     "D / (n − 1) on average where there is nothing to find, and 1 where D ≥ n − 1.",
-    "Held out": "is R² of ridge regression on the patches of patients that neither the probe nor the fine-tuning saw; ± is one "
-    "sd over splits of the same patients.",
+    "Held out": "is R² of ridge regression on the patches of patients that neither the probe nor the fine-tuning saw; the median "
+    "over splits of the same patients, and in brackets the range between quartiles: a mean would hang on single splits.",
     "Shuffled": "is the same with the measure permuted over the images: about 0 or below where nothing is to be found.",
     "Br": "is max(R², 0) mean(S) / sd(S), where S is the derivative of the logit of the fine-tuned network along the concept's "
     "unit direction; the interval is over patients. Above 0: more of it speaks for the second class.",
@@ -89,7 +89,8 @@ def _held_out(
         for s in select(scores, "held_out", "ridge", shuffled=shuffled)
         if (s.concept, s.layer, s.weights, s.images) == (concept, layer, weights, most)
     ]
-    return float(np.mean(values)), float(np.std(values))
+    low, middle, high = np.percentile(values, (25, 50, 75))
+    return float(middle), float(high - low)
 
 
 def _inside(scores: Sequence[TextureScore], concept: str, layer: str, weights: str) -> float | None:
@@ -107,7 +108,7 @@ def _tables(found: Found, concepts: Sequence[str], layers: Sequence[str]) -> lis
     held = [
         (
             f"{concept.removeprefix('glcm_')}, {layer}",
-            *("{} ± {}".format(*map(page.number, _held_out(scores, concept, layer, w))) for w in COLOURS),
+            *("{} ({})".format(*map(page.number, _held_out(scores, concept, layer, w))) for w in COLOURS),
             page.number(_held_out(scores, concept, layer, "fine_tuned", True)[0]),
             *(page.number(_inside(scores, concept, layer, weights), 3) for weights in COLOURS),
         )
@@ -163,7 +164,7 @@ def _answer(found: Found, concepts: Sequence[str], layers: Sequence[str]) -> str
         f"Fine-tuned on {found.trained_on} patches; on {found.tested_on} of {found.patients} other patients accuracy is "
         f"{100 * one.accuracy:.1f} % ({100 * one.accuracy_low:.1f} to {100 * one.accuracy_high:.1f}) and AUC "
         f"{one.auc:.3f} ({one.auc_low:.3f} to {one.auc_high:.3f}).",
-        f"Texture, mean held-out R² over {len(concepts)} concepts and {len(layers)} layers: random "
+        f"Texture, median held-out R² averaged over {len(concepts)} concepts and {len(layers)} layers: random "
         f"{page.number(float(gains['random']))}, pretrained {page.number(float(gains['pretrained']))}, fine-tuned "
         f"{page.number(float(gains['fine_tuned']))}.",
         f"At {strongest.layer} {strongest.concept} counts most for the decision: more of it speaks {push} the second class (Br "
@@ -249,4 +250,13 @@ def write(
         )
         for layer in layers
     ]
-    return "\n".join(["Mean held-out R2 of texture:", head, *lines, "", answer, explained])
+    return "\n".join(
+        [
+            "Held-out R2 of texture (median over splits, mean over concepts):",
+            head,
+            *lines,
+            "",
+            answer,
+            explained,
+        ]
+    )

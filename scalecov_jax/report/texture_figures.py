@@ -21,7 +21,7 @@ def select(
 
 @styled
 def by_layer(scores: Sequence[TextureScore], concepts: Sequence[str], layers: Sequence[str]) -> Figure:
-    """A panel a concept: held-out R2 of ridge (solid, sd over splits) and R2 on the images of the fit (dotted), of all images."""
+    """A panel a concept: held-out R2 of ridge (median and quartiles over splits) and, dotted, R2 in sample, of all images."""
     most = max(s.images for s in scores)
     columns = min(3, len(concepts))
     rows = -(-len(concepts) // columns)
@@ -40,12 +40,10 @@ def by_layer(scores: Sequence[TextureScore], concepts: Sequence[str], layers: Se
                 )
                 for layer in layers
             ]
-            mean, sd = np.mean(held, axis=1), np.std(held, axis=1)
+            low, middle, high = np.maximum(np.percentile(held, (25, 50, 75), axis=1), LOWEST)
             at = np.arange(len(layers))
-            axes.plot(at, mean, "o-", color=colour, markersize=3, label=f"{weights}, held out")
-            axes.fill_between(
-                at, np.maximum(mean - sd, LOWEST), np.maximum(mean + sd, LOWEST), color=colour, alpha=0.15
-            )
+            axes.plot(at, middle, "o-", color=colour, markersize=3, label=f"{weights}, held out")
+            axes.fill_between(at, low, high, color=colour, alpha=0.15)
             axes.plot(at, inside, ":", color=colour, label=f"{weights}, in sample")
         axes.set_title(concept.removeprefix("glcm_"))
         axes.set_ylim(LOWEST, 1.05)
@@ -76,7 +74,7 @@ def artefact(scores: Sequence[TextureScore]) -> Figure:
         for s in select(own, part, estimator, shuffled=is_shuffled):
             found.setdefault(s.width / s.n_fit, []).append(s.r2)
         ratios = sorted(found)
-        values = np.maximum([np.mean(found[one]) for one in ratios], LOWEST)
+        values = np.maximum([np.median(found[one]) for one in ratios], LOWEST)
         axes.plot(ratios, values, marker, color=colour, markersize=4, label=label)
     low, high = min(s.width / s.n_fit for s in own), max(s.width / s.n_fit for s in own)
     line = np.geomspace(low, high, 200)
