@@ -16,10 +16,12 @@ from sklearn.metrics import roc_auc_score
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
+from scalecov_jax.cutting import pruned_network
 from scalecov_jax.explain.target import class_probability
 from scalecov_jax.images import tissue
 from scalecov_jax.images.classes import ClassImages, class_folders, open_classes, tissue_patches
 from scalecov_jax.images.example import Example
+from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.paper.texture import PUBLISHED, in_sample_r2, score_texture
 from scalecov_jax.pipelines import texture
 from scalecov_jax.transfer.classification import HEAD, detected, fine_tune_detector, with_one_output
@@ -94,9 +96,6 @@ def test_a_step_is_adam_on_the_cross_entropy():
     """The loss by hand: -y log p - (1 - y) log(1 - p)."""
     source = patches(1)
     network = with_one_output(random_network(last="block_2"), 0)
-    from scalecov_jax.cutting import pruned_network
-    from scalecov_jax.models.layers import WHOLE
-
     trunk = pruned_network(network, WHOLE)
     images = np.stack([source[i].image for i in range(8)])
     y = np.array(source.classes, np.float32)
@@ -110,7 +109,7 @@ def test_a_step_is_adam_on_the_cross_entropy():
         p = 1 / (1 + jnp.exp(-(pooled @ params["head"]["kernel"] + params["head"]["bias"])))
         return -jnp.mean(y * jnp.log(p) + (1 - y) * jnp.log(1 - p))
 
-    expected, gradient = jax.value_and_grad(entropy)(state.params)
+    expected, gradient = jax.jit(jax.value_and_grad(entropy))(state.params)
     optimizer = optax.adam(1e-2)
     updates, _ = optimizer.update(gradient, optimizer.init(state.params))
     after = optax.apply_updates(state.params, updates)
