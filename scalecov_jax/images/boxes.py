@@ -149,7 +149,7 @@ def tfds_boxes(data_dir: str | Path, split: str, image_class: str, name: str = "
 
     Source: https://www.tensorflow.org/datasets/catalog/voc
     """
-    records, features = _open_tfds(Path(data_dir), split, name)
+    records, features = open_tfds(Path(data_dir), split, name)
     names = features["objects"]["label"].names
     found: list[tuple[int, Annotation]] = []
     skipped: list[Skipped] = []
@@ -312,7 +312,7 @@ def _listed(counts: Counter[str], most: int = 30) -> str:
     return listed + (f" and {len(counts) - most} more" if len(counts) > most else "")
 
 
-def _open_tfds(data_dir: Path, split: str, name: str) -> tuple[Any, Any]:
+def open_tfds(data_dir: Path, split: str, name: str) -> tuple[Any, Any]:
     """Records of a split, images left encoded, and the features of the dataset."""
     import tensorflow_datasets as tfds
 

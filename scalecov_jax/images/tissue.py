@@ -10,7 +10,7 @@ itself, only the share of the image that nuclei cover tells of it.
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from scalecov_jax.images.annotated import AnnotatedImage
 from scalecov_jax.images.noise_fields import ROW, Field, along_fibres, cell_borders, cell_site, discs, noise
 
 MAGNIFICATIONS = (5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 40.0)
+Kind = Literal["any", "normal", "tumour"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 SMALLEST, LARGEST = 25.0, 75.0  # mean nuclear areas of patients, um^2
 
 _CLOSEST = 11.5  # um between cells of the densest patient
@@ -51,8 +53,12 @@ class Traits(NamedTuple):
     blur: Float[Array, ""]  # standard deviation, um
 
 
-def traits(patient: Key[Array, ""]) -> Traits:
-    """Draw a patient; the area is log-normal within [25, 75] um^2 and independent of all other traits."""
+def traits(patient: Key[Array, ""], kind: Kind = "any") -> Traits:
+    """Draw a patient; the area is log-normal within [25, 75] um^2 and independent of all other traits.
+
+    Normal tissue and tumour change what is drawn of the nuclei: in tumour they are larger, closer together, more unlike each
+    other (pleomorphic), with coarser chromatin and more nucleoli. Patients differ, so that the two overlap in each trait.
+    """
     area, strength, mix, tint, white, others = jax.random.split(patient, 6)
     u = jax.random.uniform(others, (15,))
     middle, sd = jnp.sqrt(SMALLEST * LARGEST), jnp.log(LARGEST / SMALLEST) / 4
@@ -60,7 +66,7 @@ def traits(patient: Key[Array, ""]) -> Traits:
     stains = jnp.stack([jnp.asarray(_HAEMATOXYLIN), jnp.asarray(_EOSIN)])
     stains = stains[:, 0] + share * (stains[:, 1] - stains[:, 0])
     stains *= 1 + 0.08 * jax.random.normal(tint, (2, 3))
-    return Traits(
+    drawn = Traits(
         area=middle * jnp.exp(sd * jax.random.truncated_normal(area, -2.0, 2.0)),
         spread=0.12 + 0.26 * u[0],
         elongation=0.1 + 0.3 * u[1],
@@ -78,6 +84,24 @@ def traits(patient: Key[Array, ""]) -> Traits:
         light=(0.88 + 0.11 * u[12]) * (1 - 0.03 * jax.random.uniform(white, (3,))),
         blur=0.12 + 0.3 * u[13],
     )
+    if kind == "normal":
+        return drawn._replace(
+            area=0.75 * drawn.area,
+            spread=0.1 + 0.14 * u[0],
+            pitch=_CLOSEST + 2.5 + 3.0 * u[2],
+            coarseness=0.15 + 0.25 * u[3],
+            nucleoli=0.3 * u[6],
+        )
+    if kind == "tumour":
+        return drawn._replace(
+            area=1.1 * drawn.area,
+            spread=0.2 + 0.18 * u[0],
+            pitch=_CLOSEST + 3.0 * u[2],
+            coarseness=0.3 + 0.35 * u[3],
+            clump=1.15 * drawn.clump,
+            nucleoli=0.2 + 0.7 * u[6],
+        )
+    return drawn
 
 
 class _Nuclei(NamedTuple):
@@ -222,9 +246,13 @@ def _photograph(
     return image + 0.012 * jax.random.normal(jax.random.fold_in(key, 1), image.shape)
 
 
-@partial(jax.jit, static_argnames=("size", "magnification"))
+@partial(jax.jit, static_argnames=("size", "magnification", "kind"))
 def render(
-    patient: Key[Array, ""], region: Key[Array, ""], size: int = 1024, magnification: float = 40.0
+    patient: Key[Array, ""],
+    region: Key[Array, ""],
+    size: int = 1024,
+    magnification: float = 40.0,
+    kind: Kind = "any",
 ) -> tuple[UInt8[Array, "size size 3"], Int[Array, "size size"]]:
     """Render one region of one patient.
 
@@ -237,11 +265,12 @@ def render(
         size: Height and width in pixels.
         magnification: Of the objective; a pixel is 10 / magnification um. The field is centred on the same point at all
             sizes and magnifications.
+        kind: See `traits`.
 
     Returns:
         The image, and for each pixel the number of its nucleus, 0 outside nuclei. Numbers may have gaps.
     """
-    t = traits(patient)
+    t = traits(patient, kind)
     pixel = 10 / magnification
     layout, cells, sensor = jax.random.split(region, 3)
     seeds = jax.random.bits(layout, (20,), jnp.uint32)

@@ -1,4 +1,4 @@
-"""Fine-tuning a whole or a pruned network, with a linear regression head, for the mean nucleus area of a patch."""
+"""Fine-tuning a whole or a pruned network, with a linear head, for the mean nucleus area of a patch or for one of two classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.pretraining import TrainState
 from scalecov_jax.transfer import resume
 
+Loss = Literal["squared_error", "sigmoid_cross_entropy"]
 LOG_EVERY = 10  # steps between looks at the loss
 
 
@@ -40,6 +41,7 @@ class Recipe:
         batch_norm: Statistics used for prediction: the running ones (published), or averages over one more pass
             through the training patches with the final weights, which short trainings need; or `frozen`: the normalisation
             is that of the weights from beginning to end.
+        loss: Squared error; or the cross-entropy of two classes, 0 and 1, whose logit the head then gives.
     """
 
     epochs: int = 5
@@ -47,6 +49,7 @@ class Recipe:
     learning_rate: float = 1e-4
     targets: Literal["pixels", "standardised"] = "pixels"
     batch_norm: Literal["running", "recomputed", "frozen"] = "running"
+    loss: Loss = "squared_error"
 
 
 class Regressor(NamedTuple):
@@ -55,10 +58,12 @@ class Regressor(NamedTuple):
     Attributes:
         trunk: Network stopped after the layer of the cut.
         preprocessing: Of the images.
+        loss: See `Recipe`.
     """
 
     trunk: nn.Module
     preprocessing: Preprocessing
+    loss: Loss = "squared_error"
 
 
 class Units(NamedTuple):
@@ -74,8 +79,9 @@ class Fitted(NamedTuple):
     Attributes:
         params: Of trunk and head.
         batch_stats: Used for prediction.
-        predicted: Area of every held-out patch, in pixels.
-        curve: Epoch, training MSE (px^2) and held-out MAE (px), which chose nothing.
+        predicted: Area of every held-out patch, in pixels; or its logit.
+        curve: Epoch, training MSE (px^2) and held-out MAE (px), which chose nothing; or training cross-entropy (nats) and share
+            of held-out patches whose class is wrong.
     """
 
     params: Any
@@ -120,7 +126,7 @@ def fine_tune(
     Args:
         network: Where to start, stopped after the layer of the cut (its head, if it has one, is not used).
         source: Patches.
-        areas: Mean nucleus area of each in pixels.
+        areas: Mean nucleus area of each in pixels; or its class, 0 or 1.
         train: Indices of the training patches.
         test: Indices of the held-out patches.
         folder: For the checkpoints and the curve.
@@ -138,8 +144,9 @@ def fine_tune(
     Source: Graziani et al. 2021, section 3.1 and the authors' notebook.
     """
     _check(areas, train, test, recipe)
+    classes = recipe.loss == "sigmoid_cross_entropy"
     standardise = recipe.targets == "standardised"
-    regressor = Regressor(network.module, preprocessing or network.card.preprocessing)
+    regressor = Regressor(network.module, preprocessing or network.card.preprocessing, recipe.loss)
     units = Units(
         jnp.float32(areas[train].mean() if standardise else 0.0),
         jnp.float32(areas[train].std() if standardise else 1.0),
@@ -191,11 +198,13 @@ def fine_tune(
                 bar.update()
                 if number % LOG_EVERY == 0 or number == epoch * steps:
                     _check_losses(losses, (epoch - 1) * steps, epoch, folder)
-                    bar.set_postfix(mse=f"{np.mean(jax.device_get(losses[-LOG_EVERY:])):.3g}")
+                    bar.set_postfix(loss=f"{np.mean(jax.device_get(losses[-LOG_EVERY:])):.3g}")
             held_out = _predict(regressor, state.params, state.batch_stats, units, stream(test), split)
-            mae = float(np.abs(held_out - areas[test]).mean())
+            error = (held_out > 0) != (areas[test] > 0.5) if classes else np.abs(held_out - areas[test])
+            mae = float(error.mean())
             curve.append((epoch, float(np.mean(jax.device_get(losses))), mae))
-            resume.write_curve(folder / "curve.csv", curve)
+            columns = ("cross_entropy", "test_wrong") if classes else ("train_mse", "test_mae")
+            resume.write_curve(folder / "curve.csv", curve, columns)
             checkpointer.save(epoch, state, custom_metadata={"sha256": resume.digest(state)})
     batch_stats = state.batch_stats
     if recipe.batch_norm == "recomputed":
@@ -258,10 +267,13 @@ def _train_step(
     images: UInt8[Array, "B H W 3"],
     areas: Float[Array, " B"],
 ) -> tuple[TrainState, Float[Array, ""]]:
-    """One step on the squared error in units of `units.scale`; returns the error in px^2."""
+    """One step on the squared error in units of `units.scale`, returned in px^2; or on the cross-entropy, in nats."""
 
     def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
         predicted, stats = _apply(regressor, params, state.batch_stats, units, images, not frozen)
+        if regressor.loss == "sigmoid_cross_entropy":
+            entropy = optax.sigmoid_binary_cross_entropy(predicted, areas).mean()
+            return entropy, (entropy, stats)
         error = jnp.square(predicted - areas).mean()
         return error / units.scale**2, (error, stats)
 
@@ -305,6 +317,13 @@ def _recompute(
 
 def _check(areas: np.ndarray, train: Sequence[int] | np.ndarray, test: np.ndarray, recipe: Recipe) -> None:
     used = np.concatenate([train, test])
+    if recipe.loss == "sigmoid_cross_entropy" and (
+        recipe.targets != "pixels" or not np.isin(areas[used], (0, 1)).all() or len(set(areas[train])) < 2
+    ):
+        raise ValueError(
+            f"Classes are {sorted(set(areas[used]))[:5]} with targets={recipe.targets!r}; expected 0 and 1, both in the training "
+            "part, and targets='pixels', which takes them as they are."
+        )
     if bad := [int(index) for index in used if not np.isfinite(areas[index])]:
         raise ValueError(f"{len(bad)} areas are not finite, of patches {bad[:5]}; leave these patches out.")
     if recipe.batch_size % jax.device_count():

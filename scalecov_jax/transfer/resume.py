@@ -68,9 +68,13 @@ def read_curve(path: Path) -> list[tuple[int, float, float]]:
         return [(int(e), float(mse), float(mae)) for e, mse, mae in list(csv.reader(file))[1:]]
 
 
-def write_curve(path: Path, curve: Sequence[tuple[int, float, float]]) -> None:
+def write_curve(
+    path: Path,
+    curve: Sequence[tuple[int, float, float]],
+    columns: tuple[str, str] = ("train_mse", "test_mae"),
+) -> None:
     """Write `read_curve`'s rows; the file is replaced at once."""
     unfinished = path.with_suffix(".partial")
     with unfinished.open("w", newline="") as file:
-        csv.writer(file).writerows([("epoch", "train_mse", "test_mae"), *curve])
+        csv.writer(file).writerows([("epoch", *columns), *curve])
     unfinished.replace(path)
