@@ -10,8 +10,8 @@ Grades follow the international clinical scale of diabetic retinopathy, in numbe
 | 3 severe | 8-16 | 20-32 | 4-14 | |
 | 4 proliferative | 8-16 | 6-24 | 4-14 | 2-4 large haemorrhages, 1-3 tufts of new vessels |
 
-Every eye has things that are no lesions too: drusen (paler and softer than exudates, in the macula), pigment (brown, blurred, large), a
-bright reflex and dust on the lens (grey, and beyond the vessels' red).
+Eyes have things that are no lesions too: drusen (paler and softer than exudates, around the macula), pigment (brown, large,
+blurred), a bright reflex, and dust on the lens (grey).
 
 Source: Wilkinson et al. 2003, Ophthalmology 110:1677-1682, for the order of the signs; the numbers are this renderer's.
 """

@@ -1,4 +1,4 @@
-"""The 17-layer grader of diabetic retinopathy (de la Torre, Valls, Puig): blocks of two convolutions and a pooling, a linear score."""
+"""The 17-layer grader of diabetic retinopathy (de la Torre, Valls, Puig): convolutions, poolings, a linear score."""
 
 from functools import partial
 
@@ -35,7 +35,7 @@ class DRGrader(nn.Module):
         classes: Number of grades.
         folded: Whether batch normalisation is folded into the convolutions.
 
-    Source: de la Torre, Valls, Puig 2020, section 4 and figure 2 (arXiv 1712.08107). It has 385,877 trained parameters; the
+    Source: de la Torre, Valls, Puig 2020 (arXiv 1712.08107). It has 385,877 trained parameters; the
         paper says 391,325.
     """
 
