@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from scalecov_jax.images import retina
+from scalecov_jax.images.sources import open_source
 
 SIZE = 96
 
@@ -69,7 +70,8 @@ def test_source(monkeypatch):
             )
         ),
     )
-    found = retina.examples(7, seed=3, size=4)
+    found, skipped = open_source("retina", "retina", count=7, seed=3, size=4)
+    assert not skipped
     assert [one.group[-1] for one in found] == ["0", "0", "1", "1", "2", "2", "3"]
     assert {one.label for one in found} <= set(retina.GRADES)
     assert all(one.image[0, 0, 0] == int(one.label) for one in found)
