@@ -1,15 +1,16 @@
-"""A source of images by name: a folder in VOC layout, prepared tfds, an annotated folder, or scenes."""
+"""A source of images by name: a folder in VOC layout, prepared tfds, an annotated folder, scenes, or retinas."""
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from scalecov_jax.images import scenes
+from scalecov_jax.images import retina, scenes
 from scalecov_jax.images.annotated import MaskedImages, read_annotated
 from scalecov_jax.images.boxes import BoxImages, read_boxes, tfds_boxes
 from scalecov_jax.images.example import MIN_IMAGES, Skipped, Source
 
 SCENES = "scenes"
+RETINA = "retina"
 
 
 def open_source(
@@ -18,12 +19,12 @@ def open_source(
     """Open the images of one class: those that hold exactly one object, or all of an annotated folder.
 
     Args:
-        images: `scenes`, `tfds:<data_dir>` (VOC 2007, prepared), a folder in VOC layout, or `annotated:<folder>` of images with
-            masks or labels (see `annotated.read_annotated`), which have no classes.
-        image_class: Class name, such as car; for scenes such as striped_disc; for annotated folders only a name for the tables.
-        count: Number of scenes; folders are read whole.
-        seed: Of the scenes.
-        size: Height and width of the scenes in pixels.
+        images: `scenes`, `retina`, `tfds:<data_dir>` (VOC 2007, prepared), a folder in VOC layout, or `annotated:<folder>` of
+            images with masks or labels (see `annotated.read_annotated`), which have no classes.
+        image_class: Class name, such as car; for scenes such as striped_disc; for annotated folders and retinas only a name.
+        count: Number of scenes or retinas; folders are read whole.
+        seed: Of what is rendered.
+        size: Height and width of what is rendered, in pixels.
 
     Returns:
         The source, and what was left out with the reasons.
@@ -33,6 +34,8 @@ def open_source(
     """
     if images == SCENES:
         return scenes.examples(image_class, count, seed, size), ()
+    if images == RETINA:
+        return retina.examples(count, seed, size), ()
     if images.startswith("annotated:"):
         # The magnification of concept measures is that of the image, whatever it is.
         folder = read_annotated(images.removeprefix("annotated:"), magnification=1.0)

@@ -6,7 +6,16 @@ from typing import Any
 
 from flax import linen as nn
 
-from scalecov_jax.models import convnext, densenet, efficientnet, inception_v3, mobilenet_v2, resnet, vgg16
+from scalecov_jax.models import (
+    convnext,
+    densenet,
+    dr_grader,
+    efficientnet,
+    inception_v3,
+    mobilenet_v2,
+    resnet,
+    vgg16,
+)
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.preprocessing import Preprocessing
 from scalecov_jax.models.sources import Sources
@@ -133,6 +142,15 @@ ARCHITECTURES = {
             convnext.LAYERS,
             title="ConvNeXt-Tiny",
             sources=convnext.SOURCES,
+        ),
+        Architecture(
+            "dr_grader",
+            dr_grader.DRGrader,
+            dr_grader.LAYERS,
+            dr_grader.EPSILON,
+            dr_grader.INPUT_SIZE,
+            "unit",
+            "DR grader",
         ),
     )
 }

@@ -1,0 +1,276 @@
+"""Retinas: fundus photographs' stand-in, rendered as a pure function of keys and a grade, with the lesions' mask.
+
+Grades follow the international clinical scale of diabetic retinopathy, in numbers of rendered lesions:
+
+| grade | microaneurysms | haemorrhages | exudates | more |
+|---|---|---|---|---|
+| 0 none | 0 | 0 | 0 | |
+| 1 mild | 3-10 | 0 | 0 | |
+| 2 moderate | 5-14 | 3-7 | 3-9 | |
+| 3 severe | 8-16 | 20-32 | 4-14 | |
+| 4 proliferative | 8-16 | 6-24 | 4-14 | 2-4 large haemorrhages, 1-3 tufts of new vessels |
+
+Eyes have things that are no lesions too: drusen (paler and softer than exudates, around the macula), pigment (brown, large,
+blurred), a bright reflex, and dust on the lens (grey).
+
+Source: Wilkinson et al. 2003, Ophthalmology 110:1677-1682, for the order of the signs; the numbers are this renderer's.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from scalecov_jax.images.example import Example
+
+GRADES = ("0", "1", "2", "3", "4")
+KINDS = ("microaneurysm", "haemorrhage", "exudate", "large_haemorrhage", "new_vessels")
+# Fewest and most lesions of each kind, by grade.
+FEWEST = np.array([[0, 0, 0, 0, 0], [3, 0, 0, 0, 0], [5, 3, 3, 0, 0], [8, 20, 4, 0, 0], [8, 6, 4, 2, 1]])
+MOST = np.array([[0, 0, 0, 0, 0], [10, 0, 0, 0, 0], [14, 7, 9, 0, 0], [16, 32, 14, 0, 0], [16, 24, 14, 4, 3]])
+# Of each kind: smallest and largest radius as a share of the image's side, red, green and blue light that is left or added.
+_RADII = np.array(
+    [[0.005, 0.008], [0.010, 0.021], [0.007, 0.018], [0.045, 0.085], [0.030, 0.055]], np.float32
+)
+_TINTS = np.array(
+    [
+        [-0.25, -0.24, -0.10],
+        [-0.34, -0.26, -0.10],
+        [0.25, 0.42, 0.22],
+        [-0.40, -0.28, -0.10],
+        [-0.2, -0.25, -0.1],
+    ],
+    np.float32,
+)
+_DISC = 0.46  # radius of the visible retina, of the side
+_NODES = 28  # of each vessel
+_VESSELS = 12
+
+
+def _vessels(key: Key[Array, ""], disc: Float[Array, "2"], side: Float[Array, ""]) -> Float[Array, "V 4"]:
+    """Points x, y, radius along four arcades from the disc and two branches of each; the fourth number is 1 for veins."""
+    bend, fork, widths = jax.random.split(key, 3)
+    step = jnp.linspace(0.0, 1.0, _NODES)
+    wiggle = jax.random.normal(bend, (_VESSELS, 3))
+    sign = jnp.array([1.0, -1.0, 1.0, -1.0])
+    reach = jnp.array([0.75, 0.75, 0.35, 0.35])  # temporal arcades around the macula, nasal ones away from it
+    across = jnp.array([-1.0, -1.0, 0.6, 0.6])
+    t = step[None]
+    x = disc[0] + side * (across * reach)[:, None] * t * (0.6 + 0.4 * t)
+    y = disc[1] + sign[:, None] * (0.30 * jnp.sin(2.2 * t) + 0.04 * wiggle[:4, :1] * t)
+    x, y = (line + 0.012 * jnp.sin(9 * t + wiggle[:4, 1:2]) * t for line in (x, y))
+    width = (0.0085 + 0.002 * jax.random.uniform(widths, (4, 1))) * (1 - 0.6 * t)
+    start = jax.random.randint(fork, (8,), 4, 18)
+    parent = jnp.arange(8) % 4
+    outward = jnp.where(jnp.arange(8) < 4, 1.0, -1.0)
+    angle = jnp.arctan2(y[parent, start + 2] - y[parent, start], x[parent, start + 2] - x[parent, start])
+    angle = angle + outward * (0.6 + 0.15 * wiggle[4:, 0])
+    turned = angle[:, None] + 0.5 * wiggle[4:, 1:2] * t
+    length = 0.3 * t
+    bx = x[parent, start][:, None] + length * jnp.cos(turned)
+    by = y[parent, start][:, None] + length * jnp.sin(turned)
+    bwidth = 0.6 * width[parent, start][:, None] * (1 - 0.7 * t)
+    points = jnp.stack(
+        [jnp.concatenate(pair).reshape(-1) for pair in ((x, bx), (y, by), (width, bwidth))], -1
+    )
+    vein = jnp.repeat(jnp.concatenate([jnp.arange(4) % 3 == 0, parent % 3 == 0]), _NODES)
+    return jnp.concatenate([points, vein[:, None]], -1)
+
+
+def _draw_vessels(points: Float[Array, "P 4"], x: Array, y: Array) -> Float[Array, "H W"]:
+    """How much of each pixel the vessels darken: the largest cover of any segment between two points."""
+    nodes = points.reshape(_VESSELS, _NODES, 4)
+    starts, ends = (part.reshape(-1, 4) for part in (nodes[:, :-1], nodes[:, 1:]))
+    size = x.shape[0]
+
+    def segment(cover: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        a, b = pair
+        d = b[:2] - a[:2]
+        t = jnp.clip(((x - a[0]) * d[0] + (y - a[1]) * d[1]) / (d @ d + 1e-9), 0.0, 1.0)
+        away = jnp.hypot(x - a[0] - t * d[0], y - a[1] - t * d[1])
+        inside = jnp.clip(0.5 + (a[2] - away) * size, 0.0, 1.0) * jnp.minimum(1.0, 0.35 + a[2] * 100)
+        return jnp.maximum(cover, inside * (0.75 + 0.25 * a[3])), None
+
+    return jax.lax.scan(segment, jnp.zeros_like(x), (starts, ends))[0]
+
+
+def _blob(
+    image: Array,
+    key: Key[Array, ""],
+    place: Array,
+    radius: Array,
+    soft: Array | float,
+    tint: Array,
+    x: Array,
+    y: Array,
+) -> tuple[Array, Array]:
+    """A lobed ellipse of one tint laid over the image, and its cover."""
+    shape = jax.random.uniform(key, (4,))
+    dx, dy = x - place[0], y - place[1]
+    angle = jnp.arctan2(dy, dx)
+    outline = radius * (1 + 0.25 * (shape[0] - 0.5) * jnp.cos(2 * angle + 6.3 * shape[1]))
+    outline = outline * (1 + 0.3 * (shape[2] - 0.5) * jnp.cos(3 * angle + 6.3 * shape[3]))
+    cover = jnp.clip(0.5 + (outline - jnp.hypot(dx, dy)) / soft, 0.0, 1.0)
+    return image + cover[..., None] * tint.reshape(1, 1, 3), cover
+
+
+@partial(jax.jit, static_argnames="size")
+def render(
+    key: Key[Array, ""], grade: Int[Array, ""], size: int = 256, left: Bool[Array, ""] | bool = False
+) -> tuple[UInt8[Array, "size size 3"], UInt8[Array, "size size"]]:
+    """Render one eye.
+
+    Args:
+        key: Everything random comes from it.
+        grade: 0 to 4.
+        size: Height and width in pixels.
+        left: Of the left eye: the disc lies left of the macula.
+
+    Returns:
+        The image, and the mask of lesions: 0, or the number of the kind in `KINDS` plus 1.
+    """
+    keys = jax.random.split(key, 12)
+    pixel = (jnp.arange(size) + 0.5) / size
+    x, y = jnp.meshgrid(pixel, pixel)
+    side = jnp.where(left, -1.0, 1.0)
+    jitter = 0.02 * jax.random.normal(keys[0], (4,))
+    disc = jnp.array([0.5, 0.5]) + jnp.stack([side * (0.21 + jitter[0]), jitter[1]])
+    macula = jnp.array([0.5, 0.5]) + jnp.stack([side * (-0.08 + jitter[2]), jitter[3]])
+
+    base = jnp.array([0.72, 0.38, 0.16]) + jnp.array([0.08, 0.07, 0.05]) * jax.random.normal(keys[1], (3,))
+    waves = jax.random.normal(keys[2], (6, 3))
+    texture = sum(jnp.sin(25 * (w[0] * x + w[1] * y) + 6 * w[2]) for w in waves) / 6
+    light = 1 + jax.random.uniform(keys[3], (2,), minval=-0.4, maxval=0.4) @ jnp.stack(
+        [x - 0.5, y - 0.5]
+    ).reshape(2, -1)
+    light = light.reshape(size, size)
+    image = base.reshape(1, 1, 3) * (light * (1 + 0.05 * texture))[..., None]
+    dark = jnp.exp(-((x - macula[0]) ** 2 + (y - macula[1]) ** 2) / (2 * 0.05**2))
+    image = image * (1 - dark[..., None] * jnp.array([0.25, 0.40, 0.30]).reshape(1, 1, 3))
+    away = jnp.hypot((x - disc[0]) / 0.9, y - disc[1])
+    nerve = jnp.clip(0.5 + (0.065 - away) * 60, 0.0, 1.0)[..., None]
+    cup = jnp.clip(0.5 + (0.028 - away) * 60, 0.0, 1.0)[..., None]
+    pale = jnp.array([0.95, 0.72, 0.42]).reshape(1, 1, 3) + 0.08 * cup
+    image = image + nerve * (pale - image)
+    cover = _draw_vessels(_vessels(keys[4], disc, side), x, y)[..., None]
+    image = image * (1 - cover * jnp.array([0.35, 0.55, 0.45]).reshape(1, 1, 3))
+
+    def confuse(image: Array, given: tuple[Array, Array]) -> tuple[Array, None]:
+        """The first ten are drusen, then four of pigment."""
+        key, number = given
+        where, how = jax.random.split(key)
+        u, amount = jax.random.uniform(where, (2,)), jax.random.uniform(how, (2,))
+        drusen = number < 10
+        distance = jnp.where(drusen, 0.10, 0.36) * jnp.sqrt(u[0])
+        centre = jnp.where(drusen, macula, 0.5)
+        place = centre + distance * jnp.stack([jnp.cos(6.3 * u[1]), jnp.sin(6.3 * u[1])])
+        radius = jnp.where(drusen, 0.006 + 0.006 * amount[0], 0.012 + 0.02 * amount[0])
+        tint = jnp.where(drusen, jnp.array([0.10, 0.09, 0.01]), jnp.array([-0.12, -0.09, -0.05]))
+        tint = tint * (amount[1] > 0.4) * (0.4 + amount[1])
+        return _blob(image, key, place, radius, jnp.where(drusen, 0.012, 0.03), tint, x, y)[0], None
+
+    image, _ = jax.lax.scan(confuse, image, (jax.random.split(keys[5], 14), jnp.arange(14)))
+
+    # All that a grade could have is drawn; what it has not is invisible.
+    fewest, most = jnp.asarray(FEWEST)[grade], jnp.asarray(MOST)[grade]
+    counts = jax.random.randint(keys[6], (len(KINDS),), fewest, most + 1)
+    kinds = np.repeat(np.arange(len(KINDS)), MOST.max(0))
+    ranks = np.concatenate([np.arange(count) for count in MOST.max(0)])
+    sharp = 1.5 / size
+
+    def lesion(
+        carry: tuple[Array, Array], given: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, Array], None]:
+        image, mask = carry
+        key, kind, rank = given
+        where, how = jax.random.split(key)
+        u, amount = jax.random.uniform(where, (2,)), jax.random.uniform(how, (2,))
+        distance = (_DISC - 0.07) * jnp.sqrt(u[0])
+        place = 0.5 + distance * jnp.stack([jnp.cos(6.3 * u[1]), jnp.sin(6.3 * u[1])])
+        to_disc = place - disc  # none on the optic disc
+        place = jnp.where(jnp.hypot(to_disc[0], to_disc[1]) < 0.09, 2 * macula - place, place)
+        low, high = jnp.asarray(_RADII)[kind]
+        radius = low + (high - low) * amount[0]
+        tint = jnp.asarray(_TINTS)[kind] * (0.75 + 0.5 * amount[1])
+        shown = rank < counts[kind]
+        drawn, cover = _blob(image, key, place, radius, sharp, tint * shown, x, y)
+        # A tuft of new vessels is a net of thin curls within its outline.
+        curls = jnp.sin((x - place[0]) * 300 + 3 * jnp.sin((y - place[1]) * 160 + 6 * u[0]))
+        net = cover * jnp.clip(2.0 * (jnp.abs(curls) < 0.45), 0.0, 1.0)
+        tuft = image + net[..., None] * (tint * shown).reshape(1, 1, 3)
+        new = kind == KINDS.index("new_vessels")
+        mask = jnp.where(shown & (cover > 0.5), (kind + 1).astype(jnp.uint8), mask)
+        return (jnp.where(new, tuft, drawn), mask), None
+
+    given = (jax.random.split(keys[7], len(kinds)), jnp.asarray(kinds), jnp.asarray(ranks))
+    (image, mask), _ = jax.lax.scan(lesion, (image, jnp.zeros((size, size), jnp.uint8)), given)
+
+    reflex = jax.random.uniform(keys[8], (5,))
+    arc = jnp.hypot(x - 0.5 - 0.3 * (reflex[0] - 0.5), y - 0.5 - 0.3 * (reflex[1] - 0.5)) - (
+        0.25 + 0.15 * reflex[2]
+    )
+    image = image + (0.12 * (reflex[3] > 0.5) * jnp.exp(-((arc / 0.02) ** 2)) * (x > reflex[4]))[..., None]
+    for number in range(3):  # dust
+        dust = jax.random.uniform(jax.random.fold_in(keys[9], number), (3,))
+        tint = jnp.full(3, -0.10) * (dust[2] > 0.5)
+        image, _ = _blob(image, keys[9], 0.2 + 0.6 * dust[:2], 0.006 + 0.01 * dust[2], 0.01, tint, x, y)
+    rim = jnp.hypot(x - 0.5, y - 0.5)
+    image = image * (1 - 0.5 * (rim / 0.5) ** 4)[..., None]
+    image = image + 0.015 * jax.random.normal(keys[10], (size, size, 3))
+    seen = rim < _DISC
+    image = jnp.where(seen[..., None], jnp.clip(image, 0.0, 1.0), 0.0)
+    return jnp.round(255 * image).astype(jnp.uint8), jnp.where(seen, mask, 0).astype(jnp.uint8)
+
+
+def draw(
+    key: Key[Array, ""], count: int, size: int = 256
+) -> tuple[UInt8[Array, "N size size 3"], Int[Array, " N"], UInt8[Array, "N size size"]]:
+    """Render eyes of random grades, all equally frequent, one after the other.
+
+    Returns:
+        Images, grades and masks of lesions.
+    """
+    grades, eyes, sides = jax.random.split(key, 3)
+    grade = jax.random.randint(grades, (count,), 0, len(GRADES))
+    left = jax.random.bernoulli(sides, shape=(count,))
+    given = (jax.random.split(eyes, count), grade, left)
+    images, masks = jax.lax.map(lambda one: render(one[0], one[1], size, one[2]), given)
+    return images, grade, masks
+
+
+def examples(count: int, seed: int, size: int = 256) -> list[Example]:
+    """Eyes as a source: label is the grade, mask the lesions, group the patient, of whom there are two eyes one after the other.
+
+    The eyes of a patient have the same grade in four of five patients, else neighbouring ones.
+
+    Args:
+        count: Number of eyes; the last patient has one if it is odd.
+        seed: Same seed, same eyes.
+        size: Height and width in pixels.
+    """
+    grades, worse, eyes = jax.random.split(jax.random.key(seed), 3)
+    patients = -(-count // 2)
+    first = jax.random.randint(grades, (patients,), 0, len(GRADES))
+    second = jnp.where(
+        jax.random.bernoulli(worse, 0.2, (patients,)), jnp.where(first < 4, first + 1, 3), first
+    )
+    grade = jnp.stack([first, second], 1).reshape(-1)[:count]
+    left = jnp.arange(count) % 2 == 1
+    given = (jax.random.split(eyes, count), grade, left)
+    images, masks = jax.lax.map(lambda one: render(one[0], one[1], size, one[2]), given)
+    found = zip(np.asarray(images), np.asarray(masks), np.asarray(grade).tolist(), strict=True)
+    return [
+        Example(image, str(label), None, mask, f"patient_{index // 2:05d}", f"retina_{index:05d}")
+        for index, (image, mask, label) in enumerate(found)
+    ]
+
+
+def contact_sheet(seed: int, columns: int = 6, size: int = 256) -> UInt8[np.ndarray, "H W 3"]:
+    """One row a grade."""
+    count = len(GRADES) * columns
+    keys, grades = jax.random.split(jax.random.key(seed), count), jnp.repeat(jnp.arange(len(GRADES)), columns)
+    images, _ = jax.lax.map(lambda one: render(one[0], one[1], size), (keys, grades))
+    rows = np.asarray(images).reshape(len(GRADES), columns, size, size, 3)
+    return rows.transpose(0, 2, 1, 3, 4).reshape(len(GRADES) * size, columns * size, 3)
