@@ -1,0 +1,162 @@
+"""The parts of a score add up to it, for random networks, inputs and targets; lambda is the gradient."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from tiny_network import random_network
+
+from scalecov_jax import checkpoints
+from scalecov_jax.explain.score_propagation import (
+    layer_names,
+    peak_bytes,
+    propagate_scores,
+    relative_error,
+    sum_of_parts,
+)
+from scalecov_jax.explain.target import Target, class_logit, class_probability, head_unit, predicted_logit
+from scalecov_jax.models.folding import fold
+
+WEIGHTS = Path(__file__).parents[1] / "runs/weights/resnet50"
+NETWORKS = {
+    "tiny": (32, {}),
+    "dr_grader": (256, {"width": 0.125}),
+    "resnet50": (32, {"width": 0.0625, "classes": 5}),
+    "inception_v3": (75, {"width": 0.05, "classes": 5}),
+}
+
+
+def made(architecture, seed=0):
+    size, options = NETWORKS[architecture]
+    network = random_network(architecture, seed=seed, input_size=size, **options)
+    inputs = np.random.default_rng(seed).normal(size=(2, size, size, 3))
+    return network, fold(network.module, network.variables, network.architecture.epsilon), inputs
+
+
+def in_float64(module, variables, inputs, targets):
+    with jax.enable_x64(True):
+        variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, "float64"), variables)
+        return jax.device_get(propagate_scores(module, variables, jnp.asarray(inputs, "float64"), targets))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    """Networks run for a moment and compile for long."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_parts_add_up(architecture):
+    for seed in range(3):
+        network, (module, variables), inputs = made(architecture, seed)
+        targets = [class_logit(network, one) for one in range(5)]
+        parts = propagate_scores(module, variables, jnp.asarray(inputs, jnp.float32), targets)
+        gross = sum(np.abs(np.asarray(one)).reshape(5, 2, -1).sum(2) for one in parts.constants.values())
+        assert (gross > 0).all()
+        assert relative_error(parts).max() < 1e-4
+
+
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_parts_add_up_in_float64(architecture):
+    network, (module, variables), inputs = made(architecture)
+    parts = in_float64(module, variables, inputs, [class_logit(network, one) for one in range(5)])
+    assert relative_error(parts).max() < 1e-9
+
+
+def test_lambda_is_the_gradient_and_constants_are_open_biases():
+    network, (module, variables), inputs = made("tiny")
+    parts = in_float64(module, variables, inputs, [class_logit(network, 2)])
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, "float64"), variables)
+        logits = jax.jit(lambda x: module.clone(last="pre_softmax").apply(wide, x)[:, 2])
+        rng = np.random.default_rng(0)
+        for _ in range(20):
+            shift = np.zeros_like(inputs)
+            shift[(slice(None), *rng.integers(0, (32, 32, 3)))] = 1e-6
+            slope = (logits(jnp.asarray(inputs + shift)) - logits(jnp.asarray(inputs - shift))) / 2e-6
+            expected = (parts.gradients[0] * (shift > 0)).sum((1, 2, 3))
+            np.testing.assert_allclose(slope, expected, atol=1e-7)
+        # bias x gradient by the bias, over the whole map
+        by_variables = jax.device_get(
+            jax.jit(
+                jax.grad(lambda v: module.clone(last="pre_softmax").apply(v, jnp.asarray(inputs[:1]))[0, 2])
+            )(wide)
+        )["params"]
+    for layer in ("stem", "block_1", "block_2", "pre_softmax"):
+        expected = (by_variables[layer]["bias"] * np.asarray(variables["params"][layer]["bias"])).sum()
+        np.testing.assert_allclose(parts.constants[layer][0, 0].sum(), expected, rtol=1e-5)
+    np.testing.assert_allclose(parts.constants["pool"], 0, atol=1e-12)
+
+
+def test_every_target_is_divided():
+    network, (module, variables), inputs = made("tiny")
+    for target in (
+        predicted_logit(network),
+        class_probability(network, 1),
+        head_unit(network, "block_1", np.arange(16.0), 3.0, jax.nn.sigmoid),
+        head_unit(network, "block_2", np.arange(32.0), 3.0),
+    ):
+        parts = in_float64(module, variables, inputs, [target])
+        np.testing.assert_allclose(sum_of_parts(parts), parts.scores, rtol=1e-9)
+    np.testing.assert_allclose(parts.link, 3.0)
+    assert layer_names(module, variables, inputs.shape, "block_2") == ("stem", "pool", "block_1", "block_2")
+    assert {*parts.constants} == {"stem", "pool", "block_1", "block_2"}
+
+
+class Odd(nn.Module):
+    """Equal values under a maximum, a function between modules, a module without a name of its own, called twice."""
+
+    dropout: float = 0.0
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        dense = nn.Dense(6, name="twice", bias_init=nn.initializers.normal())
+        x = dense(jnp.concatenate([x, x], 3))
+        x = jnp.maximum(jnp.concatenate([x, x], 3), jnp.concatenate([x, -x], 3))
+        x = nn.Dropout(self.dropout, deterministic=False)(nn.gelu(dense(x[..., :6])) * x.mean())
+        x = nn.BatchNorm(not self.train)(x)
+        return nn.Dense(5, name="end")(x.mean((1, 2)))
+
+
+def test_ties_and_steps_between_modules():
+    x = np.random.default_rng(0).normal(size=(1, 4, 4, 3))
+    module = Odd()
+    variables = module.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
+    parts = in_float64(module, variables, x, [Target("end", jnp.arange(5.0))])
+    assert relative_error(parts).max() < 1e-9
+    assert {"twice", "twice'"} <= {*parts.constants}
+    for bad, message in ((Odd(0.5), "drops out at random"), (Odd(0.0, True), "normalises by the batch")):
+        with pytest.raises(ValueError, match=message):
+            propagate_scores(bad, variables, jnp.asarray(x, jnp.float32), [Target("end", jnp.ones(5))])
+
+
+def test_mistakes_and_memory():
+    network, (module, variables), inputs = made("tiny")
+    shape = inputs.shape
+    with pytest.raises(ValueError, match="has no layer 'block_9'; there are stem, pool"):
+        layer_names(module, variables, shape, "block_9")
+    with pytest.raises(ValueError, match="2 targets at block_1, block_2"):
+        propagate_scores(
+            module,
+            variables,
+            jnp.asarray(inputs, jnp.float32),
+            [Target("block_1", None), Target("block_2", None)],
+        )
+    one = peak_bytes(module, variables, (1, *shape[1:]), [class_logit(network, 0)])
+    assert one < peak_bytes(module, variables, (8, *shape[1:]), [class_logit(network, 0)]) < 9 * one
+
+
+def test_real_weights():
+    if not WEIGHTS.is_dir():
+        pytest.skip(f"needs ported weights at {WEIGHTS}")
+    network = checkpoints.load(WEIGHTS)
+    module, variables = fold(network.module, network.variables, network.architecture.epsilon)
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(1, 64, 64, 3)) * 50, jnp.float32)
+    parts = propagate_scores(module, variables, inputs, [class_logit(network, 0), class_logit(network, 9)])
+    assert relative_error(parts).max() < 1e-4
