@@ -19,7 +19,6 @@ from scalecov_jax.probes.splits import k_folds
 from scalecov_jax.scores import read_scores
 from scalecov_jax.streaming.scores import FoldRow
 from scalecov_jax.tables import read_table
-from scalecov_jax.workdir import locked
 
 FOLDS = 3
 
@@ -141,15 +140,6 @@ def test_the_plan_is_told_before_anything_is_computed(settings, tmp_path):
     with pytest.raises(ValueError, match=r"config\.route is 'streamed', but splits of kind 'random'"):
         run({**settings, "splitting": "random"}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_two_runs_in_one_folder_are_refused(settings, streamed):
-    workdir, _ = streamed
-    with locked(workdir):
-        for options in ({"resume": True}, {"overwrite": True}):
-            with pytest.raises(ValueError, match="Another run works in"):
-                run(settings, workdir, **options)
-    assert (workdir / "scores.csv").exists()
 
 
 IN_TWO_PROCESSES = """
