@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_network import LAYERS, random_network
 
 from scalecov_jax import checkpoints
@@ -23,17 +24,35 @@ from scalecov_jax.tables import read_table
 FOLDS = 3
 
 
+def write_images(folder):
+    """60 squares, the brighter the larger, in VOC layout; quicker to draw than scenes."""
+    for part in ("Annotations", "JPEGImages"):
+        (folder / part).mkdir()
+    rng = np.random.default_rng(0)
+    for number, side in enumerate(rng.integers(4, 31, 60)):
+        pixels = rng.integers(0, 100, (32, 32, 3), dtype=np.uint8)
+        pixels[:side, :side] += np.uint8(4 * side)
+        Image.fromarray(pixels).save(folder / "JPEGImages" / f"{number:02}.png")
+        (folder / "Annotations" / f"{number:02}.xml").write_text(
+            f"<annotation><filename>{number:02}.png</filename><object><name>striped_disc</name><bndbox><xmin>1</xmin>"
+            f"<ymin>1</ymin><xmax>{side}</xmax><ymax>{side}</ymax></bndbox></object></annotation>"
+        )
+
+
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights") / "some_weights"
     checkpoints.save(folder, random_network())
+    images = tmp_path_factory.mktemp("voc")
+    write_images(images)
     return {
         "title": "A streamed test",
         "architecture": "tiny",
         "weights": str(folder),
-        "images": "scenes",
+        "images": str(images),
         "image_class": "striped_disc",
         "scenes": 60,
+        "workers": 1,
         "layers": ",".join(LAYERS[:3]),
         "input_size": 32,
         "splitting": "k_fold",
