@@ -31,7 +31,7 @@ from scalecov_jax.streaming.scores import FoldRow, Solved, class_result, fold_ro
 from scalecov_jax.streaming.state import differences, digest, keeper, resume
 from scalecov_jax.streaming.stream_sums import FLUSH, State, Targets, Unreadable, stream_sums
 
-FORMAT = "1"  # of the sums; raise it when the same images and weights give others
+FORMAT = "2"  # of the sums; raise it when the same images and weights give others
 
 
 def probe_streamed(
