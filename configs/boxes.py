@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
         "auto"  # memory; or streamed, for many images in folds (docs/streaming.md); auto chooses and says why
     )
     config.flush = 500  # batches after which a streamed run saves what it has summed
+    config.workers = 0  # processes that decode the images of a streamed run; 0 for threads
     config.batch_size = 32
     config.dtype = "float32"  # or bfloat16, for the forward pass alone
     config.cache = (

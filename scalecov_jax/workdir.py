@@ -4,16 +4,17 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 _SETTINGS = "scalecov_run.json"
+_held: dict[Path, int] = {}  # handles of the folders in which this process works
+_FREE = {"workers"}  # no result depends on them
 
 
 def open_workdir(path: str | Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path:
-    """Make the folder of a run.
+    """Make the folder of a run, and keep other runs out of it until this process ends.
 
     Args:
         path: The folder.
@@ -22,14 +23,27 @@ def open_workdir(path: str | Path, settings: Mapping[str, Any], *, resume: bool,
         overwrite: Delete an existing folder that an earlier run made.
 
     Raises:
-        ValueError: The folder exists and neither was asked for, both were, it holds no run, or its settings differ.
+        ValueError: The folder exists and neither was asked for, both were, it holds no run, its settings differ, or another
+            process works there.
     """
     path = Path(path).absolute()
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other.")
-    current = json.loads(json.dumps(settings))
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} holds no earlier run (no {_SETTINGS}); choose another --workdir.")
+    path.mkdir(parents=True, exist_ok=True)
+    _lock(path)
+    try:
+        _enter(path, json.loads(json.dumps(settings)), resume, overwrite)
+    except BaseException:
+        _release(path)
+        raise
+    return path
+
+
+def _enter(path: Path, current: dict[str, Any], resume: bool, overwrite: bool) -> None:
     partial = path / f"{_SETTINGS}.partial"
-    if path.exists() and (not path.is_dir() or any(file != partial for file in path.iterdir())):
+    if any(file != partial for file in path.iterdir()):
         if not (resume or overwrite):
             raise ValueError(
                 f"{path} exists; pass --resume to go on there, --overwrite to delete it, or choose another --workdir."
@@ -37,44 +51,39 @@ def open_workdir(path: str | Path, settings: Mapping[str, Any], *, resume: bool,
         if not (path / _SETTINGS).is_file():
             raise ValueError(f"{path} holds no earlier run (no {_SETTINGS}); choose another --workdir.")
         if overwrite:
-            shutil.rmtree(path)
+            for file in path.iterdir():  # the folder itself stays, and with it the lock
+                shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
         else:
             earlier = _read_settings(path / _SETTINGS)
-            names = sorted(name for name in {*earlier, *current} if earlier.get(name) != current.get(name))
+            names = sorted(
+                name for name in {*earlier, *current} - _FREE if earlier.get(name) != current.get(name)
+            )
             if names:
                 changes = "; ".join(
                     f"{name}: {earlier.get(name)!r}, now {current.get(name)!r}" for name in names
                 )
                 raise ValueError(f"{path} was made with other settings, so it cannot be resumed ({changes}).")
-    path.mkdir(parents=True, exist_ok=True)
     partial.write_text(json.dumps(current, indent=2) + "\n")
     partial.replace(path / _SETTINGS)
-    return path
 
 
-@contextmanager
-def locked(path: str | Path) -> Iterator[None]:
-    """Keep other runs out of a folder while this one works there; without a folder there is nothing to keep them out of.
-
-    The lock is the kernel's: it ends with the process, however that ends.
-
-    Raises:
-        ValueError: Another run works there.
-    """
-    if not Path(path).is_dir():
-        yield
-        return
+def _lock(path: Path) -> None:
+    """Take the kernel's lock of a folder, which ends with the process, however that ends; a process may take it again."""
+    _release(path)
     handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        os.close(handle)
         raise ValueError(
             f"Another run works in {path}; wait until it ends, or choose another --workdir."
         ) from None
-    else:
-        yield
-    finally:
-        os.close(handle)
+    _held[path] = handle
+
+
+def _release(path: Path) -> None:
+    if path in _held:
+        os.close(_held.pop(path))
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -1,13 +1,18 @@
-"""Batches: order, padding, and images that cannot be decoded."""
+"""Batches: order, padding, images that cannot be decoded, and processes that decode."""
 
+import os
+import shutil
+import signal
 import threading
 import time
+from contextlib import closing
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
-from scalecov_jax.images.batching import batches
+from scalecov_jax.images.batching import Reordered, batches
 from scalecov_jax.images.boxes import read_boxes
 from scalecov_jax.images.example import Example, ImageError, Skipped, resize_image
 
@@ -35,7 +40,7 @@ class Fake:
 @pytest.mark.parametrize("length", [0, 1, 3, 4, 5, 11])
 def test_order_and_padding(length):
     skipped = []
-    found = list(batches(Fake(length), 4, 4, skipped, workers=3))
+    found = list(batches(Fake(length), 4, 4, skipped))
     assert len(found) == -(-length // 4)
     for batch in found:
         assert batch.images.shape == (4, 4, 4, 3)
@@ -49,16 +54,16 @@ def test_order_and_padding(length):
     assert skipped == []
 
 
-def test_batch_size_and_workers_change_nothing():
-    def rows(batch_size, workers):
-        found = list(batches(Fake(7), 6, batch_size, [], workers=workers))
+def test_batch_size_changes_nothing():
+    def rows(batch_size):
+        found = list(batches(Fake(7), 6, batch_size, []))
         return np.concatenate([batch.images[batch.valid] for batch in found])
 
     expected = np.stack(
         [resize_image(example.image, 6) for example in (Fake(7)[index] for index in range(7))]
     )
-    for batch_size, workers in ((1, 1), (3, 2), (7, 4), (50, None)):
-        np.testing.assert_array_equal(rows(batch_size, workers), expected)
+    for batch_size in (1, 3, 7, 50):
+        np.testing.assert_array_equal(rows(batch_size), expected)
 
 
 def test_a_broken_image_costs_only_its_row():
@@ -104,14 +109,99 @@ def test_errors_that_are_no_bad_image_are_not_swallowed():
 
 def test_reads_ahead_but_not_far_and_stops_when_left():
     source = Fake(100)
-    stream = batches(source, 4, 5, [], workers=2)
+    stream = batches(source, 4, 5, [])
     next(stream)
     stream.close()
     assert 5 <= len(source.read) <= 15
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-@pytest.mark.parametrize(("size", "batch_size", "workers"), [(0, 1, 1), (4, 0, 1), (4, 1, 0), (4, -2, 1)])
+@pytest.mark.parametrize(("size", "batch_size", "workers"), [(0, 1, 1), (4, 0, 1), (4, 1, -1), (4, -2, 1)])
 def test_sizes_below_one_are_refused_at_the_call(size, batch_size, workers):
     with pytest.raises(ValueError, match="at least 1"):
         batches(Fake(3), size, batch_size, [], workers=workers)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Photographs in VOC layout, of noise; number 6 is cut short."""
+    folder = tmp_path_factory.mktemp("voc")
+    for part in ("Annotations", "JPEGImages"):
+        (folder / part).mkdir()
+    for index in range(13):
+        pixels = np.random.default_rng(index).integers(0, 256, (24 + index, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "JPEGImages" / f"{index:02}.jpg")
+        (folder / "Annotations" / f"{index:02}.xml").write_text(
+            f"<annotation><filename>{index:02}.jpg</filename><object><name>car</name><bndbox><xmin>1</xmin>"
+            "<ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
+        )
+    cut = folder / "JPEGImages" / "06.jpg"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    return folder
+
+
+def children():
+    return {one.pid for one in psutil.Process().children(recursive=True)}
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_processes_change_no_bit(folder, hosts):
+    """Of two hosts each takes every second half of a batch, as `stream_sums` has it; -1 is padding."""
+    source = read_boxes(folder, "car")
+    order = np.concatenate([np.random.default_rng(0).permutation(13), [-1] * 3]).reshape(-1, 4)
+    found = []
+    for workers in (0, 1, 3):
+        before = children()
+        skipped, parts = [], []
+        for mine in np.split(order, hosts, axis=1):
+            ordered = Reordered(source, mine.reshape(-1))
+            parts.append(list(batches(ordered, 8, 4 // hosts, skipped, workers=workers)))
+        assert children() == before
+        assert skipped == [Skipped("06.jpg", "unreadable image", skipped[0].detail)]
+        assert "truncated" in skipped[0].detail
+        found.append([np.concatenate([one[k].images for one in parts]) for k in range(len(order))])
+        rows = np.concatenate([order_of.reshape(-1) for order_of in np.split(order, hosts, axis=1)])
+        valid = np.concatenate([batch.valid for part in parts for batch in part])
+        assert rows[~valid].tolist() == [6]
+        assert sorted(rows[valid & (rows >= 0)].tolist()) == [n for n in range(13) if n != 6]
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
+def test_a_file_that_vanishes_during_a_pass_is_named(folder, tmp_path):
+    copy = tmp_path / "voc"
+    shutil.copytree(folder, copy)
+    source, skipped = read_boxes(copy, "car"), []
+    stream = batches(source, 8, 1, skipped, workers=1)
+    next(stream)
+    (copy / "JPEGImages" / "11.jpg").unlink()
+    valid = [bool(batch.valid[0]) for batch in stream]
+    assert [n for n, one in enumerate(valid, start=1) if not one] == [6, 11]
+    assert skipped[1] == Skipped("11.jpg", "unreadable image", "no such file")
+
+
+def test_a_process_that_is_killed_ends_the_pass_with_one_message_and_leaves_none(folder):
+    before = children()
+    stream = batches(read_boxes(folder, "car"), 8, 1, [], workers=2)
+    next(stream)
+    for pid in children() - before:
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ValueError, match=r"decodes images ended \(signal SIGKILL\).*pass --resume"):
+        list(stream)
+    assert children() == before
+
+
+def test_a_pass_that_is_left_leaves_no_process(folder):
+    before = children()
+    stream = batches(read_boxes(folder, "car"), 8, 2, [], workers=1)
+    with closing(stream):
+        next(stream)
+        assert len(children() - before) == 1
+    assert children() == before
+
+
+def test_a_source_that_cannot_be_handed_over_is_refused():
+    source = Fake(3)
+    source.read = lambda: None
+    with pytest.raises(ValueError, match=r"cannot be decoded in other processes .*--config\.workers=0"):
+        list(batches(source, 8, 2, [], workers=1))

@@ -13,7 +13,6 @@ from test_stream_sums import FOLDS, Noise, assert_same, stream
 from scalecov_jax.streaming import stream_sums as streaming
 from scalecov_jax.streaming.state import keeper, resume
 from scalecov_jax.streaming.stream_sums import State
-from scalecov_jax.workdir import locked
 
 FINGERPRINT = {"weights": "abc", "batch_size": "8"}
 FLUSHES = 2 * FOLDS
@@ -141,24 +140,3 @@ def test_a_full_disk_keeps_what_was_written(tmp_path, unbroken, monkeypatch):
     monkeypatch.setattr(streaming, "ROWS", 16)
     assert states(folder) == ["2", "3"]
     assert_same(run(folder), unbroken[0])
-
-
-def test_two_runs_in_one_folder(tmp_path):
-    with locked(tmp_path / "new"):
-        pass
-    with locked(tmp_path):
-        with (
-            pytest.raises(ValueError, match=r"Another run works in .*; wait until it ends"),
-            locked(tmp_path),
-        ):
-            pass
-        command = (
-            f"import os, sys; sys.path[:0] = [{str(Path.cwd())!r}]\nfrom scalecov_jax.workdir import locked\n"
-        )
-        command += f"with locked({str(tmp_path)!r}): pass"
-        assert (
-            b"Another run works"
-            in subprocess.run([sys.executable, "-c", command], stderr=-1, check=False).stderr
-        )
-    with locked(tmp_path):
-        pass

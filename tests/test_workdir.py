@@ -1,6 +1,10 @@
 """The folder of a run: never overwritten or mixed by mistake."""
 
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +94,33 @@ def test_damaged_settings_are_refused_but_can_be_overwritten(earlier, text):
 def test_killed_before_the_settings_were_complete(tmp_path):
     (tmp_path / "scalecov_run.json.partial").write_text('{"se')
     assert (opened(tmp_path, resume=True) / "scalecov_run.json").is_file()
+
+
+def test_workers_may_change_under_resume(tmp_path):
+    opened(tmp_path / "run", {**SETTINGS, "workers": 0})
+    opened(tmp_path / "run", {**SETTINGS, "workers": 3}, resume=True)
+
+
+_WORK = """
+import sys
+from scalecov_jax.workdir import open_workdir
+open_workdir(sys.argv[1], {"seed": 0}, resume=False, overwrite=False)
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_second_run_is_kept_out_until_the_first_is_dead(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", _WORK, folder]
+    first = subprocess.Popen(command, stdin=-1, stdout=-1, env={"PYTHONPATH": str(Path(__file__).parents[1])})
+    assert first.stdin is not None
+    assert first.stdout is not None
+    with first.stdin, first.stdout:
+        assert first.stdout.readline() == b"open\n"
+        for flags in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(ValueError, match=r"Another run works in .*run; wait until it ends"):
+                opened(folder, {"seed": 0}, **flags)
+        first.kill()
+        assert first.wait() == -signal.SIGKILL
+    opened(folder, {"seed": 0}, resume=True)

@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
+from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element, ParseError
@@ -127,7 +129,9 @@ def read_boxes(folder: str | Path, image_class: str) -> BoxImages:
             skipped.append(Skipped(xml.relative_to(annotation_folder).as_posix(), *skip.args))
     _check_enough(len(found), skipped, image_class, present, str(folder))
     ordered = sorted(found.items(), key=lambda item: item[1].name)
-    return BoxImages(tuple(item[1] for item in ordered), tuple(skipped), lambda index: ordered[index][0])
+    return BoxImages(
+        tuple(item[1] for item in ordered), tuple(skipped), partial(getitem, [path for path, _ in ordered])
+    )
 
 
 def tfds_boxes(data_dir: str | Path, split: str, image_class: str, name: str = "voc/2007") -> BoxImages:
@@ -171,7 +175,17 @@ def tfds_boxes(data_dir: str | Path, split: str, image_class: str, name: str = "
     _check_enough(len(found), skipped, image_class, present, f"{Path(data_dir) / name}, split {split}")
     found.sort(key=lambda item: item[1].name)
     annotations = tuple(annotation for _, annotation in found)
-    return BoxImages(annotations, tuple(skipped), lambda index: records[found[index][0]]["image"])
+    return BoxImages(annotations, tuple(skipped), _Encoded(records, [index for index, _ in found]))
+
+
+class _Encoded(NamedTuple):
+    """Images of a tfds data source as they are stored."""
+
+    records: Any
+    indices: list[int]
+
+    def __call__(self, index: int) -> bytes:
+        return self.records[self.indices[index]]["image"]
 
 
 class _SkipError(Exception):

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +24,7 @@ from scalecov_jax.pipelines.settings import DTYPES, load_networks, names
 from scalecov_jax.probes.splits import Kind
 from scalecov_jax.report import page, probing
 from scalecov_jax.report.provenance import provenance
-from scalecov_jax.workdir import locked, open_workdir
+from scalecov_jax.workdir import open_workdir
 
 
 def run(
@@ -65,49 +64,42 @@ def run(
         return f"{_estimate(networks, sources, settings)}\n{plan}"
     logging.info("%s", streamed.plan_text(route, design.splits))
 
-    with ExitStack() as until_done:
-
-        def enter() -> Path:
-            with locked(workdir):  # before --overwrite deletes what another run writes
-                folder = open_workdir(workdir, settings, resume=resume, overwrite=overwrite)
-            until_done.enter_context(locked(folder))
-            return folder
-
-        folder = on_first(enter) or Path(workdir).absolute()
-        if route.name == "streamed":
-            probed = streamed.probe(networks, sources, settings, design, folder)
-        else:
-            probed = {
-                name: experiment.probe(
-                    network,
-                    name,
-                    sources,
-                    design,
-                    layers=names(settings["layers"]),
-                    size=settings["input_size"],
-                    batch_size=settings["batch_size"],
-                    dtype=DTYPES[settings["dtype"]],
-                    pooling=_pooling(settings),
-                    cache=folder / "features",
-                    store=_store(settings),
-                    progress=True,
-                )
-                for name, network in networks.items()
-            }
-
-        results = {
-            name: (networks[name], result, _cut(networks[name], name, result, sources, settings, folder))
-            for name, result in probed.items()
+    folder = on_first(lambda: open_workdir(workdir, settings, resume=resume, overwrite=overwrite))
+    folder = folder or Path(workdir).absolute()
+    if route.name == "streamed":
+        probed = streamed.probe(networks, sources, settings, design, folder)
+    else:
+        probed = {
+            name: experiment.probe(
+                network,
+                name,
+                sources,
+                design,
+                layers=names(settings["layers"]),
+                size=settings["input_size"],
+                batch_size=settings["batch_size"],
+                dtype=DTYPES[settings["dtype"]],
+                pooling=_pooling(settings),
+                cache=folder / "features",
+                store=_store(settings),
+                progress=True,
+            )
+            for name, network in networks.items()
         }
 
-        def write() -> None:
-            facts = provenance(command, settings, networks, started)
-            probing.write_results(
-                folder, settings["title"], results, sources, skipped, facts, _scene_section(settings)
-            )
+    results = {
+        name: (networks[name], result, _cut(networks[name], name, result, sources, settings, folder))
+        for name, result in probed.items()
+    }
 
-        on_first(write)
-        return _table(results) + f"\n\nReport: {folder / 'report.html'}"
+    def write() -> None:
+        facts = provenance(command, settings, networks, started)
+        probing.write_results(
+            folder, settings["title"], results, sources, skipped, facts, _scene_section(settings)
+        )
+
+    on_first(write)
+    return _table(results) + f"\n\nReport: {folder / 'report.html'}"
 
 
 def _cut(

@@ -90,6 +90,7 @@ def probe(
             dtype=DTYPES[settings["dtype"]],
             pooling=settings.get("pooling", "gap"),
             flush=settings.get("flush", FLUSH),
+            workers=settings.get("workers", 0),
             progress=True,
         )
         results[name] = found[0]

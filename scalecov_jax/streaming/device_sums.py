@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from scalecov_jax.features import local_to_global
 from scalecov_jax.probes.sums import Products, Sums, add, empty
 
-ROWS = 256  # images added at a time, where batches are smaller
+ROWS = 2048  # images added at a time, where batches are smaller
 
 
 class DeviceSums:
@@ -21,7 +21,7 @@ class DeviceSums:
 
     Args:
         shift_y: First guess of the mean of each target; that of the features is the mean of the first images.
-        together: Batches added at once.
+        together: Batches added at once; what is left at the end of a stretch is added by eighths of that, then one by one.
         products: See `probes.sums.add`.
     """
 
@@ -37,31 +37,28 @@ class DeviceSums:
         with jax.enable_x64(True):
             self.pending.append((pooled, *(local_to_global(self.mesh, one) for one in (targets, weight))))
         if len(self.pending) == self.together:
-            self._work()
+            self._work(self.together)
 
     def total(self) -> dict[str, Sums]:
         """The sums of all shares, on the host; the next stretch begins at 0."""
-        if self.pending:
-            pooled, targets, weight = self.pending[-1]
-            with jax.enable_x64(True):
-                blank = (pooled, targets, 0 * weight)
-            self.pending += [blank] * (self.together - len(self.pending))
-            self._work()
+        for some in (max(1, self.together // 8), 1):
+            while len(self.pending) >= some:
+                self._work(some)
         with jax.enable_x64(True):
             found = jax.tree.map(np.asarray, _sum_of_shares(self.mesh)(self.shares))
         self.shares = None
         self.running.clear()
         return found
 
-    def _work(self) -> None:
+    def _work(self, some: int) -> None:
+        chunk, self.pending = self.pending[:some], self.pending[some:]
         with jax.enable_x64(True):
             if self.shares is None:
-                means = jax.tree.map(np.asarray, _means(self.mesh)(self.pending))
+                means = jax.tree.map(np.asarray, _means(self.mesh)(chunk))
                 self.shares = _begin(self.mesh)(
                     {name: empty(mean, self.shift_y) for name, mean in means.items()}
                 )
-            self.shares, token = _update(self.mesh, self.products)(self.shares, self.pending)
-        self.pending = []
+            self.shares, token = _update(self.mesh, self.products)(self.shares, chunk)
         self.running.append(token)
         if len(self.running) > 1:  # one at work, one waiting
             self.running.popleft().block_until_ready()

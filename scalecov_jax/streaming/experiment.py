@@ -31,7 +31,7 @@ from scalecov_jax.streaming.scores import FoldRow, Solved, class_result, fold_ro
 from scalecov_jax.streaming.state import differences, digest, keeper, resume
 from scalecov_jax.streaming.stream_sums import FLUSH, State, Targets, Unreadable, stream_sums
 
-FORMAT = "1"  # of the sums; raise it when the same images and weights give others
+FORMAT = "2"  # of the sums; raise it when the same images and weights give others
 
 
 def probe_streamed(
@@ -47,6 +47,7 @@ def probe_streamed(
     dtype: Any = jnp.float32,
     pooling: Pooling = "gap",
     flush: int = FLUSH,
+    workers: int = 0,
     progress: bool = False,
 ) -> tuple[ProbeResult, list[FoldRow]]:
     """Regress concept measures from every layer, in one pass over the images with trained and one with random weights.
@@ -62,7 +63,8 @@ def probe_streamed(
         batch_size: Images a step over all hosts.
         dtype: Of the forward pass.
         pooling: One of `features.POOLINGS`.
-        flush: See `stream_sums`.
+        flush: See `stream_sums`, as is `workers`.
+        workers: Processes that decode.
         progress: Whether to show progress bars on stderr.
 
     Returns:
@@ -108,6 +110,7 @@ def probe_streamed(
                 pooling=pooling,
                 products=products,
                 flush=flush,
+                workers=workers,
                 progress=label,
             )
             at = folder / f"{weights}-{image_class}-{condition}"

@@ -6,7 +6,6 @@ batches they are added on the host to the sums of the fold; all hosts have the s
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +17,8 @@ from tqdm import tqdm
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.features import Pooling, check_request, sharded_forward
 from scalecov_jax.hosts import gather_text, is_first
-from scalecov_jax.images.batching import batches
-from scalecov_jax.images.example import Example, Skipped, Source
+from scalecov_jax.images.batching import Reordered, batches
+from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.probes.sums import Products, Sums, empty, merge
 from scalecov_jax.streaming.device_sums import ROWS, DeviceSums
 
@@ -92,7 +91,7 @@ def stream_sums(
     flush: int = FLUSH,
     state: State | None = None,
     keep: Callable[[State], None] | None = None,
-    workers: int | None = None,
+    workers: int = 0,
     progress: str | None = None,
 ) -> State:
     """Sums of every fold and layer, data-parallel over all devices of all hosts.
@@ -114,7 +113,7 @@ def stream_sums(
         flush: Batches after which sums are added up and `keep` is called.
         state: Where an earlier pass over the same images was broken off.
         keep: Called with every new state, on every host.
-        workers: Threads that decode; see `batching.batches`.
+        workers: Processes that decode; see `batching.batches`.
         progress: Label of a progress bar on stderr of the first host; none when absent.
 
     Returns:
@@ -133,7 +132,8 @@ def stream_sums(
     mine = np.split(order, jax.process_count(), axis=1)[jax.process_index()]
     begun = stretches[state.flushes].first
     skipped: list[Skipped] = []
-    ordered = _Ordered(source, indices, mine[begun:].reshape(-1))
+    rows_left = mine[begun:].reshape(-1)
+    ordered = Reordered(source, np.where(rows_left < 0, -1, indices[rows_left]))
     loaded = batches(ordered, size, mine.shape[1], skipped, workers=workers)
     counts = (order >= 0).sum(1)
     adder = DeviceSums(targets.rows(np.arange(min(len(indices), 1000))).mean(0), together, products)
@@ -187,23 +187,6 @@ def _plan(
         ]
         first += count
     return np.concatenate(parts), stretches
-
-
-@dataclass(frozen=True)
-class _Ordered:
-    """Examples of a source in another order; a blank one where the row is -1."""
-
-    source: Source
-    indices: Int[np.ndarray, " N"]
-    rows: Int[np.ndarray, " R"]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, place: int) -> Example:
-        if self.rows[place] < 0:
-            return Example(np.zeros((1, 1, 3), np.uint8), None, None, None, "", "")
-        return self.source[int(self.indices[self.rows[place]])]
 
 
 def _shared(unreadable: Sequence[Unreadable]) -> tuple[Unreadable, ...]:
