@@ -19,6 +19,7 @@ from scalecov_jax.checkpoints import Network
 from scalecov_jax.feature_store import FeatureStore
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Skipped, Source
+from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.folding import fold, folded
 from scalecov_jax.models.layers import WHOLE, global_average_pool
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
@@ -274,7 +275,8 @@ def dry_run(
     rate = batch_size / (time.perf_counter() - start)
     module, variables = network.module, network.variables
     memory: Any = (
-        _compiled.lower(module, variables, images, tuple(layers), network.card.preprocessing, dtype, pooling)
+        _compiled.program()
+        .lower(module, variables, images, tuple(layers), network.card.preprocessing, dtype, pooling)
         .compile()
         .memory_analysis()
     )
@@ -283,9 +285,7 @@ def dry_run(
     return Estimate(4 * count * width, batch_bytes, count / rate, rate)
 
 
-_compiled = jax.jit(
-    pooled_features, static_argnames=("module", "layers", "preprocessing", "dtype", "pooling")
-)
+_compiled = jit(pooled_features, static_argnames=("module", "layers", "preprocessing", "dtype", "pooling"))
 
 
 def local_to_global(mesh: Mesh, rows: np.ndarray) -> Array:

@@ -16,6 +16,7 @@ from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
 from scalecov_jax.images import scenes
+from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.preprocessing import preprocess
 
 PREPROCESSING = "tf"
@@ -125,7 +126,7 @@ def train(
     """
     key = jax.random.key(seed)
     state = initial_state(module, optimizer, jax.random.fold_in(key, 0), size)
-    step = jax.jit(
+    step = jit(
         partial(train_step, module, optimizer, steps=steps, batch_size=batch_size, size=size),
         donate_argnums=0,
     )
@@ -169,7 +170,7 @@ def held_out_accuracy(
 
     The scenes come from a key that the training does not use (it draws from `fold_in(key, 1)`).
     """
-    batch = jax.jit(partial(_classify, module, batch_size=128, size=size))
+    batch = jit(partial(_classify, module, batch_size=128, size=size))
     key = jax.random.fold_in(jax.random.key(seed), 2)
     results = [batch(variables, jax.random.fold_in(key, number)) for number in range(-(-count // 128))]
     correct, ratio = (np.concatenate(values)[:count] for values in zip(*jax.device_get(results), strict=True))

@@ -1,14 +1,31 @@
 """How every script starts and fails: a user's mistake is one clear message and exit status 1, without a traceback."""
 
+import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 
+import jax
 from absl import app, flags, logging
+
+from scalecov_jax.models.compilation import keep_programs
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for the results; must be new, unless --resume or --overwrite."
 )
 RESUME = flags.DEFINE_bool("resume", False, "Go on in --workdir, computing only what is missing.")
+PROFILE = flags.DEFINE_bool(
+    "profile",
+    False,
+    "Write a trace of the run to --workdir/profile, for TensorBoard or Perfetto; take few images.",
+)
+PROGRAMS = flags.DEFINE_string(
+    "programs",
+    os.environ.get("SCALECOV_PROGRAMS", ""),
+    "Folder that keeps compiled programs for the next run, on machines of the same kind; none when empty. SCALECOV_PROGRAMS "
+    "in the environment sets it for all runs.",
+)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete what an earlier run left in --workdir.")
 
 
@@ -22,8 +39,10 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(
                 f"error: Unexpected arguments: {' '.join(arguments[1:])}; settings look like --config.splits=10."
             )
+        keep_programs(PROGRAMS.value)
         try:
-            main()
+            with jax.profiler.trace(str(Path(WORKDIR.value, "profile"))) if PROFILE.value else nullcontext():
+                main()
         except (ValueError, FloatingPointError, OSError) as error:
             if logging.level_debug():
                 raise

@@ -261,12 +261,12 @@ def test_an_image_that_cannot_be_decoded_is_left_out_and_named(network, computed
 
 
 def test_trained_and_random_weights_share_one_compilation(network):
-    before = features._compiled._cache_size()
+    before = features._compiled.program()._cache_size()
     trained, random = (
         features.compute_features(one, source(), ("stem",), batch_size=3)
         for one in (network, reinitialised(network, 0))
     )
-    assert features._compiled._cache_size() == before + 1
+    assert features._compiled.program()._cache_size() == before + 1
     assert np.abs(trained.values["stem"] - random.values["stem"]).max() > 0.01
 
 

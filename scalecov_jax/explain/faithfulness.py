@@ -15,6 +15,7 @@ from scalecov_jax.checkpoints import Network, random_network
 from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.target import Target
 from scalecov_jax.images.example import Box
+from scalecov_jax.models.compilation import jit
 
 SMALL = 0.25  # share of the image below which an object is small
 
@@ -77,7 +78,7 @@ class Randomised(NamedTuple):
     correlation: Float[np.ndarray, " N"]
 
 
-@partial(jax.jit, static_argnames=("module", "steps"))
+@partial(jit, static_argnames=("module", "steps"))
 def insertion_deletion(
     module: nn.Module,
     variables: Any,

@@ -26,6 +26,7 @@ from scalecov_jax.explain.fourier_image import (
     total_variation,
     transform,
 )
+from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 
 Kind = Literal["direction", "neuron", "layer"]
@@ -267,7 +268,7 @@ def _adam(learning_rate: Any) -> optax.GradientTransformation:
     return optax.adam(learning_rate)
 
 
-@partial(jax.jit, static_argnames=("module", "preprocessing", "transforms"))
+@partial(jit, static_argnames=("module", "preprocessing", "transforms"))
 def _advance(
     module: nn.Module,
     variables: Any,

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.target import Target
+from scalecov_jax.models.compilation import jit
 
 
 class LayerGradients(NamedTuple):
@@ -28,7 +29,7 @@ class LayerGradients(NamedTuple):
     scores: Float[Array, " N"]
 
 
-@partial(jax.jit, static_argnames=("module", "layer"))
+@partial(jit, static_argnames=("module", "layer"))
 def layer_gradients(
     module: nn.Module, variables: Any, inputs: Float[Array, "N H W 3"], layer: str, target: Target
 ) -> LayerGradients:

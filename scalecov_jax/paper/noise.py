@@ -20,6 +20,7 @@ from scalecov_jax.images import noise
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Skipped
 from scalecov_jax.models.architecture import available_layers, check_layer
+from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.preprocessing import Preprocessing
 from scalecov_jax.models.receptive_field import check_size, clean_regions, smallest_clean_size
@@ -192,7 +193,7 @@ class _Forward:
         return Features(values, np.arange(count), tuple(skipped))
 
 
-@partial(jax.jit, static_argnames=("module", "layers", "corrected", "preprocessing", "dtype"))
+@partial(jit, static_argnames=("module", "layers", "corrected", "preprocessing", "dtype"))
 def _both_poolings(
     module: nn.Module,
     variables: Any,

@@ -29,7 +29,7 @@ from scalecov_jax.report import texture as report
 from scalecov_jax.report.provenance import provenance
 from scalecov_jax.transfer.classification import detected, fine_tune_detector, with_one_output
 from scalecov_jax.transfer.fine_tuning import Recipe
-from scalecov_jax.workdir import locked, open_workdir
+from scalecov_jax.workdir import open_workdir
 
 
 class _Plan(NamedTuple):
@@ -78,10 +78,8 @@ def run(
             f"Would fine-tune on {len(plan.train)} patches, test on {len(plan.test)} of other patients, and read "
             f"{len(names(settings['concepts']))} concepts from {', '.join(plan.layers)}{left_out}. Nothing was computed."
         )
-    with locked(workdir):
-        folder = open_workdir(workdir, settings, resume=resume, overwrite=overwrite)
-    with locked(folder):
-        return _run(plan, folder, settings, command, started)
+    folder = open_workdir(workdir, settings, resume=resume, overwrite=overwrite)
+    return _run(plan, folder, settings, command, started)
 
 
 def _run(

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Example, Skipped, Source
+from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.layers import MOMENTUM, global_average_pool
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.pretraining import TrainState
@@ -257,7 +258,7 @@ def _apply(
     return units.offset + units.scale * output, batch_stats
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+@partial(jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def _train_step(
     regressor: Regressor,
     learning_rate: float,
@@ -283,10 +284,10 @@ def _train_step(
     return TrainState(params, stats, optimizer_state, state.step + 1), error
 
 
-_predict_batch = jax.jit(predict_areas, static_argnums=0)
+_predict_batch = jit(predict_areas, static_argnums=0)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jit, static_argnums=0)
 def _batch_statistics(
     regressor: Regressor, params: Any, stats: Any, units: Units, images: UInt8[Array, "B H W 3"]
 ) -> Any:
