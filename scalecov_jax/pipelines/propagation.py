@@ -13,7 +13,13 @@ from jaxtyping import Float
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.score_maps import map_scores, spread, spread_evenly
-from scalecov_jax.explain.score_propagation import Parts, peak_bytes, propagate_scores, sum_of_parts
+from scalecov_jax.explain.score_propagation import (
+    Parts,
+    layer_names,
+    peak_bytes,
+    propagate_scores,
+    sum_of_parts,
+)
 from scalecov_jax.explain.target import Target, class_count, class_index, class_logit, settled
 from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import Features
@@ -131,6 +137,7 @@ def _divide(
     size = settings["size"] or network.card.input_size
     module, variables = fold(network.module, network.variables, network.architecture.epsilon)
     variables = jax.device_put(variables)
+    order = layer_names(module, variables, (1, size, size, 3), targets[0].layer)
     skipped: list[Skipped] = []
     found: list[dict[str, np.ndarray]] = []
     for inputs, valid, indices in each_batch(network, source, skipped, settings, label):
@@ -151,7 +158,7 @@ def _divide(
         told = [_target_names(network, settings, target, len(valid)) for target in own]
         found.append(
             {
-                **parts.constants,
+                **{layer: parts.constants[layer] for layer in order},  # which the walk follows
                 "input": parts.inputs,
                 "total": _total(parts, network, size).astype(np.float32),
                 "scores": parts.scores,
