@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
     # or logit:CLASS, probability:CLASS (index or name), logit:CLASS,CLASS (their largest),
     # rcv:CONCEPT@LAYER (the projection on an RCV that is fitted on the images)
     config.target = "predicted"
+    # for score_propagation, in place of one target: classes separated by commas, or all (of at most 10)
+    config.classes = ""
     config.signed = False  # keep what speaks against the target in the maps
     config.faithfulness = True  # insertion and deletion, and the pointing game where boxes are known
     # maps of the network as its layers become random from the output down: one more pass over all images for each layer

@@ -68,7 +68,7 @@ def receptive_field(
         vector = len(_tap(module, size, size, layer).shape) != 4
         why = "it is a vector" if vector else "as after global pooling or squeeze-and-excitation"
         raise ValueError(f"Every value of {layer} of {family.name} sees the whole image: {why}.")
-    return ReceptiveField(window.size, window.stride, window.offset)
+    return _field(window)
 
 
 def clean_region(
@@ -179,6 +179,29 @@ def clean_regions(
     return regions
 
 
+def layer_fields(
+    module: nn.Module, height: int, width: int, layers: Sequence[str]
+) -> dict[str, tuple[ReceptiveField, ReceptiveField] | None]:
+    """Receptive fields of the rows and of the columns of each layer; None where every value sees the whole image.
+
+    Args:
+        module: A network.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+        layers: See `receptive_field`.
+
+    Raises:
+        ValueError: See `clean_regions`.
+    """
+    fields: dict[str, tuple[ReceptiveField, ReceptiveField] | None] = {}
+    for layer in layers:
+        rows, columns = (_window(module, height, width, layer, axis) for axis in _AXES)
+        fields[layer] = None
+        if rows and columns:
+            fields[layer] = _field(rows), _field(columns)
+    return fields
+
+
 def undefined_layers(
     module: nn.Module, size: int | tuple[int, int], layers: Sequence[str]
 ) -> dict[str, int | None]:
@@ -279,6 +302,10 @@ def _window(module: nn.Module, height: int, width: int, layer: str, axis: Axis) 
         raise ValueError(f"{layer} of {type(module).__name__} does not depend on the image.")
     window = seen.axes[_AXES[axis]]
     return None if window is None or seen.whole or window.source != _AXES[axis] else window
+
+
+def _field(window: Window) -> ReceptiveField:
+    return ReceptiveField(window.size, window.stride, window.offset)
 
 
 def _window_at(family: Architecture, module: nn.Module, size: int, layer: str, axis: Axis) -> Window | None:

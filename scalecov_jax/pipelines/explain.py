@@ -16,22 +16,32 @@ from scalecov_jax.explain import feature_visualization, grad_cam
 from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.feature_visualization import RECIPES, Objective
 from scalecov_jax.explain.gradients import layer_gradients
-from scalecov_jax.explain.target import Target, class_logit, class_probability, group_logit, predicted_logit
+from scalecov_jax.explain.target import (
+    LOGITS,
+    Target,
+    class_logit,
+    class_probability,
+    group_logit,
+    predicted_logit,
+)
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.images.folder import evenly, read_folder
 from scalecov_jax.images.sources import SCENES, open_source
+from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.pipelines import fitted_rcvs
 from scalecov_jax.pipelines.explained_images import map_images, weigh_concepts
+from scalecov_jax.pipelines.propagation import class_targets, divide_scores, needed_memory
 from scalecov_jax.pipelines.randomised_maps import randomise_maps
 from scalecov_jax.pipelines.settings import load_networks, names
 from scalecov_jax.pipelines.visualised_channels import picture_size, visualise
 from scalecov_jax.report import explain as report
 from scalecov_jax.report.explain_randomised import Forgotten, add_randomisation
+from scalecov_jax.report.propagation import divided
 from scalecov_jax.report.provenance import provenance
 from scalecov_jax.tables import write_table
 from scalecov_jax.workdir import open_workdir
 
-METHODS = (*grad_cam.METHODS, "sensitivity", "feature_visualization")
+METHODS = (*grad_cam.METHODS, "sensitivity", "feature_visualization", "score_propagation")
 _OBJECTIVES = ("channel", "neuron", "layer", "rcv")
 
 
@@ -79,7 +89,10 @@ def run(
         what = (
             f"{settings['channels']} of {settings['layer']}" if not len(source) else f"{len(source)} images"
         )
-        return f"Would compute {method} of {what} for {', '.join(networks)}. Nothing was computed."
+        told = f"Would compute {method} of {what} for {', '.join(networks)}. Nothing was computed."
+        if method == "score_propagation":
+            told += f"\n{needed_memory(networks, targets, source, settings)}"
+        return told
     folder = open_workdir(workdir, settings, resume=resume, overwrite=overwrite)
     labels = [(settings["objective"], part) for part in names(settings["channels"]) or ("0",)]
     fitted = ""
@@ -92,6 +105,9 @@ def run(
     if method == "feature_visualization":
         rows, pictures = visualise(folder, networks, objectives, labels, settings)
         result = report.visualisation(rows, pictures, settings)
+    elif method == "score_propagation":
+        rows, drawn, undecoded = divide_scores(folder, networks, targets, source, settings)
+        result, skipped = divided(rows, drawn), [*skipped, *undecoded]
     elif method == "sensitivity":
         rows, undecoded = weigh_concepts(folder, networks, targets, source, settings)
         result, skipped = report.sensitivity(rows, settings), [*skipped, *undecoded]
@@ -169,6 +185,12 @@ def _networks(settings: Mapping[str, Any]) -> dict[str, Network]:
 def _target(network: Network, settings: Mapping[str, Any]) -> Target:
     """The target of a network; traces the gradient once, so that layers are refused before anything is computed."""
     kind, _, given = settings["target"].partition(":")
+    if kind != "rcv" and LOGITS not in available_layers(network.architecture, network.module):
+        last: str = network.module.last  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(
+            f"config.target is {settings['target']}, but this {network.architecture.name} has no classes: it stops at {last}, "
+            f"before its head. Take config.target=rcv:CONCEPT@LAYER, such as rcv:scale@{last}, or weights with the head."
+        )
     size = settings["size"] or network.card.input_size
     inputs = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     target = {
@@ -181,6 +203,9 @@ def _target(network: Network, settings: Mapping[str, Any]) -> Target:
         ),
         "probability": lambda: class_probability(network, given),
     }[kind]()
+    if settings["method"] == "score_propagation":
+        class_targets(network, target, settings)
+        return target  # its parts are of every layer before it
     layer = settings["layer"]
     traced = jax.eval_shape(
         lambda variables, inputs: layer_gradients(network.module, variables, inputs, layer, target),

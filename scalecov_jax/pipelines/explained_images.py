@@ -188,7 +188,7 @@ def _gradients(
     module, variables = fold(network.module, network.variables, network.architecture.epsilon)
     variables = jax.device_put(variables)
     parts: list[dict[str, np.ndarray]] = []
-    for inputs, valid, indices in _each_batch(network, source, skipped, settings, label):
+    for inputs, valid, indices in each_batch(network, source, skipped, settings, label):
         computed = layer_gradients(module, variables, inputs, settings["layer"], target)
         kept = LayerGradients(*(one[np.flatnonzero(valid)] for one in computed))
         check_gradients(kept, settings["layer"], [source[int(one)].name for one in indices[valid]])
@@ -202,7 +202,7 @@ def _gradients(
     return Features(found, found.pop("indices"), tuple(skipped))
 
 
-def _each_batch(
+def each_batch(
     network: Network, source: Source, skipped: list[Skipped], settings: Mapping[str, Any], label: str
 ) -> Any:
     """Preprocessed images of one shape, which of them count, and their places in the source."""

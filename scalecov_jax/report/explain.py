@@ -70,7 +70,7 @@ class Optimised(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What there is to write: rows, figures with what they show, tables for the page, the answer, how to read it."""
+    """What there is to write: rows, figures and what they show, tables, the answer, how to read it, more for summary.json."""
 
     file: str
     kind: type
@@ -80,6 +80,7 @@ class Result(NamedTuple):
     answer: str
     reading: Mapping[str, str]
     text: str
+    summary: Mapping[str, Any] = {}
 
 
 _MAPS_READING = {
@@ -119,6 +120,7 @@ def maps(
     figure = explain_figures.overlays(np.stack([image for _, image in images]), shown, names)
     method, layer = settings["method"], settings["layer"]
     table, pointing, answers, text = [], [], [], []
+    pointing_game = {}
     for weights in shown:
         own = [row for row in rows if row.weights == weights]
         means = [
@@ -126,6 +128,7 @@ def maps(
             for values in ([row.insertion for row in own], [row.deletion for row in own])
         ]
         games = games_of(own)
+        pointing_game[weights] = {stratum: game._asdict() for stratum, game in games.items()}
         table.append((weights, str(len(own)), *(page.number(value, 3) for value in means)))
         pointing += [
             (f"{weights}, {stratum}", *map(str, game[:-1]), f"{game.p:.2g}")
@@ -156,6 +159,7 @@ def maps(
         "\n".join(answers),
         _MAPS_READING,
         "\n".join(text),
+        {"pointing_game": pointing_game},
     )
 
 
@@ -267,15 +271,7 @@ def write(
         (folder / "figures" / f"{name}.png").write_bytes(content)
         images.append(page.Image(content, alt, wide=True))
     reasons = count_reasons(skipped)
-    summary = {"answer": result.answer, "skipped": reasons, "provenance": dict(provenance)}
-    if result.kind is Mapped:
-        summary["pointing_game"] = {
-            weights: {
-                stratum: game._asdict()
-                for stratum, game in games_of([row for row in result.rows if row.weights == weights]).items()
-            }
-            for weights in dict.fromkeys(row.weights for row in result.rows)
-        }
+    summary = {"answer": result.answer, "skipped": reasons, "provenance": dict(provenance), **result.summary}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     named: dict[str, list[str]] = {}
     for skip in skipped:
