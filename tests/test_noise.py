@@ -98,7 +98,7 @@ def test_one_forward_pass_serves_both_poolings():
     images = np.zeros((2, 32, 32, 3), np.uint8)
 
     def convolutions(corrected):
-        lowered = noise._both_poolings.lower(
+        lowered = noise._both_poolings.program().lower(
             network.module, network.variables, images, ("block_1",), corrected, "tf", np.float32
         )
         return lowered.compile().as_text().count("convolution(")

@@ -116,9 +116,9 @@ def test_rows_are_those_of_a_plain_forward_pass(network, images):
 
 
 def test_filters_share_a_compilation_and_sizes_do_not(network, images):
-    before = features._compiled._cache_size()
+    before = features._compiled.program()._cache_size()
     run(network, images, sizes=(21, 22, 23), filters=FILTERS)
-    assert features._compiled._cache_size() == before + 3
+    assert features._compiled.program()._cache_size() == before + 3
 
 
 def test_what_is_cached_is_not_computed_again(network, images, tmp_path, monkeypatch):

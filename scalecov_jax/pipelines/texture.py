@@ -121,7 +121,7 @@ def _run(
         )
         scores += _scores(name, features[name], measured, plan, settings)
 
-    explained = {**settings, "method": "grad_cam", "signed": False, "faithfulness": False}
+    explained = {**settings, "method": "grad_cam", "signed": False, "faithfulness": False, "tolerance": 0}
     rows, undecoded = weigh_concepts(
         folder, {"fine_tuned": tuned}, {"fine_tuned": class_logit(tuned, 0)}, held_out, explained
     )
