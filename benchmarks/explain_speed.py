@@ -27,6 +27,7 @@ from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.gradients import layer_gradients
 from scalecov_jax.explain.target import Target, class_logit
 from scalecov_jax.models.architecture import get_architecture
+from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.folding import fold
 
 IMAGES = flags.DEFINE_integer("images", 256, "Maps; none when 0.")
@@ -49,14 +50,14 @@ def make_network() -> Network:
     return random_network(Network(architecture.module(), None, architecture, card), 0)
 
 
-@partial(jax.jit, static_argnames=("module", "layer"))
+@partial(jit, static_argnames=("module", "layer"))
 def maps(module: object, variables: object, inputs: jax.Array, layer: str, target: Target) -> jax.Array:
     """Grad-CAM."""
     computed = layer_gradients(module, variables, inputs, layer, target)
     return grad_cam.grad_cam(computed.activations, computed.gradients)
 
 
-@partial(jax.jit, static_argnames="module")
+@partial(jit, static_argnames="module")
 def image_gradients(module: object, variables: object, inputs: jax.Array, target: Target) -> jax.Array:
     """One forward and one backward pass, all the way to the images."""
 

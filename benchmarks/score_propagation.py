@@ -21,13 +21,14 @@ from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.score_propagation import peak_bytes, propagate_scores, relative_error
 from scalecov_jax.explain.target import Target, class_logit
 from scalecov_jax.models.architecture import get_architecture
+from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.folding import fold
 
 SIZE = flags.DEFINE_integer("size", 640, "Height and width of the image in pixels.")
 REPEATS = flags.DEFINE_integer("repeats", 7, "Interleaved repetitions, of which the median counts.")
 
 
-@partial(jax.jit, static_argnames="module")
+@partial(jit, static_argnames="module")
 def gradient(module: object, variables: object, inputs: jax.Array, target: Target) -> jax.Array:
     """One forward and one backward pass to the image."""
 
@@ -50,6 +51,11 @@ def main(_: list[str]) -> None:
     card = Card("dr_grader", {}, "tf", SIZE.value, "benchmark")
     network = random_network(Network(architecture.module(), None, architecture, card), 0)
     module, variables = fold(network.module, network.variables, architecture.epsilon)
+    biases = np.random.default_rng(1)  # zero in a new network: then no layer had a constant
+    variables = jax.tree.map_with_path(
+        lambda path, one: biases.normal(size=one.shape).astype(np.float32) if path[-1].key == "bias" else one,
+        variables,
+    )
     variables = jax.device_put(variables)
     shape = (1, SIZE.value, SIZE.value, 3)
     inputs = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, shape), jnp.float32)

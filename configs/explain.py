@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     config.architecture = ""  # what all weights must be; any when empty
     config.weights = "checkpoints/resnet50"  # several separated by commas
     config.random_weights = True  # explain each network with random weights too
-    config.images = "scenes"  # or a folder of images; with boxes if it is in VOC layout
+    config.images = "scenes"  # or retina, or a folder of images; with boxes if it is in VOC layout
     config.image_class = "striped_disc"  # of scenes and of folders with boxes
     config.scenes = 24
     config.limit = 0  # images, evenly spread over the list; all when 0

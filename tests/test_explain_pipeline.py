@@ -11,8 +11,7 @@ from tiny_network import random_network
 
 from scalecov_jax import checkpoints
 from scalecov_jax.concepts.measure import get_measure
-from scalecov_jax.explain.feature_visualization import STRIP
-from scalecov_jax.explain.rcv import fit_rcvs
+from scalecov_jax.explain.rcv import STRIP, fit_rcvs
 from scalecov_jax.pipelines import explain
 from scalecov_jax.probes.splits import random_splits
 
@@ -105,6 +104,8 @@ def test_maps_meet_boxes_in_the_pointing_game(settings, tmp_path):
         small = [float(row["box_share"]) < 0.25 for row in csv.DictReader(file)]
     assert games["all"]["images"] == len(small) == 12
     assert games["small"]["images"] == sum(small) > 0
+    assert games["exchanged"]["hits"] == games["all"]["hits"]
+    assert 0 < games["exchanged"]["p"] <= 1
     with (tmp_path / "run/randomised.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["layer"] for row in rows] == ["pre_softmax", "block_2", "block_1", "stem"]

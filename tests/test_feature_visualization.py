@@ -9,7 +9,7 @@ import pytest
 from tiny_network import random_network
 
 from scalecov_jax.explain import feature_visualization as visualization
-from scalecov_jax.explain import fourier_image
+from scalecov_jax.explain import fourier_image, rcv
 from scalecov_jax.explain.feature_visualization import Stage
 
 SHORT = (Stage(20),)
@@ -95,12 +95,12 @@ def test_objectives_rise(network, kind):
 def test_a_strip_turns_from_minus_v_to_v():
     rng = np.random.default_rng(2)
     v, mean = rng.normal(size=(2, 9))
-    rows = visualization.strip(v, mean)
+    rows = rcv.strip(v, mean)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(rows @ v / np.linalg.norm(v), [-1, -(0.5**0.5), 0, 0.5**0.5, 1], atol=1e-6)
     assert np.linalg.matrix_rank(np.vstack([rows, mean]), tol=1e-5) == 2
     with pytest.raises(ValueError, match="not zero and not parallel"):
-        visualization.strip(v, 2 * v)
+        rcv.strip(v, 2 * v)
 
 
 def test_together_they_are_what_they_are_alone(network):

@@ -89,7 +89,9 @@ def test_every_convolution_used_equals_numpy_under_our_compiler_options(kernel, 
     [(3, 1, "SAME"), (3, 2, "SAME"), (5, 2, 2), (7, 1, "SAME"), (4, 2, "VALID")],
 )
 @pytest.mark.parametrize("size", [(14, 11), (15, 16)])
-def test_every_depthwise_convolution_equals_lax(side, stride, padding, size):
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # each has its form; both can run here
+def test_every_depthwise_convolution_equals_lax(side, stride, padding, size, backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     rng = np.random.default_rng(0)
     x, weights = (rng.normal(size=shape).astype(np.float32) for shape in ((2, *size, 5), (side, side, 1, 5)))
     pads = [(padding, padding)] * 2 if isinstance(padding, int) else padding

@@ -93,12 +93,13 @@ def settings(files, *more, weights="tiny"):
 
 @pytest.fixture(scope="module")
 def probed(files):
-    return script("probe", *settings(files, f"--workdir={files / 'run'}"), tiny=True)
+    return script("probe", *settings(files, f"--workdir={files / 'run'}"), "--profile", tiny=True)
 
 
 def test_probe_writes_its_results_and_prints_a_table(files, probed):
     assert probed.returncode == 0, probed.stderr
     assert "Traceback" not in probed.stderr
+    assert [*(files / "run" / "profile").rglob("*.xplane.pb")]
     summary = json.loads((files / "run" / "summary.json").read_text())
     assert summary["skipped"] == {"unreadable image": 1}
     assert "--config.splits=3" in summary["provenance"]["command"]

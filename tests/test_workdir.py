@@ -98,7 +98,11 @@ def test_killed_before_the_settings_were_complete(tmp_path):
 
 def test_workers_may_change_under_resume(tmp_path):
     opened(tmp_path / "run", {**SETTINGS, "workers": 0})
-    opened(tmp_path / "run", {**SETTINGS, "workers": 3}, resume=True)
+    (tmp_path / "run" / "result").write_text("computed")
+    again = opened(tmp_path / "run", {**SETTINGS, "workers": 3}, resume=True)
+    assert (again / "result").read_text() == "computed"
+    with pytest.raises(ValueError, match="other settings"):
+        opened(again, {**SETTINGS, "workers": 3, "other": 1}, resume=True)
 
 
 _WORK = """

@@ -80,7 +80,6 @@ IMVIP = (
     Stage(1024, 0.01, 0.0025),
 )
 """The recipe of Graziani et al. 2019 (IMVIP): three stages, 2048 steps."""
-STRIP = ("-v", "u-v", "u", "u+v", "+v")
 RECIPES = {"lucid": LUCID, "imvip": IMVIP}
 
 
@@ -117,27 +116,6 @@ def direction(
 ) -> Objective:
     """Projection of the pooled features on each of M directions, such as v and -v of an RCV."""
     return Objective("direction", layer, jnp.asarray(vectors, jnp.float32), weight)
-
-
-def strip(v: Float[np.ndarray, " D"], mean: Float[np.ndarray, " D"]) -> Float[np.ndarray, "5 D"]:
-    """Directions from -v to +v of an RCV: `STRIP`, each of unit length.
-
-    The strength of an objective does not change its images, only its direction does. So the way from -v to v leads through
-    another direction: u, the part of the mean features that is orthogonal to v, which shows what the images have in common.
-
-    Args:
-        v: The RCV.
-        mean: Features, averaged over the images that it was fitted on.
-
-    Raises:
-        ValueError: One is zero, or both are parallel.
-    """
-    v = v / max(np.linalg.norm(v), 1e-30)
-    u = mean - (mean @ v) * v
-    if not np.linalg.norm(u) > 1e-6 * np.linalg.norm(mean) or not v.any():
-        raise ValueError("A strip needs an RCV and mean features that are not zero and not parallel.")
-    u = u / np.linalg.norm(u)
-    return np.stack([-v, (u - v) / np.sqrt(2), u, (u + v) / np.sqrt(2), v]).astype(np.float32)
 
 
 def whole_layer(layer: str, count: int = 1, weight: float = 1.0) -> Objective:

@@ -13,6 +13,8 @@ from scalecov_jax.models.pruning import prune
 from scalecov_jax.probes import linear
 from scalecov_jax.probes.batch import ALPHAS, score_layers
 
+STRIP = ("-v", "u-v", "u", "u+v", "+v")
+
 
 class Rcv(NamedTuple):
     """The direction in a layer along which a concept measure grows.
@@ -80,6 +82,27 @@ def fingerprint(network: Network, layer: str) -> str:
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return f"{network.architecture.name}-{digest.hexdigest()[:12]}"
+
+
+def strip(v: Float[np.ndarray, " D"], mean: Float[np.ndarray, " D"]) -> Float[np.ndarray, "5 D"]:
+    """Directions from -v to +v of an RCV: `STRIP`, each of unit length.
+
+    The strength of an objective does not change its images, only its direction does. So the way from -v to v leads through
+    another direction: u, the part of the mean features that is orthogonal to v, which shows what the images have in common.
+
+    Args:
+        v: The RCV.
+        mean: Features, averaged over the images that it was fitted on.
+
+    Raises:
+        ValueError: One is zero, or both are parallel.
+    """
+    v = v / max(np.linalg.norm(v), 1e-30)
+    u = mean - (mean @ v) * v
+    if not np.linalg.norm(u) > 1e-6 * np.linalg.norm(mean) or not v.any():
+        raise ValueError("A strip needs an RCV and mean features that are not zero and not parallel.")
+    u = u / np.linalg.norm(u)
+    return np.stack([-v, (u - v) / np.sqrt(2), u, (u + v) / np.sqrt(2), v]).astype(np.float32)
 
 
 def check_rcvs(network: Network, layer: str, rcvs: Sequence[Rcv]) -> None:

@@ -17,6 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from scalecov_jax.explain.target import Target
+from scalecov_jax.models.compilation import jit
 
 
 class Parts(NamedTuple):
@@ -80,7 +81,7 @@ def propagate_scores(
     return _propagate(module, variables, inputs, tuple(targets), reduce)
 
 
-@partial(jax.jit, static_argnames=("module", "reduce"))
+@partial(jit, static_argnames=("module", "reduce"))
 def _propagate(
     module: nn.Module,
     variables: Any,
@@ -146,7 +147,7 @@ def layer_names(module: nn.Module, variables: Any, shape: tuple[int, ...], layer
 def peak_bytes(module: nn.Module, variables: Any, shape: tuple[int, ...], targets: Sequence[Target]) -> int:
     """Bytes of memory that `propagate_scores` takes for images of a shape, by its compiled program; nothing is computed."""
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    compiled = _propagate.lower(module, variables, images, tuple(targets), sum_channels).compile()
+    compiled = _propagate.program().lower(module, variables, images, tuple(targets), sum_channels).compile()
     used: Any = compiled.memory_analysis()
     return int(used.temp_size_in_bytes + used.argument_size_in_bytes + used.output_size_in_bytes)
 

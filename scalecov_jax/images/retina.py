@@ -224,22 +224,6 @@ def render(
     return jnp.round(255 * image).astype(jnp.uint8), jnp.where(seen, mask, 0).astype(jnp.uint8)
 
 
-def draw(
-    key: Key[Array, ""], count: int, size: int = 256
-) -> tuple[UInt8[Array, "N size size 3"], Int[Array, " N"], UInt8[Array, "N size size"]]:
-    """Render eyes of random grades, all equally frequent, one after the other.
-
-    Returns:
-        Images, grades and masks of lesions.
-    """
-    grades, eyes, sides = jax.random.split(key, 3)
-    grade = jax.random.randint(grades, (count,), 0, len(GRADES))
-    left = jax.random.bernoulli(sides, shape=(count,))
-    given = (jax.random.split(eyes, count), grade, left)
-    images, masks = jax.lax.map(lambda one: render(one[0], one[1], size, one[2]), given)
-    return images, grade, masks
-
-
 def examples(count: int, seed: int, size: int = 256) -> list[Example]:
     """Eyes as a source: label is the grade, mask the lesions, group the patient, of whom there are two eyes one after the other.
 

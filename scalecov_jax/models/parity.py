@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.models.architecture import available_layers
+from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.preprocessing import preprocess
 from scalecov_jax.models.sources import KerasModel, Layout, source_name
 from scalecov_jax.models.weight_files import leaf_name
@@ -98,7 +99,7 @@ def capture(network: Network, x: Float[np.ndarray, "N H W 3"]) -> dict[str, Floa
     """Full output of every layer of the network's architecture for preprocessed images."""
     layers = available_layers(network.architecture, network.module)
 
-    @jax.jit
+    @jit
     def run(variables: Any, inputs: Any) -> Any:
         return network.module.apply(
             variables,

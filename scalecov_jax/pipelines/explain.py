@@ -26,7 +26,7 @@ from scalecov_jax.explain.target import (
 )
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.images.folder import evenly, read_folder
-from scalecov_jax.images.sources import SCENES, open_source
+from scalecov_jax.images.sources import RETINA, SCENES, open_source
 from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.pipelines import fitted_rcvs
 from scalecov_jax.pipelines.explained_images import map_images, weigh_concepts
@@ -112,8 +112,8 @@ def run(
         rows, undecoded = weigh_concepts(folder, networks, targets, source, settings)
         result, skipped = report.sensitivity(rows, settings), [*skipped, *undecoded]
     else:
-        rows, maps, images, undecoded = map_images(folder, networks, targets, source, settings)
-        result, skipped = report.maps(rows, maps, images, settings), [*skipped, *undecoded]
+        found = map_images(folder, networks, targets, source, settings)
+        result, skipped = report.maps(*found[:-1], settings), [*skipped, *found.undecoded]
         if settings["randomisation"]:
             forgotten = randomise_maps(folder, networks, targets, source, settings)
             write_table(folder / "randomised.csv", Forgotten, forgotten)
@@ -253,7 +253,7 @@ def _objectives(network: Network, settings: Mapping[str, Any]) -> list[Objective
 def _open(settings: Mapping[str, Any]) -> tuple[Source, list[Skipped]]:
     images = settings["images"]
     if (
-        images == SCENES
+        images in (SCENES, RETINA)
         or images.startswith(("tfds:", "annotated:"))
         or (Path(images) / "Annotations").is_dir()
     ):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.explain import faithfulness, grad_cam, sensitivity
+from scalecov_jax.explain.faithfulness import Exchanged
 from scalecov_jax.explain.gradients import LayerGradients, check_gradients, layer_gradients
 from scalecov_jax.explain.target import Target
 from scalecov_jax.feature_cache import cached_features
@@ -27,14 +28,32 @@ from scalecov_jax.pipelines.settings import names
 from scalecov_jax.report.explain import Concept, Mapped
 
 
+class Maps(NamedTuple):
+    """What was mapped.
+
+    Attributes:
+        rows: Of maps.csv.
+        maps: Of the images that are shown, by network.
+        images: Name and pixels of the images that are shown.
+        exchanged: By network, where at least two boxes are known; see `faithfulness.exchange_test`.
+        undecoded: Images that could not be decoded.
+    """
+
+    rows: list[Mapped]
+    maps: dict[str, np.ndarray]
+    images: list[tuple[str, np.ndarray]]
+    exchanged: dict[str, Exchanged]
+    undecoded: list[Skipped]
+
+
 def map_images(
     folder: Path,
     networks: Mapping[str, Network],
     targets: Mapping[str, Target],
     source: Source,
     settings: Mapping[str, Any],
-) -> tuple[list[Mapped], dict[str, np.ndarray], list[tuple[str, np.ndarray]], list[Skipped]]:
-    """The rows of maps.csv; maps, and the images themselves, of those that are shown; images that could not be decoded.
+) -> Maps:
+    """Maps of all images by all networks, and their tests.
 
     Raises:
         ValueError: No image can be decoded.
@@ -44,6 +63,7 @@ def map_images(
     rows: list[Mapped] = []
     shown: dict[str, np.ndarray] = {}
     pictures: list[tuple[str, np.ndarray]] = []
+    exchanged: dict[str, Exchanged] = {}
     undecoded: list[Skipped] = []
     for name, network in networks.items():
         size = settings["size"] or network.card.input_size
@@ -92,12 +112,17 @@ def map_images(
                     float(arrays["deletion"][row]) if "deletion" in arrays else None,
                 )
             )
+        known = [row for row, box in enumerate(boxes) if box is not None]
+        if len(known) > 1:
+            exchanged[name] = faithfulness.exchange_test(
+                large[known], [box for box in boxes if box is not None], seed=settings["seed"]
+            )
         most = settings["shown"]
         shown[name] = np.stack(
             [np.asarray(jax.image.resize(one, (224, 224), "linear")) for one in large[:most]]
         )
         pictures = [(one.name, resize_image(one.image, 224)) for one in examples[:most]]
-    return rows, shown, pictures, undecoded
+    return Maps(rows, shown, pictures, exchanged, undecoded)
 
 
 def weigh_concepts(

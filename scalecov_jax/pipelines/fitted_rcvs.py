@@ -10,8 +10,8 @@ import numpy as np
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.concepts.compute import Measured, check_measures, measure_all
 from scalecov_jax.concepts.measure import get_measures
-from scalecov_jax.explain.feature_visualization import STRIP, Objective, direction, strip
-from scalecov_jax.explain.rcv import Rcv, fit_rcvs
+from scalecov_jax.explain.feature_visualization import Objective, direction
+from scalecov_jax.explain.rcv import STRIP, Rcv, fit_rcvs, strip
 from scalecov_jax.explain.target import Target, rcv_projection
 from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import compute_features

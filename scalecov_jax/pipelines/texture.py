@@ -27,6 +27,7 @@ from scalecov_jax.probes.batch import ALPHAS
 from scalecov_jax.probes.splits import grouped_splits
 from scalecov_jax.report import texture as report
 from scalecov_jax.report.provenance import provenance
+from scalecov_jax.tables import read_table, write_table
 from scalecov_jax.transfer.classification import detected, fine_tune_detector, with_one_output
 from scalecov_jax.transfer.fine_tuning import Recipe
 from scalecov_jax.workdir import open_workdir
@@ -59,7 +60,7 @@ def run(
         settings: See configs/texture.py.
         workdir: Folder of the run.
         command: As typed, for the provenance.
-        resume: Go on in an existing folder; fine-tuning from its last epoch.
+        resume: Go on in an existing folder: fine-tuning from its last epoch; networks whose probes are done are not probed again.
         overwrite: Delete an existing folder first.
         dry_run: Check everything and say what would be computed.
 
@@ -119,7 +120,10 @@ def _run(
                 network, held_out, plan.layers, size=size, batch_size=settings["batch_size"], progress=name
             ),
         )
-        scores += _scores(name, features[name], measured, plan, settings)
+        kept = folder / "features" / f"{name}_scores.csv"
+        if not kept.exists():
+            write_table(kept, TextureScore, _scores(name, features[name], measured, plan, settings))
+        scores += read_table(kept, TextureScore)
 
     explained = {**settings, "method": "grad_cam", "signed": False, "faithfulness": False, "tolerance": 0}
     rows, undecoded = weigh_concepts(
@@ -134,9 +138,9 @@ def _run(
     both = [int(one) for one in np.concatenate([np.flatnonzero(classes == kind) for kind in (1, 0)])]
     shown = settings["shown"]
     few = both[: shown - shown // 2] + both[len(both) - shown // 2 :]
-    _, maps, pictures, _ = map_images(folder, networks, targets, Subset(held_out, few), explained)
+    drawn = map_images(folder, networks, targets, Subset(held_out, few), explained)
     found = report.Found(
-        scores, rows, maps, pictures, accuracy, len(plan.train), len(plan.test), len({*groups}), plan.missing,
+        scores, rows, drawn.maps, drawn.images, accuracy, len(plan.train), len(plan.test), len({*groups}), plan.missing,
         plan.network.architecture.name,
     )  # fmt: skip
     facts = provenance(command, settings, networks, started)

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 
 from scalecov_jax.probes import inference
 from scalecov_jax.probes.splits import HELD_OUT
-from scalecov_jax.probes.sums import bytes_of
+from scalecov_jax.probes.sums import ROWS, bytes_of
 
 Asked = Literal["auto", "memory", "streamed"]
 FOLDS = ("k_fold", "grouped_k_fold", "leave_one_group_out")
@@ -94,7 +94,7 @@ def choose_route(
 
 
 def streamed_bytes(
-    images: int, widths: Sequence[int], folds: int, measures: int, permutations: int, rows: int = 256
+    images: int, widths: Sequence[int], folds: int, measures: int, permutations: int, rows: int = ROWS
 ) -> int:
     """Bytes that streaming takes: sums of all folds, one fold on the device with room for its products, and the solution of
     the widest layer; the order of the images in every permutation.

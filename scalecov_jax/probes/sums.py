@@ -18,6 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 Products = Literal["float64", "float32"]
 
 
+ROWS = 2048  # images added at a time, where batches are smaller
+
+
 class Sums(NamedTuple):
     """Sums over the images of one fold at one layer, float64; features and targets are those minus their shift.
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scalecov_jax.explain.faithfulness import Pointing, pointing_strata
+from scalecov_jax.explain.faithfulness import Exchanged, Pointing, pointing_strata
 from scalecov_jax.images.example import Skipped, count_reasons
 from scalecov_jax.report import explain_figures, page, style
 from scalecov_jax.tables import write_table
@@ -90,7 +90,8 @@ _MAPS_READING = {
     "the order of the map. A faithful map has a high insertion and a low deletion; compare methods on the same images.",
     "The pointing game": "counts images where the largest value of the map lies in the box of the object, beside the centre of "
     "the image, which needs no network; a box that is large is hard to miss, so images with a small one (under a quarter of the "
-    "image) are counted by themselves too. p is of the exact McNemar test on the images where only one of both hits.",
+    "image) are counted by themselves too. p is of the exact McNemar test on the images where only one of both hits. Maps of "
+    "other images hit where objects usually are; what the own maps hit beyond them they owe to the image.",
 }
 _SENSITIVITY_READING = {
     "S": "is the derivative of the target along the concept's unit direction: what the target gains as the concept grows. "
@@ -113,6 +114,7 @@ def maps(
     rows: Sequence[Mapped],
     shown: Mapping[str, np.ndarray],
     images: Sequence[tuple[str, np.ndarray]],
+    exchanged: Mapping[str, Exchanged],
     settings: Mapping[str, Any],
 ) -> Result:
     """The result of Grad-CAM and its relatives."""
@@ -130,6 +132,8 @@ def maps(
         games = games_of(own)
         pointing_game[weights] = {stratum: game._asdict() for stratum, game in games.items()}
         table.append((weights, str(len(own)), *(page.number(value, 3) for value in means)))
+        if weights in exchanged:
+            pointing_game[weights]["exchanged"] = exchanged[weights]._asdict()
         pointing += [
             (f"{weights}, {stratum}", *map(str, game[:-1]), f"{game.p:.2g}")
             for stratum, game in games.items()
@@ -142,6 +146,9 @@ def maps(
         for stratum, game in games.items():
             told += "; of those with a small box " if stratum == "small" else "; "
             told += f"{game.hits} of {game.images} point into the box, the centre in {game.centre_hits} (exact p = {game.p:.2g})"
+        if weights in exchanged:
+            others = exchanged[weights]
+            told += f"; maps of other images in {others.expected:.1f} (permutation p = {others.p:.2g})"
         answers.append(f"{told}.")
         text.append(told)
     tables = [page.Table("Means over images.", ("weights", "images", "insertion", "deletion"), table)]

@@ -13,8 +13,6 @@ from jaxtyping import Array, Float
 from scalecov_jax.features import local_to_global
 from scalecov_jax.probes.sums import Products, Sums, add, empty
 
-ROWS = 2048  # images added at a time, where batches are smaller
-
 
 class DeviceSums:
     """Sums on the devices and the batches that wait to be added to them.
