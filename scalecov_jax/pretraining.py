@@ -1,7 +1,6 @@
 """Training a network from scratch as a classifier of scenes of random object size, so that invariance to size is learnt."""
 
 import itertools
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,23 +11,14 @@ import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
-from orbax.checkpoint import v1 as ocp
-from tqdm import tqdm
 
+from scalecov_jax import training
 from scalecov_jax.images import scenes
 from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.preprocessing import preprocess
+from scalecov_jax.training import TrainState, descend, initial_state
 
 PREPROCESSING = "tf"
-
-
-class TrainState(NamedTuple):
-    """Everything that an interrupted training needs to go on with the same bits."""
-
-    params: Any
-    batch_stats: Any
-    optimizer: optax.OptState
-    step: Int[Array, ""]
 
 
 class Metrics(NamedTuple):
@@ -36,27 +26,6 @@ class Metrics(NamedTuple):
 
     loss: Float[Array, ""]
     top1: Float[Array, ""]
-
-
-def make_optimizer(
-    learning_rate: float, steps: int, warmup: int, weight_decay: float
-) -> optax.GradientTransformation:
-    """AdamW with linear warm-up, cosine decay to zero and gradients clipped to norm 1."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay))
-
-
-def initial_state(
-    module: nn.Module, optimizer: optax.GradientTransformation, key: Key[Array, ""], size: int
-) -> TrainState:
-    """A freshly initialised network."""
-    variables = jax.jit(module.init)(key, jnp.zeros((1, size, size, 3)))
-    return TrainState(
-        variables["params"],
-        variables.get("batch_stats", {}),
-        optimizer.init(variables["params"]),
-        jnp.zeros((), jnp.int32),
-    )
 
 
 def smallest_ratio(step: Int[Array, ""], steps: int) -> Float[Array, ""]:
@@ -79,7 +48,7 @@ def train_step(
 
     Args:
         module: The network, stopped at pre_softmax.
-        optimizer: From `make_optimizer`.
+        optimizer: From `training.make_optimizer`.
         state: Before the step.
         key: Of the whole training; the batch is drawn from it folded with the step.
         steps: Length of the training, for the curriculum.
@@ -90,19 +59,16 @@ def train_step(
         jax.random.fold_in(key, state.step), batch_size, size, smallest_ratio(state.step, steps)
     )
 
-    def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
+    def loss_of(params: Any) -> tuple[Array, tuple[Any, Array]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
         logits, updates = module.apply(
             variables, preprocess(images, PREPROCESSING), True, mutable=["batch_stats"]
         )
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return loss, (logits, updates.get("batch_stats", {}))  # pyright: ignore[reportReturnType]
+        return loss, (updates.get("batch_stats", {}), logits)  # pyright: ignore[reportReturnType]
 
-    (loss, (logits, batch_stats)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics = Metrics(loss, jnp.mean(logits.argmax(-1) == labels))
-    return TrainState(params, batch_stats, optimizer_state, state.step + 1), metrics
+    state, loss, logits = descend(loss_of, optimizer, state)
+    return state, Metrics(loss, jnp.mean(logits.argmax(-1) == labels))
 
 
 def train(
@@ -117,50 +83,22 @@ def train(
     log_every: int,
     save_every: int,
 ) -> TrainState:
-    """Train to the end, or go on from the last checkpoint in `folder`: the bits are those of an unbroken training.
-
-    Writes `folder/states` (every `save_every` steps) and `folder/curve.csv` (every `log_every` steps), whose clock goes on too.
-
-    Raises:
-        FloatingPointError: The loss is not finite; names the step.
-    """
+    """Train on scenes from scratch, or go on, see `training.train`."""
     key = jax.random.key(seed)
-    state = initial_state(module, optimizer, jax.random.fold_in(key, 0), size)
+    draws = jax.random.fold_in(key, 1)
     step = jit(
         partial(train_step, module, optimizer, steps=steps, batch_size=batch_size, size=size),
         donate_argnums=0,
     )
-    with (
-        ocp.training.Checkpointer(str(folder / "states")) as checkpointer,
-        (folder / "curve.csv").open("a") as curve,
-    ):
-        if checkpointer.latest is not None:
-            state = checkpointer.load(abstract_state=state)
-        if curve.tell() == 0:
-            curve.write("step,images,loss,top1,seconds\n")
-            curve.flush()
-        earlier = (folder / "curve.csv").read_text().splitlines()[-1].rpartition(",")[2]
-        start = time.monotonic() - (0.0 if earlier == "seconds" else float(earlier))
-        first, window = int(state.step), []
-        with tqdm(total=steps * batch_size, initial=first * batch_size, unit="img") as bar:
-            for number in range(first + 1, steps + 1):
-                state, metrics = step(state, jax.random.fold_in(key, 1))
-                window.append(metrics)
-                bar.update(batch_size)
-                if number % log_every == 0 or number == steps:
-                    loss, top1 = np.mean(jax.device_get(window), axis=0)
-                    if not np.isfinite(loss):
-                        raise FloatingPointError(
-                            f"The loss is {loss} at step {number}; lower the learning rate."
-                        )
-                    seconds = time.monotonic() - start
-                    curve.write(f"{number},{number * batch_size},{loss:.4f},{top1:.4f},{seconds:.1f}\n")
-                    curve.flush()
-                    bar.set_postfix(loss=f"{loss:.3f}", top1=f"{top1:.3f}")
-                    window = []
-                if number % save_every == 0 or number == steps:
-                    checkpointer.save(number, state)
-    return state
+    return training.train(
+        lambda state, _: step(state, draws),
+        initial_state(module, optimizer, jax.random.fold_in(key, 0), size),
+        folder,
+        steps=steps,
+        batch_size=batch_size,
+        log_every=log_every,
+        save_every=save_every,
+    )
 
 
 def held_out_accuracy(

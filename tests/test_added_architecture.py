@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from test_fine_tuning import patches
 from tiny_network import draw_noise
 
-from scalecov_jax import checkpoints, features, pretraining
+from scalecov_jax import checkpoints, features, pretraining, training
 from scalecov_jax.images import scenes
 from scalecov_jax.models import parity
 from scalecov_jax.models.architecture import ARCHITECTURES, Architecture, plain_name
@@ -78,7 +78,7 @@ def test_everything_works_for_it(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(scenes, "draw", draw_noise)
     classifier = nn.Sequential([Small(), lambda x: x.mean((1, 2))])
-    optimizer = pretraining.make_optimizer(1e-3, 2, 1, 0.0)
+    optimizer = training.make_optimizer(1e-3, 2, 1, 0.0)
     (tmp_path / "trained").mkdir()
     settings = {"seed": 0, "steps": 2, "batch_size": 4, "size": 32, "log_every": 1, "save_every": 1}
     state = pretraining.train(classifier, optimizer, tmp_path / "trained", **settings)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny_network import Tiny, draw_noise
 
-from scalecov_jax import checkpoints, pretraining
+from scalecov_jax import checkpoints, pretraining, training
 from scalecov_jax.images import scenes
 from scalecov_jax.report.model_card import read_curve
 
@@ -195,15 +195,15 @@ def test_curriculum_ends_at_the_smallest_object():
 def train(folder, learning_rate, **options):
     module = Tiny(last="pre_softmax", classes=len(scenes.CLASSES), width=0.25)
     defaults = {"seed": 0, "steps": 6, "batch_size": 4, "size": 32, "log_every": 3, "save_every": 6}
-    optimizer = pretraining.make_optimizer(learning_rate, 6, 1, 0.02)
+    optimizer = training.make_optimizer(learning_rate, 6, 1, 0.02)
     return pretraining.train(module, optimizer, folder, **(defaults | options))
 
 
 def test_training_on_scenes_changes_every_variable(tmp_path):
     state = train(tmp_path, 1e-3)
     module = Tiny(last="pre_softmax", classes=len(scenes.CLASSES), width=0.25)
-    optimizer = pretraining.make_optimizer(1e-3, 6, 1, 0.02)
-    fresh = pretraining.initial_state(module, optimizer, jax.random.fold_in(jax.random.key(0), 0), 32)
+    optimizer = training.make_optimizer(1e-3, 6, 1, 0.02)
+    fresh = training.initial_state(module, optimizer, jax.random.fold_in(jax.random.key(0), 0), 32)
     assert int(state.step) == 6
     for before, after in zip(jax.tree.leaves(fresh[:2]), jax.tree.leaves(state[:2]), strict=True):
         assert (before != after).any()

@@ -52,6 +52,21 @@ def test_masks_cover_what_was_drawn(eyes):
         assert changed[solid].mean() > 0.9
 
 
+def test_windows_hold_all_that_is_painted(eyes, monkeypatch):
+    """Painting the whole canvas each time, which takes ten times as long, gives the same eye."""
+
+    def paint_all(canvas, centre, reach, change):
+        x, y = jnp.meshgrid(*2 * [(jnp.arange(canvas.shape[0]) + 0.5) / canvas.shape[0]])
+        return change(canvas, x, y)
+
+    monkeypatch.setattr(retina, "_paint", paint_all)
+    image, mask = retina.render.__wrapped__(jax.random.key(0), jnp.asarray(4), SIZE)
+    image, expected = np.asarray(image).astype(int), eyes[1][4].astype(int)
+    assert (image != expected).mean() < 1e-3  # rounding
+    assert np.abs(image - expected).max() <= 1
+    np.testing.assert_array_equal(mask, eyes[2][4])
+
+
 def test_surround_is_black_and_the_retina_is_not(eyes):
     images = eyes[1]
     away = np.hypot(*(np.indices((SIZE, SIZE)) + 0.5 - SIZE / 2)) / SIZE

@@ -16,6 +16,8 @@ blurred), a bright reflex, and dust on the lens (grey).
 Source: Wilkinson et al. 2003, Ophthalmology 110:1677-1682, for the order of the signs; the numbers are this renderer's.
 """
 
+import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -47,6 +49,9 @@ _TINTS = np.array(
 _DISC = 0.46  # radius of the visible retina, of the side
 _NODES = 28  # of each vessel
 _VESSELS = 12
+_LARGE = KINDS.index("large_haemorrhage")  # and the kinds after it
+
+_Change = Callable[[Array, Array, Array], Array]  # of a window, at x and y
 
 
 def _vessels(key: Key[Array, ""], disc: Float[Array, "2"], side: Float[Array, ""]) -> Float[Array, "V 4"]:
@@ -79,41 +84,47 @@ def _vessels(key: Key[Array, ""], disc: Float[Array, "2"], side: Float[Array, ""
     return jnp.concatenate([points, vein[:, None]], -1)
 
 
-def _draw_vessels(points: Float[Array, "P 4"], x: Array, y: Array) -> Float[Array, "H W"]:
+def _paint(canvas: Float[Array, "S S K"], centre: Float[Array, "2"], reach: float, change: _Change) -> Array:
+    """Change only the window within `reach` of a place, all in shares of the side: painting costs what is painted."""
+    size, channels = canvas.shape[0], canvas.shape[2]
+    width = min(size, 2 * math.ceil(reach * size) + 4)
+    start = jnp.clip(jnp.round(centre[::-1] * size).astype(int) - width // 2, 0, size - width)
+    corner = (start[0], start[1], 0)
+    x, y = jnp.meshgrid(*((start[axis] + jnp.arange(width) + 0.5) / size for axis in (1, 0)))
+    changed = change(jax.lax.dynamic_slice(canvas, corner, (width, width, channels)), x, y)
+    return jax.lax.dynamic_update_slice(canvas, changed, corner)
+
+
+def _draw_vessels(points: Float[Array, "P 4"], size: int) -> Float[Array, "S S 1"]:
     """How much of each pixel the vessels darken: the largest cover of any segment between two points."""
     nodes = points.reshape(_VESSELS, _NODES, 4)
     starts, ends = (part.reshape(-1, 4) for part in (nodes[:, :-1], nodes[:, 1:]))
-    size = x.shape[0]
 
     def segment(cover: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
         a, b = pair
         d = b[:2] - a[:2]
-        t = jnp.clip(((x - a[0]) * d[0] + (y - a[1]) * d[1]) / (d @ d + 1e-9), 0.0, 1.0)
-        away = jnp.hypot(x - a[0] - t * d[0], y - a[1] - t * d[1])
-        inside = jnp.clip(0.5 + (a[2] - away) * size, 0.0, 1.0) * jnp.minimum(1.0, 0.35 + a[2] * 100)
-        return jnp.maximum(cover, inside * (0.75 + 0.25 * a[3])), None
 
-    return jax.lax.scan(segment, jnp.zeros_like(x), (starts, ends))[0]
+        def darken(window: Array, x: Array, y: Array) -> Array:
+            t = jnp.clip(((x - a[0]) * d[0] + (y - a[1]) * d[1]) / (d @ d + 1e-9), 0.0, 1.0)
+            away = jnp.hypot(x - a[0] - t * d[0], y - a[1] - t * d[1])
+            inside = jnp.clip(0.5 + (a[2] - away) * size, 0.0, 1.0) * jnp.minimum(1.0, 0.35 + a[2] * 100)
+            return jnp.maximum(window, (inside * (0.75 + 0.25 * a[3]))[..., None])
+
+        return _paint(cover, (a[:2] + b[:2]) / 2, 0.045, darken), None
+
+    return jax.lax.scan(segment, jnp.zeros((size, size, 1)), (starts, ends))[0]
 
 
 def _blob(
-    image: Array,
-    key: Key[Array, ""],
-    place: Array,
-    radius: Array,
-    soft: Array | float,
-    tint: Array,
-    x: Array,
-    y: Array,
-) -> tuple[Array, Array]:
-    """A lobed ellipse of one tint laid over the image, and its cover."""
+    key: Key[Array, ""], place: Float[Array, "2"], radius: Array, soft: Array | float, x: Array, y: Array
+) -> Float[Array, "H W"]:
+    """The cover of a lobed ellipse."""
     shape = jax.random.uniform(key, (4,))
     dx, dy = x - place[0], y - place[1]
     angle = jnp.arctan2(dy, dx)
     outline = radius * (1 + 0.25 * (shape[0] - 0.5) * jnp.cos(2 * angle + 6.3 * shape[1]))
     outline = outline * (1 + 0.3 * (shape[2] - 0.5) * jnp.cos(3 * angle + 6.3 * shape[3]))
-    cover = jnp.clip(0.5 + (outline - jnp.hypot(dx, dy)) / soft, 0.0, 1.0)
-    return image + cover[..., None] * tint.reshape(1, 1, 3), cover
+    return jnp.clip(0.5 + (outline - jnp.hypot(dx, dy)) / soft, 0.0, 1.0)
 
 
 @partial(jax.jit, static_argnames="size")
@@ -139,7 +150,8 @@ def render(
     disc = jnp.array([0.5, 0.5]) + jnp.stack([side * (0.21 + jitter[0]), jitter[1]])
     macula = jnp.array([0.5, 0.5]) + jnp.stack([side * (-0.08 + jitter[2]), jitter[3]])
 
-    base = jnp.array([0.72, 0.38, 0.16]) + jnp.array([0.08, 0.07, 0.05]) * jax.random.normal(keys[1], (3,))
+    tone = jax.random.normal(keys[1], (3,))  # pigmentation moves all colours together, and each a little
+    base = jnp.array([0.72, 0.38, 0.16]) * (1 + 0.10 * tone[0]) + jnp.array([0.0, 0.03, 0.03]) * tone
     waves = jax.random.normal(keys[2], (6, 3))
     texture = sum(jnp.sin(25 * (w[0] * x + w[1] * y) + 6 * w[2]) for w in waves) / 6
     light = 1 + jax.random.uniform(keys[3], (2,), minval=-0.4, maxval=0.4) @ jnp.stack(
@@ -154,7 +166,7 @@ def render(
     cup = jnp.clip(0.5 + (0.028 - away) * 60, 0.0, 1.0)[..., None]
     pale = jnp.array([0.95, 0.72, 0.42]).reshape(1, 1, 3) + 0.08 * cup
     image = image + nerve * (pale - image)
-    cover = _draw_vessels(_vessels(keys[4], disc, side), x, y)[..., None]
+    cover = _draw_vessels(_vessels(keys[4], disc, side), size)
     image = image * (1 - cover * jnp.array([0.35, 0.55, 0.45]).reshape(1, 1, 3))
 
     def confuse(image: Array, given: tuple[Array, Array]) -> tuple[Array, None]:
@@ -169,7 +181,12 @@ def render(
         radius = jnp.where(drusen, 0.006 + 0.006 * amount[0], 0.012 + 0.02 * amount[0])
         tint = jnp.where(drusen, jnp.array([0.10, 0.09, 0.01]), jnp.array([-0.12, -0.09, -0.05]))
         tint = tint * (amount[1] > 0.4) * (0.4 + amount[1])
-        return _blob(image, key, place, radius, jnp.where(drusen, 0.012, 0.03), tint, x, y)[0], None
+        soft = jnp.where(drusen, 0.012, 0.03)
+
+        def draw(window: Array, x: Array, y: Array) -> Array:
+            return window + _blob(key, place, radius, soft, x, y)[..., None] * tint.reshape(1, 1, 3)
+
+        return _paint(image, place, 0.056, draw), None
 
     image, _ = jax.lax.scan(confuse, image, (jax.random.split(keys[5], 14), jnp.arange(14)))
 
@@ -180,10 +197,7 @@ def render(
     ranks = np.concatenate([np.arange(count) for count in MOST.max(0)])
     sharp = 1.5 / size
 
-    def lesion(
-        carry: tuple[Array, Array], given: tuple[Array, Array, Array]
-    ) -> tuple[tuple[Array, Array], None]:
-        image, mask = carry
+    def lesion(reach: float, canvas: Array, given: tuple[Array, Array, Array]) -> tuple[Array, None]:
         key, kind, rank = given
         where, how = jax.random.split(key)
         u, amount = jax.random.uniform(where, (2,)), jax.random.uniform(how, (2,))
@@ -193,19 +207,29 @@ def render(
         place = jnp.where(jnp.hypot(to_disc[0], to_disc[1]) < 0.09, 2 * macula - place, place)
         low, high = jnp.asarray(_RADII)[kind]
         radius = low + (high - low) * amount[0]
-        tint = jnp.asarray(_TINTS)[kind] * (0.75 + 0.5 * amount[1])
         shown = rank < counts[kind]
-        drawn, cover = _blob(image, key, place, radius, sharp, tint * shown, x, y)
-        # A tuft of new vessels is a net of thin curls within its outline.
-        curls = jnp.sin((x - place[0]) * 300 + 3 * jnp.sin((y - place[1]) * 160 + 6 * u[0]))
-        net = cover * jnp.clip(2.0 * (jnp.abs(curls) < 0.45), 0.0, 1.0)
-        tuft = image + net[..., None] * (tint * shown).reshape(1, 1, 3)
-        new = kind == KINDS.index("new_vessels")
-        mask = jnp.where(shown & (cover > 0.5), (kind + 1).astype(jnp.uint8), mask)
-        return (jnp.where(new, tuft, drawn), mask), None
+        tint = jnp.asarray(_TINTS)[kind] * (0.5 + 0.7 * amount[1]) * shown
 
-    given = (jax.random.split(keys[7], len(kinds)), jnp.asarray(kinds), jnp.asarray(ranks))
-    (image, mask), _ = jax.lax.scan(lesion, (image, jnp.zeros((size, size), jnp.uint8)), given)
+        def draw(window: Array, x: Array, y: Array) -> Array:
+            cover = _blob(key, place, radius, sharp, x, y)
+            # A tuft of new vessels is a net of thin curls within its outline.
+            curls = jnp.sin((x - place[0]) * 300 + 3 * jnp.sin((y - place[1]) * 160 + 6 * u[0]))
+            net = cover * (jnp.abs(curls) < 0.45)
+            drawn = jnp.where(kind == KINDS.index("new_vessels"), net, cover)
+            mask = jnp.where(shown & (cover > 0.5), kind + 1.0, window[..., 3])
+            return jnp.concatenate(
+                [window[..., :3] + drawn[..., None] * tint.reshape(1, 1, 3), mask[..., None]], -1
+            )
+
+        return _paint(canvas, place, reach, draw), None
+
+    lesion_keys = jax.random.split(keys[7], len(kinds))
+    canvas = jnp.concatenate([image, jnp.zeros((size, size, 1))], -1)
+    for part in (kinds < _LARGE, kinds >= _LARGE):  # each with the window that its largest needs
+        reach = 1.3 * float(_RADII[kinds[part]].max())
+        given = lesion_keys[part], jnp.asarray(kinds[part]), jnp.asarray(ranks[part])
+        canvas, _ = jax.lax.scan(partial(lesion, reach), canvas, given)
+    image, mask = canvas[..., :3], canvas[..., 3].astype(jnp.uint8)
 
     reflex = jax.random.uniform(keys[8], (5,))
     arc = jnp.hypot(x - 0.5 - 0.3 * (reflex[0] - 0.5), y - 0.5 - 0.3 * (reflex[1] - 0.5)) - (
@@ -214,8 +238,8 @@ def render(
     image = image + (0.12 * (reflex[3] > 0.5) * jnp.exp(-((arc / 0.02) ** 2)) * (x > reflex[4]))[..., None]
     for number in range(3):  # dust
         dust = jax.random.uniform(jax.random.fold_in(keys[9], number), (3,))
-        tint = jnp.full(3, -0.10) * (dust[2] > 0.5)
-        image, _ = _blob(image, keys[9], 0.2 + 0.6 * dust[:2], 0.006 + 0.01 * dust[2], 0.01, tint, x, y)
+        cover = _blob(keys[9], 0.2 + 0.6 * dust[:2], 0.006 + 0.01 * dust[2], 0.01, x, y)
+        image = image - 0.10 * (dust[2] > 0.5) * cover[..., None]
     rim = jnp.hypot(x - 0.5, y - 0.5)
     image = image * (1 - 0.5 * (rim / 0.5) ** 4)[..., None]
     image = image + 0.015 * jax.random.normal(keys[10], (size, size, 3))
@@ -242,19 +266,18 @@ def examples(count: int, seed: int, size: int = 256) -> list[Example]:
     )
     grade = jnp.stack([first, second], 1).reshape(-1)[:count]
     left = jnp.arange(count) % 2 == 1
-    given = (jax.random.split(eyes, count), grade, left)
-    images, masks = jax.lax.map(lambda one: render(one[0], one[1], size, one[2]), given)
-    found = zip(np.asarray(images), np.asarray(masks), np.asarray(grade).tolist(), strict=True)
-    return [
-        Example(image, str(label), None, mask, f"patient_{index // 2:05d}", f"retina_{index:05d}")
-        for index, (image, mask, label) in enumerate(found)
-    ]
+    found = []
+    for index, key in enumerate(jax.random.split(eyes, count)):
+        image, mask = jax.device_get(render(key, grade[index], size, left[index]))
+        names = f"patient_{index // 2:05d}", f"retina_{index:05d}"
+        found.append(Example(image, str(int(grade[index])), None, mask, *names))
+    return found
 
 
 def contact_sheet(seed: int, columns: int = 6, size: int = 256) -> UInt8[np.ndarray, "H W 3"]:
     """One row a grade."""
     count = len(GRADES) * columns
     keys, grades = jax.random.split(jax.random.key(seed), count), jnp.repeat(jnp.arange(len(GRADES)), columns)
-    images, _ = jax.lax.map(lambda one: render(one[0], one[1], size), (keys, grades))
-    rows = np.asarray(images).reshape(len(GRADES), columns, size, size, 3)
+    images = [render(key, grade, size)[0] for key, grade in zip(keys, grades, strict=True)]
+    rows = np.stack(images).reshape(len(GRADES), columns, size, size, 3)
     return rows.transpose(0, 2, 1, 3, 4).reshape(len(GRADES) * size, columns * size, 3)

@@ -11,6 +11,7 @@ from scalecov_jax.images import scenes
 from scalecov_jax.models.architecture import get_architecture
 from scalecov_jax.report.model_card import write_model_card
 from scalecov_jax.report.provenance import provenance
+from scalecov_jax.training import make_optimizer
 from scalecov_jax.workdir import open_workdir
 
 
@@ -48,9 +49,7 @@ def run(
     options = {"width": settings["width"], "classes": len(scenes.CLASSES)}
     module = architecture.module(**options, last="pre_softmax")
     steps = settings["steps"]
-    optimizer = pretraining.make_optimizer(
-        settings["learning_rate"], steps, settings["warmup"], settings["weight_decay"]
-    )
+    optimizer = make_optimizer(settings["learning_rate"], steps, settings["warmup"], settings["weight_decay"])
     same = {name: settings[name] for name in ("seed", "batch_size", "size", "log_every", "save_every")}
     state = pretraining.train(module, optimizer, folder, steps=steps, **same)
     variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})

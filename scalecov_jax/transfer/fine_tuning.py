@@ -22,7 +22,7 @@ from scalecov_jax.images.example import Example, Skipped, Source
 from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.layers import MOMENTUM, global_average_pool
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
-from scalecov_jax.pretraining import TrainState
+from scalecov_jax.training import TrainState
 from scalecov_jax.transfer import resume
 
 Loss = Literal["squared_error", "sigmoid_cross_entropy"]

@@ -13,7 +13,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from scalecov_jax.checkpoints import check_files
-from scalecov_jax.pretraining import TrainState
+from scalecov_jax.training import TrainState
 
 
 def restore(folder: Path, state: TrainState) -> tuple[TrainState, int]:
