@@ -32,7 +32,7 @@ class Metrics(NamedTuple):
     qwk: Float[Array, ""]
 
 
-class Graded(NamedTuple):
+class Outputs(NamedTuple):
     """What the network says of eyes.
 
     Attributes:
@@ -185,7 +185,7 @@ def train(
     )
 
 
-def grade_eyes(module: Any, variables: Any, images: UInt8[np.ndarray, "N S S 3"], label: str = "") -> Graded:
+def grade_eyes(module: Any, variables: Any, images: UInt8[np.ndarray, "N S S 3"], label: str = "") -> Outputs:
     """Grade eyes in batches.
 
     Args:
@@ -200,8 +200,10 @@ def grade_eyes(module: Any, variables: Any, images: UInt8[np.ndarray, "N S S 3"]
     for start in tqdm(range(0, len(images), BATCH), desc=label, unit="batch"):
         batch = np.asarray(images[start : start + BATCH])
         whole = np.pad(batch, ((0, BATCH - len(batch)), (0, 0), (0, 0), (0, 0)))
-        found.append(np.asarray(pooled(variables, preprocess(jnp.asarray(whole), PREPROCESSING)))[: len(batch)])
+        found.append(
+            np.asarray(pooled(variables, preprocess(jnp.asarray(whole), PREPROCESSING)))[: len(batch)]
+        )
     features = np.concatenate(found)
     head = jax.device_get(variables["params"]["pre_softmax"])
     logits = features.astype(np.float64) @ head["kernel"] + head["bias"]
-    return Graded(features, np.asarray(jax.nn.softmax(logits, axis=-1)))
+    return Outputs(features, np.asarray(jax.nn.softmax(logits, axis=-1)))

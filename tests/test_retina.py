@@ -70,7 +70,7 @@ def test_windows_hold_all_that_is_painted(eyes, monkeypatch):
 def test_surround_is_black_and_the_retina_is_not(eyes):
     images = eyes[1]
     away = np.hypot(*(np.indices((SIZE, SIZE)) + 0.5 - SIZE / 2)) / SIZE
-    assert not images[:, away > 0.47].any()
+    assert not images[:, away > 0.5].any()
     assert images[0, away < 0.4].mean(0)[0] > images[0, away < 0.4].mean(0)[2] > 0
 
 

@@ -46,7 +46,7 @@ _TINTS = np.array(
     ],
     np.float32,
 )
-_DISC = 0.46  # radius of the visible retina, of the side
+_DISC = 0.495  # radius of the visible retina, of the side
 _NODES = 28  # of each vessel
 _VESSELS = 12
 _LARGE = KINDS.index("large_haemorrhage")  # and the kinds after it
@@ -196,6 +196,7 @@ def render(
     kinds = np.repeat(np.arange(len(KINDS)), MOST.max(0))
     ranks = np.concatenate([np.arange(count) for count in MOST.max(0)])
     sharp = 1.5 / size
+    plain = jax.random.uniform(keys[11], minval=0.4, maxval=1.0)  # how well this eye shows its lesions
 
     def lesion(reach: float, canvas: Array, given: tuple[Array, Array, Array]) -> tuple[Array, None]:
         key, kind, rank = given
@@ -208,7 +209,7 @@ def render(
         low, high = jnp.asarray(_RADII)[kind]
         radius = low + (high - low) * amount[0]
         shown = rank < counts[kind]
-        tint = jnp.asarray(_TINTS)[kind] * (0.5 + 0.7 * amount[1]) * shown
+        tint = jnp.asarray(_TINTS)[kind] * (0.5 + 0.7 * amount[1]) * plain * shown
 
         def draw(window: Array, x: Array, y: Array) -> Array:
             cover = _blob(key, place, radius, sharp, x, y)

@@ -1,0 +1,44 @@
+"""Train and test the grader of diabetic retinopathy; an interrupted training goes on with --resume, to the same bits.
+
+Examples:
+  python scripts/train_grader.py --config=configs/retina.py --workdir=runs/grader
+  python scripts/train_grader.py --config=configs/retina.py --config.images=FOLDER --config.size=640 --config.width=1 \
+    --workdir=runs/grader_photographs
+
+FOLDER holds fundus photographs and one CSV (columns image and level, as EyePACS has them); tfds:DATA_DIR takes prepared
+diabetic_retinopathy_detection. Writes the trimmed eyes, states/ and curve.csv while training, and at the end network/ (a
+checkpoint), predictions.csv, confusion.csv, summary.json, report.html and the model card to --workdir.
+"""
+
+import sys
+
+import command
+from absl import flags
+from command import OVERWRITE, RESUME, WORKDIR, run
+from ml_collections import config_flags
+
+from scalecov_jax.pipelines import grader
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "What to train, such as configs/retina.py.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, print what would be done, and stop.")
+flags.adopt_module_key_flags(command)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> None:
+    """Train and test."""
+    settings, workdir = CONFIG.value.to_dict(), WORKDIR.value
+    print(
+        grader.run(
+            settings,
+            workdir,
+            command=sys.argv,
+            resume=RESUME.value,
+            overwrite=OVERWRITE.value,
+            dry_run=DRY_RUN.value,
+        )
+    )
+
+
+if __name__ == "__main__":
+    run(main)
