@@ -49,7 +49,7 @@ def visible_disc(image: UInt8[np.ndarray, "H W 3"]) -> Disc:
             "bright retina before a dark surround"
         )
     bright = light > surround + _EDGE * (retina - surround)
-    regions, _ = ndimage.label(bright)
+    regions, _ = ndimage.label(bright)  # pyright: ignore[reportGeneralTypeIssues]
     region = regions == np.argmax(np.bincount(regions[bright]))
     disc = _fit(region)
     if disc is None or not _is_disc(disc, region, bright):
@@ -114,8 +114,7 @@ def _fit(region: Bool[np.ndarray, "h w"]) -> Disc | None:
     quadrants = {(x > disc.centre_x, y > disc.centre_y) for x, y in points.tolist()}
     if len(points) < free.sum() / 2 or len(quadrants) < 3:
         return None
-    # The points are centres of the outermost pixels, which reach half a pixel further.
-    return disc._replace(radius=disc.radius + 0.5)
+    return disc
 
 
 def _circle(points: Float[np.ndarray, "P 2"]) -> Disc:
