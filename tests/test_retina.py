@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from scalecov_jax.images import retina
+from scalecov_jax.images import fundus, retina
 from scalecov_jax.images.sources import open_source
 
 SIZE = 96
@@ -72,6 +73,17 @@ def test_surround_is_black_and_the_retina_is_not(eyes):
     away = np.hypot(*(np.indices((SIZE, SIZE)) + 0.5 - SIZE / 2)) / SIZE
     assert not images[:, away > 0.5].any()
     assert images[0, away < 0.4].mean(0)[0] > images[0, away < 0.4].mean(0)[2] > 0
+
+
+def test_trimming_takes_the_margin_away(eyes):
+    margin = 0.04 * SIZE
+    for image in eyes[1]:
+        disc = fundus.visible_disc(image)
+        np.testing.assert_allclose(disc, (SIZE / 2, SIZE / 2, 0.46 * SIZE), atol=0.3)
+        inner = Image.fromarray(image).resize(
+            (SIZE, SIZE), Image.Resampling.LANCZOS, (margin, margin, SIZE - margin, SIZE - margin)
+        )
+        assert np.abs(fundus.trim(image, SIZE).astype(int) - np.asarray(inner)).mean() < 3
 
 
 def test_source(monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.models.pruning import count_parameters
@@ -28,7 +29,7 @@ def write_model_card(
     facts: Mapping[str, str],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write `<stem>.md` and the curve `<stem>-curve.png`/`.svg`.
+    """Write the card of a network trained on scenes: `<stem>.md` and the curve `<stem>-curve.png`/`.svg`.
 
     Args:
         stem: Path without ending.
@@ -44,12 +45,17 @@ def write_model_card(
         columns["loss"].tolist(),
         columns["top1"].tolist(),
         held_out_images_seen=[float(columns["images"][-1])],
-        held_out_top1=[accuracy["all"][0]],
+        held_out_score=[accuracy["all"][0]],
     )
-    style.save(figure, Path(f"{stem}-curve"))
     top1, count = accuracy["all"]
     rows = "\n".join(f"| {name} | {100 * value:.1f} % | {n} |" for name, (value, n) in accuracy.items())
-    Path(f"{stem}.md").write_text(
+    write_card(
+        stem,
+        network,
+        figure,
+        columns,
+        facts,
+        settings,
         f"""# {network.architecture.name}, width {settings["width"]}, trained on scenes
 
 Classifies {len(network.card.class_names)} classes of rendered scenes ({settings["size"]} px) whatever the size of the object
@@ -63,16 +69,50 @@ scalecov_jax; it knows nothing of photographs.
 {rows}
 
 ![Loss and accuracy against images seen]({stem.name}-curve.png)
+""",
+        {
+            "optimiser": f"AdamW, weight decay {settings['weight_decay']}",
+            "learning rate": f"to {settings['learning_rate']} in {settings['warmup']} steps, then cosine decay to 0",
+            "curriculum": "smallest ratio from 0.3 to 0.02 in the first quarter",
+        },
+        ", both networks training side by side on the machine",
+    )
 
+
+def write_card(
+    stem: Path,
+    network: Network,
+    figure: Figure,
+    columns: Mapping[str, np.ndarray],
+    facts: Mapping[str, str],
+    settings: Mapping[str, Any],
+    head: str,
+    training: Mapping[str, str],
+    side_by_side: str = "",
+) -> None:
+    """Write `<stem>.md`, a head and then how the network was trained, and `<stem>-curve.png`/`.svg`.
+
+    Args:
+        stem: Path without ending.
+        network: What was trained.
+        figure: The curve; the head shows it.
+        columns: Of curve.csv.
+        facts: From `provenance.provenance`.
+        settings: The training's configuration: seed, batch_size.
+        head: What the network is and how it scores.
+        training: More rows, such as the optimiser.
+        side_by_side: What else the machine did in the wall time.
+    """
+    style.save(figure, Path(f"{stem}-curve"))
+    own = "".join(f"| {name} | {value} |\n" for name, value in training.items())
+    Path(f"{stem}.md").write_text(
+        f"""{head}
 | | |
 |---|---|
 | command | `{facts["command"]}` |
 | seed | {settings["seed"]} |
 | images seen | {int(columns["images"][-1]):,} in {int(columns["step"][-1]):,} steps of {settings["batch_size"]} |
-| optimiser | AdamW, weight decay {settings["weight_decay"]} |
-| learning rate | to {settings["learning_rate"]} in {settings["warmup"]} steps, then cosine decay to 0 |
-| curriculum | smallest ratio from 0.3 to 0.02 in the first quarter |
-| wall time | {columns["seconds"][-1] / 60:.0f} min, both networks training side by side on the machine |
+{own}| wall time | {columns["seconds"][-1] / 60:.0f} min{side_by_side} |
 | hardware | {facts["device"]} |
 | versions | {facts["versions"].replace(chr(10), ", ")} |
 | preprocessing | `{network.card.preprocessing}` |

@@ -89,6 +89,23 @@ class Section(NamedTuple):
     tables: Sequence[Table] = ()
 
 
+class Method(NamedTuple):
+    """The paper that the page follows."""
+
+    authors: str
+    title: str
+    where: str
+    doi: str
+
+
+GRAZIANI = Method(
+    "Graziani et al.",
+    "On the Scale Invariance in State of the Art CNNs Trained on ImageNet",
+    "Machine Learning and Knowledge Extraction 2021, 3, 374–391",
+    "10.3390/make3020019",
+)
+
+
 class Report(NamedTuple):
     """The data of one page.
 
@@ -101,6 +118,7 @@ class Report(NamedTuple):
         sections: Extra parts after the results.
         provenance: Command, seed, versions, config, checksum, device, date, wall time; in this order.
         reading: How to read the page, term by term.
+        method: Named below it.
     """
 
     title: str
@@ -111,6 +129,7 @@ class Report(NamedTuple):
     sections: Sequence[Section] = ()
     provenance: Mapping[str, str] = {}
     reading: Mapping[str, str] = READING
+    method: Method = GRAZIANI
 
 
 def layer_rows(
