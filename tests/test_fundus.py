@@ -5,7 +5,7 @@ import pytest
 from skimage.draw import disk
 
 from scalecov_jax.images import fundus
-from scalecov_jax.images.example import decode_image
+from scalecov_jax.images.example import Example, decode_image
 
 
 def drawn(centre, radius, shape=(200, 260), colour=(200, 90, 40), surround=6):
@@ -45,6 +45,21 @@ def test_drive_is_found_alike_however_it_is_cut_off_or_dark(shared):
             assert both[:4].max() <= 2
             same = np.abs(both[8:56].astype(int) - trimmed[8:56])
             assert same.mean() < 4
+
+
+def test_a_mask_is_trimmed_with_its_photograph():
+    image = drawn((130, 100), 115)
+    mask = np.zeros(image.shape[:2], np.uint8)
+    mask[90:110, 50:60] = 7
+    image[mask > 0] = (20, 220, 20)
+    trimmed = fundus.trim_example(Example(image, None, None, mask, "a", "a"), 115)
+    np.testing.assert_array_equal(trimmed.image, fundus.trim(image, 115))
+    assert set(np.unique(trimmed.mask)) == {0, 7}
+    green = trimmed.image[..., 1] > 150
+    assert (green & (trimmed.mask > 0)).sum() / (green | (trimmed.mask > 0)).sum() > 0.7
+    assert trimmed.mask.sum() / 7 == pytest.approx(200 / 4, rel=0.2)
+    foreground = fundus.trim_example(Example(image, None, None, mask > 0, "a", "a"), 115).mask
+    np.testing.assert_array_equal(foreground, trimmed.mask > 0)
 
 
 def test_what_is_no_fundus_photograph_is_refused():

@@ -82,7 +82,7 @@ def open_eyes(
 def rendered_eyes(part: Part, count: int, seed: int, size: int) -> Eyes:
     """Rendered retinas, drawn when they are read: two an eye, the right eye first, graded as in `retina.examples`.
 
-    Each part has keys of its own, so that no eye is in two. They are rendered at `size` and need no trimming: the disc fills them.
+    Each part has keys of its own, so that no eye is in two. They need no trimming: the disc fills them.
 
     Args:
         part: Which one.

@@ -4,10 +4,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image
 from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
+
+from scalecov_jax.images.example import Example
 
 SMALLEST = 0.25  # of the photograph's shorter side: the least diameter
 _FINE = 400  # pixels of the longer side that the disc is sought in
@@ -79,14 +81,36 @@ def trim(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "siz
     Raises:
         ValueError: See `visible_disc`.
     """
-    x, y, radius = visible_disc(image)
+    return _cut(image, visible_disc(image), size, Image.Resampling.LANCZOS)
+
+
+def trim_example(example: Example, size: int) -> Example:
+    """Likewise a photograph with its mask, which keeps its values; boxes are dropped.
+
+    Raises:
+        ValueError: See `visible_disc`.
+    """
+    disc = visible_disc(example.image)
+    image = _cut(example.image, disc, size, Image.Resampling.LANCZOS)
+    mask = None if example.mask is None else np.asarray(example.mask)
+    if mask is not None:
+        whole = mask.astype(np.uint8 if mask.dtype == bool else np.int32)
+        mask = _cut(whole, disc, size, Image.Resampling.NEAREST).astype(mask.dtype)
+    return example._replace(image=image, mask=mask, box=None)
+
+
+def _cut(
+    image: Shaped[np.ndarray, "H W *C"], disc: Disc, size: int, resampling: Image.Resampling
+) -> Shaped[np.ndarray, "size size *C"]:
+    """The square around a disc, resized; zero beyond the photograph."""
+    x, y, radius = disc
     left, top = math.floor(x - radius), math.floor(y - radius)
     right, bottom = math.ceil(x + radius), math.ceil(y + radius)
-    square = np.zeros((bottom - top, right - left, 3), np.uint8)
+    square = np.zeros((bottom - top, right - left, *image.shape[2:]), image.dtype)
     part = image[max(top, 0) : bottom, max(left, 0) : right]
     square[max(-top, 0) :, max(-left, 0) :][: part.shape[0], : part.shape[1]] = part
     box = (x - radius - left, y - radius - top, x + radius - left, y + radius - top)
-    return np.array(Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS, box))
+    return np.array(Image.fromarray(square).resize((size, size), resampling, box))
 
 
 def _fit(region: Bool[np.ndarray, "h w"]) -> Disc | None:
