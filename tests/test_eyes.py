@@ -102,6 +102,9 @@ def test_folders_that_are_none(folder, tmp_path_factory):
     (folder / "trainLabels.csv").unlink()
     with pytest.raises(ValueError, match="the columns are a, b; expected image and level"):
         open_eyes(str(folder), part="train", size=24)
+    (folder / "other.csv").write_bytes("image,level\nä,1\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"other\.csv: not UTF-8"):
+        open_eyes(str(folder), part="train", size=24)
     (folder / "other.csv").write_text("image,level\n")
     with pytest.raises(ValueError, match=r"photograph without a line \(41\).*, and 36 more; no lines"):
         open_eyes(str(folder), part="train", size=24)

@@ -41,6 +41,10 @@ def test_drive_is_found_alike_however_it_is_cut_off_or_dark(shared):
             np.testing.assert_allclose(wide, (disc.centre_x, disc.centre_y - 80, disc.radius), atol=1)
             dark = fundus.visible_disc((0.3 * image).astype(np.uint8))
             np.testing.assert_allclose(dark, disc, atol=1)
+            spoilt = image.copy()
+            spoilt[:220, :200] //= 12  # a shadow over a quarter
+            spoilt[5:25, 5:120] = 255  # a label
+            np.testing.assert_allclose(fundus.visible_disc(spoilt), disc, atol=1)
             both = fundus.trim(image[80:-80], 64)
             assert both[:4].max() <= 2
             same = np.abs(both[8:56].astype(int) - trimmed[8:56])

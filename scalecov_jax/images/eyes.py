@@ -244,7 +244,10 @@ def _read_rows(folder: Path) -> list[_Row]:
         )
     with tables[0].open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        lines = [(reader.line_num, row) for row in reader]
+        try:
+            lines = [(reader.line_num, row) for row in reader]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{tables[0]}: not UTF-8 ({error}); save it so.") from None
         columns = [*(reader.fieldnames or ())]
     image = next((one for one in ("image", "file", "filename", "name") if one in columns), None)
     level = next((one for one in ("level", "grade") if one in columns), None)

@@ -32,7 +32,8 @@ _READING = {
     "Referable": "are grades 2 to 4, which the paper calls severe. Sensitivity is the share of such eyes that get such a grade, "
     "specificity the share of the others that do not; PPV and NPV are the shares of right ones among eyes that do and do not.",
     "Intervals": "cover 95 % and are over patients: both eyes of a patient are drawn together. They speak of other patients of "
-    "the same kind, not of other cameras or clinics, and not of training anew.",
+    "the same kind, not of other cameras or clinics, and not of training anew. One from 1 to 1 says that no eye was wrong, "
+    "not that none ever is.",
     "Both eyes": "means a linear classifier of the network's last features of an eye and of the patient's other eye, fitted to "
     "the validation part. The classifier of one eye is fitted to the same eyes, so that what differs is the second eye.",
     "Undefined": "is what would need a division by 0, such as the sensitivity where no eye is referable.",
@@ -121,7 +122,7 @@ def write(
     answer, rendered = _answer(found), settings["images"] == "retina"
     (folder / "figures").mkdir(exist_ok=True)
     embedded = {}
-    for name, (figure, alt) in _figures(folder, found).items():
+    for name, (figure, alt) in _figures(folder, found, rendered).items():
         content = style.render(figure, "png")
         (folder / "figures" / f"{name}.png").write_bytes(content)
         embedded[name] = page.Image(content, alt)
@@ -257,7 +258,7 @@ def _published_table(found: Found, rendered: bool) -> page.Table:
     return page.Table(caption, ("score", "published", "here"), cells)
 
 
-def _figures(folder: Path, found: Found) -> dict[str, tuple[Figure, str]]:
+def _figures(folder: Path, found: Found, rendered: bool) -> dict[str, tuple[Figure, str]]:
     """Each with what it says."""
     one = found.test.evaluation
     columns = read_curve(folder / "curve.csv")
@@ -274,7 +275,7 @@ def _figures(folder: Path, found: Found) -> dict[str, tuple[Figure, str]]:
     }
     if one.auc is not None:
         referable = found.test.probabilities[:, REFERABLE:].sum(1)
-        published = PUBLISHED["sensitivity"], PUBLISHED["specificity"]
+        published = None if rendered else (PUBLISHED["sensitivity"], PUBLISHED["specificity"])
         figures["roc"] = (
             grader_figures.roc(referable, found.test.grades, one, published),
             f"ROC curve of grades 2 to 4 against 0 and 1: AUC {defined(one.auc)}; the likeliest grade decides with sensitivity "

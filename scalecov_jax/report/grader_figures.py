@@ -35,7 +35,7 @@ def roc(
     referable: Float[np.ndarray, " N"],
     grades: Int[np.ndarray, " N"],
     evaluation: Evaluation,
-    published: tuple[float, float],
+    published: tuple[float, float] | None,
 ) -> Figure:
     """Sensitivity against 1 - specificity over all thresholds of P(grade >= 2), and that of the likeliest grade and as published.
 
@@ -43,7 +43,7 @@ def roc(
         referable: p2 + p3 + p4.
         grades: True ones, some below 2 and some not.
         evaluation: Of the same eyes.
-        published: Sensitivity and specificity.
+        published: Sensitivity and specificity; None where they cannot be compared.
     """
     figure = Figure(figsize=(WIDTH, 4.3), layout="constrained")
     axes = figure.subplots()
@@ -54,7 +54,10 @@ def roc(
     axes.plot(
         1 - evaluation.specificity, evaluation.sensitivity, "o", color=ORANGE, label="the likeliest grade"
     )
-    axes.plot(1 - published[1], published[0], "x", color=DARK, markersize=8, label="published, on EyePACS")
+    if published is not None:
+        axes.plot(
+            1 - published[1], published[0], "x", color=DARK, markersize=8, label="published, on EyePACS"
+        )
     axes.plot([0, 1], [0, 1], ":", color="#999999")
     axes.set_xlabel("1 − specificity")
     axes.set_ylabel("sensitivity")

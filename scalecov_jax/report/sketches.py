@@ -97,7 +97,9 @@ def training_curve(
         lower.plot(held_out_images_seen, held_out_score, "s--", color=ORANGE, label="held out")
         last = f"{held_out_score[-1]:.1%}" if per_cent else f"{held_out_score[-1]:.3f}"
         at = (held_out_images_seen[-1], held_out_score[-1])
-        lower.annotate(last, at, (0, -9), textcoords="offset points", ha="right", va="top", weight="bold")
+        behind = None if per_cent else {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
+        place = {"textcoords": "offset points", "ha": "right", "va": "top", "weight": "bold", "bbox": behind}
+        lower.annotate(last, at, (0, -9), **place)
     lower.set_ylim(min(0, *score, *held_out_score), 1.02)
     if per_cent:
         lower.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
