@@ -154,7 +154,7 @@ def _is_disc(disc: Disc, region: Bool[np.ndarray, "h w"], bright: Bool[np.ndarra
     """Whether the region fills most of the circle, the rest is dark, and the circle is central and not too large."""
     within = _inside(disc, region.shape)
     near = _inside(disc._replace(radius=1.02 * disc.radius + 1), region.shape)
-    fills = within.any() and region[within].mean() > 0.85
+    fills = within.any() and region[within].mean() > 0.8
     is_dark = (~near).mean() > 0.01 and bright[~near].mean() < 0.1
     height, width = region.shape
     off = max(abs(disc.centre_x / width - 0.5), abs(disc.centre_y / height - 0.5))
