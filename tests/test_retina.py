@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from scalecov_jax.images import fundus, retina
 from scalecov_jax.images.sources import open_source
 
-SIZE = 96
+SIZE = 160  # at which every lesion is larger than a pixel
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +42,13 @@ def test_grades_have_the_lesions_of_the_rule(eyes):
 def test_masks_cover_what_was_drawn(eyes):
     """Against the same eye without lesions, pixels differ in the mask, or within two pixels of it where edges are soft."""
     images, masks = eyes[1].astype(int), eyes[2]
+    central = np.hypot(*(np.indices((SIZE, SIZE)) + 0.5 - SIZE / 2)) < 0.45 * SIZE
     for image, mask in zip(images[1:], masks[1:], strict=True):
         changed = np.abs(image - images[0]).max(-1) > 2
         near = mask > 0
         for axis in (0, 1):
             near = near | np.any([np.roll(near, step, axis) for step in (-2, -1, 1, 2)], 0)
-        assert not (changed & ~near).any()
+        assert not (changed & ~near & central).any()
         solid = (mask > 0) & (mask < 5)
         assert changed[solid].mean() > 0.9
 
@@ -61,7 +61,7 @@ def test_windows_hold_all_that_is_painted(eyes, monkeypatch):
         return change(canvas, x, y)
 
     monkeypatch.setattr(retina, "_paint", paint_all)
-    image, mask = retina.render.__wrapped__(jax.random.key(0), jnp.asarray(4), SIZE)
+    image, mask = jax.jit(retina.render.__wrapped__, static_argnums=2)(jax.random.key(0), 4, SIZE)
     image, expected = np.asarray(image).astype(int), eyes[1][4].astype(int)
     assert (image != expected).mean() < 1e-3  # rounding
     assert np.abs(image - expected).max() <= 1
@@ -75,15 +75,11 @@ def test_surround_is_black_and_the_retina_is_not(eyes):
     assert images[0, away < 0.4].mean(0)[0] > images[0, away < 0.4].mean(0)[2] > 0
 
 
-def test_trimming_takes_the_margin_away(eyes):
-    margin = 0.04 * SIZE
+def test_trimming_leaves_a_rendered_eye_as_it_is(eyes):
     for image in eyes[1]:
-        disc = fundus.visible_disc(image)
-        np.testing.assert_allclose(disc, (SIZE / 2, SIZE / 2, 0.46 * SIZE), atol=0.3)
-        inner = Image.fromarray(image).resize(
-            (SIZE, SIZE), Image.Resampling.LANCZOS, (margin, margin, SIZE - margin, SIZE - margin)
-        )
-        assert np.abs(fundus.trim(image, SIZE).astype(int) - np.asarray(inner)).mean() < 3
+        np.testing.assert_allclose(fundus.visible_disc(image), (SIZE / 2, SIZE / 2, SIZE / 2), atol=0.7)
+        trimmed = fundus.trim(image, SIZE).astype(int)
+        assert np.abs(trimmed - image).mean() < 4
 
 
 def test_source(monkeypatch):
