@@ -12,7 +12,11 @@ from PIL import Image
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
-from scalecov_jax.pipelines import explain
+from scalecov_jax.explain.localisation import average_precision
+from scalecov_jax.images.example import Example
+from scalecov_jax.pipelines import explain, propagation
+from scalecov_jax.report.localisation import Localised
+from scalecov_jax.tables import read_table
 
 CONFIG = Path(__file__).parents[1] / "configs" / "explain.py"
 
@@ -40,7 +44,7 @@ def settings(tmp_path_factory):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     changes = {"weights": str(folder / "whole"), "images": str(folder / "images"), "random_weights": False}
-    small = {"shown": 1, "batch_size": 2, "splits": 1}
+    small = {"shown": 1, "batch_size": 2, "splits": 1, "layer": "block_1"}
     return {**module.get_config().to_dict(), **changes, **small}
 
 
@@ -84,6 +88,93 @@ def test_figures_and_page(done):
     walks = {f"walk_whole_001_{column:02}.png" for column in range(1, 6)}
     assert names == {"maps_whole_001.png", *walks}
     assert "add up to each within" in (done / "report.html").read_text()
+    (first, *others) = sorted((done / "blink").iterdir())
+    assert (first.name, len(others)) == ("whole_001_01.gif", 4)
+    with Image.open(first) as gif:
+        assert (gif.n_frames, gif.size, gif.info["duration"]) == (2, (32, 32), 700)
+
+
+def test_only_some_arrays_are_kept_and_the_prior_may_be_the_published_one(settings, done, tmp_path):
+    run({**settings, "classes": "all", "kept": 1, "prior": "published"}, tmp_path / "run")
+    assert (tmp_path / "run/scores.csv").read_text() == (done / "scores.csv").read_text()
+    with np.load(tmp_path / "run/scores.npz") as file, np.load(done / "scores.npz") as every:
+        assert file["layer_scores"].shape == (3, 5)
+        assert file["layer_total"].shape == (1, 5, 32, 32)
+        np.testing.assert_array_equal(file["layer_block_1"], every["layer_block_1"][:1])
+        lost = file["layer_total"][0] - every["layer_total"][0]
+    assert np.abs(lost).max() > 0
+
+
+@pytest.fixture(scope="module")
+def located(settings, tmp_path_factory):
+    """Six retinas without their renderer: noise, of which the second has no lesion; two images a patient."""
+    rng = np.random.default_rng(1)
+
+    def retinas(count, seed, size):
+        examples = []
+        for index in range(count):
+            mask = np.zeros((size, size), np.uint8)
+            if index != 1:
+                mask[4:8, 5:7], mask[20, 20] = 1, 3
+            pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+            examples.append(Example(pixels, "2", None, mask, f"patient_{index // 2}", f"eye_{index}"))
+        return examples
+
+    folder = tmp_path_factory.mktemp("located") / "run"
+    asked = {"images": "retina", "scenes": 6, "localisation": True, "randomisation": True}
+    changes = {**settings, **asked, "classes": "predicted,severity", "random_weights": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scalecov_jax.images.retina.examples", retinas)
+        table = run(changes, folder)
+        before = {one: one.stat().st_mtime_ns for one in (folder / "localised").iterdir()}
+        run(changes, folder, resume=True)
+    assert before == {one: one.stat().st_mtime_ns for one in (folder / "localised").iterdir()}
+    return folder, table
+
+
+def test_maps_are_located_beside_masks(located):
+    folder, table = located
+    rows = read_table(folder / "localisation.csv", Localised)
+    methods = ["score_propagation", "gradient_x_input", "gradient", "full_grad", "grad_cam block_1"]
+    assert [row.method for row in rows[:10:2]] == methods
+    assert len(rows) == 2 * 5 * 5 * 2  # networks, images, methods, targets
+    assert {row.image for row in rows} == {f"eye_{index}" for index in (0, 2, 3, 4, 5)}
+    assert {row.target for row in rows} == {"predicted", "severity"}
+    assert {row.precision_chance for row in rows} == {9 / 32**2}
+    assert "1 of 6 images have nothing in their mask and are left out" in table
+    with np.load(folder / "scores.npz") as file:
+        for row in rows[:10]:
+            if row.method == "score_propagation":
+                total = file["layer_total"][0, ["predicted", "severity"].index(row.target)]
+                mask = np.zeros((32, 32), bool)
+                mask[4:8, 5:7] = mask[20, 20] = True
+                assert row.precision == pytest.approx(average_precision(total, mask), rel=1e-3)
+    assert file_targets(folder)[:2] == [rows[0].explained, "severity"]
+    # the maps of another patient: the first has those of the last, each other one those of the image before its patient's
+    assert all(row.precision_other is not None for row in rows)
+
+
+def file_targets(folder):
+    with np.load(folder / "scores.npz") as file:
+        return file["layer_targets"].ravel().tolist()
+
+
+def test_summary_compares_methods_and_says_how_weights_matter(located):
+    folder, _ = located
+    summary = json.loads((folder / "summary.json").read_text())
+    found = summary["localisation"]
+    assert (found["images"], found["left_out"]) == (5, 1)
+    assert len(found["methods"]) == 2 * 2 * 3 * 5
+    for one in found["methods"]:
+        assert (one["holm"] is None) == (one["method"] == "score_propagation")
+        assert 0 <= one["interval"][0] <= one["mean"] <= one["interval"][1] <= 1
+    with (folder / "randomised.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["layer"] for row in rows] == ["pre_softmax", "block_2", "block_1", "stem"]
+    assert all(row["weights"] == "whole" and abs(float(row["correlation"])) < 0.99 for row in rows)
+    assert {f"localisation_{one:02}.png" for one in range(1, 5)} < {
+        one.name for one in (folder / "figures").iterdir()
+    }
 
 
 def test_the_predicted_class_is_named_and_kept(settings, done, tmp_path):
@@ -111,6 +202,10 @@ def test_memory_is_told_beforehand(settings, tmp_path):
     [
         ({"weights": "headless"}, "has no classes: it stops at block_2.*rcv:scale@block_2"),
         ({"classes": "1,9"}, "no class '9'"),
+        ({"prior": "quoted"}, "prior is quoted, but whole is tiny"),
+        ({"prior": "gaussian"}, "config.prior is 'gaussian'; expected one of true, published, quoted"),
+        ({"localisation": True}, "needs masks, but none of the 3 images"),
+        ({"localisation": True, "layer": "block_9"}, "no module is called 'block_9'"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_computed(settings, changes, message, tmp_path):
@@ -128,3 +223,10 @@ def test_projections_on_rcvs_need_no_head(settings, tmp_path):
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert {one["target"] for one in summary["scores"]} == {"mean_luminance@block_2"}
     assert max(one["relative_error"] for one in summary["scores"]) < 1e-4
+
+
+def test_more_than_can_be_held_is_refused(settings, monkeypatch, tmp_path):
+    monkeypatch.setattr(propagation, "MOST_BYTES", 50_000)
+    with pytest.raises(ValueError, match=r"arrays of 3 images take .* set config.kept to at most \d+ images"):
+        run({**settings, "classes": "all"}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
