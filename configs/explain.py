@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     # for score_propagation: whether its maps find what the masks of the images mark (retina, annotated:FOLDER, index.csv), beside
     # gradients, FullGrad and Grad-CAM at config.layer, which may then be several layers separated by commas
     config.localisation = False
+    config.smoothing = "0"  # of the maps before that: sd of a Gaussian in pixels; several separated by commas
     config.signed = False  # keep what speaks against the target in the maps
     config.faithfulness = True  # insertion and deletion, and the pointing game where boxes are known
     # maps of the network as its layers become random from the output down: one more pass over all images for each layer

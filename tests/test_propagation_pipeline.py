@@ -121,7 +121,7 @@ def located(settings, tmp_path_factory):
         return examples
 
     folder = tmp_path_factory.mktemp("located") / "run"
-    asked = {"images": "retina", "scenes": 6, "localisation": True, "randomisation": True}
+    asked = {"images": "retina", "scenes": 6, "localisation": True, "randomisation": True, "smoothing": "0,2"}
     changes = {**settings, **asked, "classes": "predicted,severity", "random_weights": True}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scalecov_jax.images.retina.examples", retinas)
@@ -136,21 +136,21 @@ def test_maps_are_located_beside_masks(located):
     folder, table = located
     rows = read_table(folder / "localisation.csv", Localised)
     methods = ["score_propagation", "gradient_x_input", "gradient", "full_grad", "grad_cam block_1"]
-    assert [row.method for row in rows[:10:2]] == methods
-    assert len(rows) == 2 * 5 * 5 * 2  # networks, images, methods, targets
+    assert [row.method for row in rows[:20:4]] == methods
+    assert [row.smoothing for row in rows[:4]] == [0, 2, 0, 2]
+    assert len(rows) == 2 * 5 * 5 * 2 * 2  # networks, images, methods, targets, smoothings
     assert {row.image for row in rows} == {f"eye_{index}" for index in (0, 2, 3, 4, 5)}
     assert {row.target for row in rows} == {"predicted", "severity"}
     assert {row.precision_chance for row in rows} == {9 / 32**2}
     assert "1 of 6 images have nothing in their mask and are left out" in table
     with np.load(folder / "scores.npz") as file:
-        for row in rows[:10]:
-            if row.method == "score_propagation":
+        for row in rows[:4]:
+            if row.smoothing == 0:
                 total = file["layer_total"][0, ["predicted", "severity"].index(row.target)]
                 mask = np.zeros((32, 32), bool)
                 mask[4:8, 5:7] = mask[20, 20] = True
                 assert row.precision == pytest.approx(average_precision(total, mask), rel=1e-3)
     assert file_targets(folder)[:2] == [rows[0].explained, "severity"]
-    # the maps of another patient: the first has those of the last, each other one those of the image before its patient's
     assert all(row.precision_other is not None for row in rows)
 
 
@@ -164,7 +164,7 @@ def test_summary_compares_methods_and_says_how_weights_matter(located):
     summary = json.loads((folder / "summary.json").read_text())
     found = summary["localisation"]
     assert (found["images"], found["left_out"]) == (5, 1)
-    assert len(found["methods"]) == 2 * 2 * 3 * 5
+    assert len(found["methods"]) == 2 * 2 * 2 * 3 * 5
     for one in found["methods"]:
         assert (one["holm"] is None) == (one["method"] == "score_propagation")
         assert 0 <= one["interval"][0] <= one["mean"] <= one["interval"][1] <= 1
@@ -172,7 +172,7 @@ def test_summary_compares_methods_and_says_how_weights_matter(located):
         rows = list(csv.DictReader(file))
     assert [row["layer"] for row in rows] == ["pre_softmax", "block_2", "block_1", "stem"]
     assert all(row["weights"] == "whole" and abs(float(row["correlation"])) < 0.99 for row in rows)
-    assert {f"localisation_{one:02}.png" for one in range(1, 5)} < {
+    assert {f"localisation_{one:02}.png" for one in range(1, 9)} < {
         one.name for one in (folder / "figures").iterdir()
     }
 
@@ -204,6 +204,7 @@ def test_memory_is_told_beforehand(settings, tmp_path):
         ({"classes": "1,9"}, "no class '9'"),
         ({"prior": "quoted"}, "prior is quoted, but whole is tiny"),
         ({"prior": "gaussian"}, "config.prior is 'gaussian'; expected one of true, published, quoted"),
+        ({"smoothing": "1,x"}, "config.smoothing is '1,x'; expected pixels"),
         ({"localisation": True}, "needs masks, but none of the 3 images"),
         ({"localisation": True, "layer": "block_9"}, "no module is called 'block_9'"),
     ],

@@ -198,6 +198,11 @@ def _check_values(settings: Mapping[str, Any]) -> None:
             f"config.target is {settings['target']!r}; expected predicted, severity, logit:CLASS, logit:CLASS,CLASS, "
             "probability:CLASS or rcv:CONCEPT@LAYER"
         )
+    sds = names(settings["smoothing"])
+    if not sds or not all(one.replace(".", "", 1).isdecimal() for one in sds):
+        problems.append(
+            f"config.smoothing is {settings['smoothing']!r}; expected pixels such as 0 or 0,4, separated by commas"
+        )
     if problems:
         raise ValueError(f"{'; '.join(problems)}.")
 

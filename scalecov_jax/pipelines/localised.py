@@ -1,6 +1,7 @@
 """Maps of several methods beside the masks of the images, network by network; what an earlier run left in the folder is read."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.explain import grad_cam
@@ -132,11 +134,11 @@ def _localise(
 
     for example, named, mask, marked in _each_image(weights, network, target, source, settings):
         first = len(rows)
-        for (method, asked, told), (scores, high) in zip(named, marked, strict=True):
+        for (method, asked, told, sd), (scores, high) in zip(named, marked, strict=True):
             found = locate(scores, mask, high, settings["tolerance"])
             random = chance(mask, int(high.sum()), settings["tolerance"])
             where = weights, example.name, example.group, example.label or ""
-            rows.append(Localised(*where, method, asked, told, float(high.mean()), *found, *random))
+            rows.append(Localised(*where, method, asked, told, sd, float(high.mean()), *found, *random))
         if example.group != here[0]:
             before = here
         here = example.group, marked
@@ -153,7 +155,7 @@ def _localise(
 def _each_image(
     weights: str, network: Network, target: Target, source: Source, settings: Mapping[str, Any]
 ) -> Iterator[Any]:
-    """Example, names of its maps (method, target as asked for and as it is), mask, and every map with its binary map."""
+    """Example, names of its maps (method, target as asked for and as it is, smoothing), mask, and maps with their binary maps."""
     module, variables = fold(network.module, network.variables, network.architecture.epsilon)
     variables = jax.device_put(variables)
     own = class_targets(network, target, settings)
@@ -169,10 +171,15 @@ def _each_image(
             mask = _square(example.mask, inputs.shape[1])
             if not mask.any():  # of lesions below a pixel nothing is left
                 continue
-            pairs = [(method, column) for method in maps for column in range(len(own))]
-            every = [np.asarray(maps[method][row, column], np.float32) for method, column in pairs]
-            named = [(method, asked[column], str(told[column][row])) for method, column in pairs]
-            yield example, named, mask, [(one, binary_map(one)) for one in every]
+            named, marked = [], []
+            for method, column, sd in product(
+                maps, range(len(own)), map(float, names(settings["smoothing"]))
+            ):
+                one = np.asarray(maps[method][row, column], np.float32)
+                one = gaussian_filter(one, sd, mode="constant") if sd else one
+                named.append((method, asked[column], str(told[column][row]), sd))
+                marked.append((one, binary_map(one)))
+            yield example, named, mask, marked
 
 
 def _square(mask: Any, size: int) -> Mask:

@@ -30,6 +30,7 @@ class Localised(NamedTuple):
         method: Of the map.
         target: As asked for: predicted, severity, or a class.
         explained: What that is for this image.
+        smoothing: Sd in pixels of the Gaussian that went over the map.
         marked: Share of the pixels in the binary map.
         hit: 1 if the highest pixel lies in a lesion.
         recall: Share of lesions with a marked pixel.
@@ -49,6 +50,7 @@ class Localised(NamedTuple):
     method: str
     target: str
     explained: str
+    smoothing: float
     marked: float
     hit: float
     recall: float
@@ -59,6 +61,14 @@ class Localised(NamedTuple):
     hit_other: float | None = None
     recall_other: float | None = None
     precision_other: float | None = None
+
+
+class Setting(NamedTuple):
+    """What maps of all methods have in common; see `Localised`."""
+
+    weights: str
+    target: str
+    smoothing: float
 
 
 class Summary(NamedTuple):
@@ -79,6 +89,7 @@ _READING = {
     "Localisation": "asks whether a map marks what the mask holds. A lesion is a connected part of the mask. Hit: the "
     "highest pixel lies in one. Marked: share of lesions with a pixel above the mean of the map by 2 sd. Precision: area under "
     "precision and recall of all pixels, ranked by the map.",
+    "Smoothing": "by a Gaussian before the measures are taken shows how far methods differ only in how fine their maps are.",
     "Chance": "is what pixels drawn at random reach, as many as are marked. Other: the method's map of another patient's image "
     "on this mask. It has the same patches in the usual places, so what a map has beyond it, it owes to the image.",
     "Difference": "is to score propagation on the same images, with a 95 % interval over patients; p is of the exact Wilcoxon "
@@ -88,13 +99,11 @@ _READING = {
 }
 
 
-def summarise(
-    rows: Sequence[Localised], seed: int = 0
-) -> dict[tuple[str, str], dict[str, dict[str, Summary]]]:
-    """By network and target, by measure, by method."""
-    found: dict[tuple[str, str], dict[str, dict[str, Summary]]] = {}
-    for key in dict.fromkeys((row.weights, row.target) for row in rows):
-        own = [row for row in rows if (row.weights, row.target) == key]
+def summarise(rows: Sequence[Localised], seed: int = 0) -> dict[Setting, dict[str, dict[str, Summary]]]:
+    """By network, target and smoothing, by measure, by method."""
+    found: dict[Setting, dict[str, dict[str, Summary]]] = {}
+    for key in dict.fromkeys(Setting(row.weights, row.target, row.smoothing) for row in rows):
+        own = [row for row in rows if (row.weights, row.target, row.smoothing) == key]
         methods = list(dict.fromkeys(row.method for row in own))
         by_method = {method: [row for row in own if row.method == method] for method in methods}
         patients = [row.patient for row in by_method[methods[0]]]
@@ -128,20 +137,22 @@ def add_localisation(result: Result, rows: Sequence[Localised], images: int, see
     left = f"{images - used} of {images} images have nothing in their mask and are left out. " * (
         images > used
     )
-    for number, ((weights, target), measures) in enumerate(found.items(), start=1):
+    for number, (setting, measures) in enumerate(found.items(), start=1):
         cells = [
             (f"{method}, {measure}", *_cells(one))
             for measure, methods in measures.items()
             for method, one in methods.items()
         ]
         columns = ("method, measure", "mean", "95 %", "chance", "other", "difference", "95 %", "p (Holm)")
-        caption = f"{weights}, {target}: maps beside the masks of {_count(rows, weights, target)}."
+        smoothed = f", smoothed by {setting.smoothing:g} pixels" * (setting.smoothing > 0)
+        described = f"{setting.weights}, {setting.target}{smoothed}, {_count(rows, setting.weights)}"
+        caption = f"Maps beside masks: {described}."
         tables.append(page.Table(caption, columns, cells))
         precision = measures["precision"]
         best = max(precision, key=lambda one: precision[one].own.mean)
         own = precision[REFERENCE]
         sentence = (
-            f"{weights}, {target}, {_count(rows, weights, target)}: score propagation has an area under precision-recall of "
+            f"{described}: score propagation has an area under precision-recall of "
             f"{own.own.mean:.3f} (chance {own.chance:.3f}{_other(own)}), its highest pixel hits in "
             f"{100 * measures['hit'][REFERENCE].own.mean:.0f} % and it marks "
             f"{100 * measures['recall'][REFERENCE].own.mean:.0f} % of the lesions. "
@@ -158,15 +169,14 @@ def add_localisation(result: Result, rows: Sequence[Localised], images: int, see
     text = left + "\n".join(told)
     summary = [
         {
-            "weights": weights,
-            "target": target,
+            **setting._asdict(),
             "measure": measure,
             "method": method,
             **one.own._asdict(),
             "chance": one.chance,
             "other": one.other,
         }
-        for (weights, target), measures in found.items()
+        for setting, measures in found.items()
         for measure, methods in measures.items()
         for method, one in methods.items()
     ]
@@ -204,8 +214,8 @@ def draw(measures: Mapping[str, Mapping[str, Summary]]) -> Figure:
     return figure
 
 
-def _count(rows: Sequence[Localised], weights: str, target: str) -> str:
-    own = [row for row in rows if (row.weights, row.target) == (weights, target)]
+def _count(rows: Sequence[Localised], weights: str) -> str:
+    own = [row for row in rows if row.weights == weights]
     images, patients = len({row.image for row in own}), len({row.patient for row in own})
     return f"{images} image{'s' * (images != 1)} of {patients} patient{'s' * (patients != 1)}"
 
