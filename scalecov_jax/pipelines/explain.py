@@ -122,7 +122,7 @@ def run(
         result = report.visualisation(rows, pictures, settings)
     elif method == "score_propagation":
         rows, drawn, undecoded = divide_scores(folder, networks, targets, source, settings)
-        result, skipped = divided(rows, drawn), [*skipped, *undecoded]
+        result, skipped = divided(rows, drawn, settings["prior"]), [*skipped, *undecoded]
         (folder / "blink").mkdir(exist_ok=True)
         for one in drawn:
             name = f"{one.row.weights}_{one.number:03}_{one.column:02}.gif"

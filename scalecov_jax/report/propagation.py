@@ -71,10 +71,20 @@ _READING = {
     "What this does not show": "A map that adds up shows how this network came to its score. It does not show that the marked "
     "places are the right ones.",
 }
+_PUBLISHED = (
+    "has the input part as it is, and the constants of a layer spread over what each position sees, by a Gaussian of half the "
+    "receptive field, cut off at its ends; what of it lies outside the image is lost. Red speaks for the target, blue against it."
+)
 
 
-def divided(rows: Sequence[Divided], drawn: Sequence[Drawn]) -> Result:
-    """The result of score propagation."""
+def divided(rows: Sequence[Divided], drawn: Sequence[Drawn], prior: str = "true") -> Result:
+    """The result of score propagation.
+
+    Args:
+        rows: Of scores.csv.
+        drawn: What is drawn.
+        prior: See `score_maps.PRIORS`.
+    """
     figures: dict[str, tuple[Figure, str]] = {}
     groups: dict[tuple[str, int], list[Drawn]] = {}
     for one in drawn:
@@ -109,6 +119,14 @@ def divided(rows: Sequence[Divided], drawn: Sequence[Drawn]) -> Result:
                 f"{row.input:.4g}",
             )
         )
+    reading = dict(_READING)
+    if prior != "true":
+        kept = np.median([one.total.sum(dtype=np.float64) / (one.row.logit or 1.0) for one in drawn])
+        told.append(
+            f"The {prior} prior loses what lies outside the image: the total maps that are drawn hold {kept:.2f} of their score "
+            "(median)."
+        )
+        reading["The total map"] = _PUBLISHED
     answer = "\n".join(told)
     columns = ("score", "logit", "sum of parts", "relative error", "input part")
     return Result(
@@ -118,7 +136,7 @@ def divided(rows: Sequence[Divided], drawn: Sequence[Drawn]) -> Result:
         figures,
         [page.Table("Conservation: the parts add up to the score.", columns, cells)],
         answer,
-        _READING,
+        reading,
         answer,
         {"scores": [row._asdict() for row in rows]},
     )
