@@ -145,6 +145,11 @@ def test_full_grad_and_gradient_follow_their_formulas():
                 expected = expected + np.asarray(jax.image.resize(summed, (2, 32, 32), "bilinear"))
             np.testing.assert_allclose(np.asarray(found[row]), expected, rtol=1e-3, atol=1e-3)
             np.testing.assert_allclose(gradient_size(parts)[row], np.abs(slope).max(-1), rtol=1e-3, atol=1e-6)
+    without = jax.tree.map_with_path(
+        lambda path, one: np.zeros_like(one) if path[-1].key == "bias" else one, variables
+    )
+    alone = full_grad(module, without, inputs, targets)
+    assert float(alone.max()) <= 3  # of the input only: three channels in [0, 1]
 
 
 def test_rescaled_layers_lie_between_0_and_1():

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -25,8 +26,8 @@ def full_grad(
 ) -> Float[Array, "T N H W"]:
     """FullGrad: psi(input x gradient) + sum over layers with a bias of psi(bias x gradient), psi = upsample(rescale(|.|)).
 
-    As in the published program a layer is rescaled as a whole, its channels together; vectors are left out. Maps are upsampled
-    bilinearly with the centres of pixels in line, where that program puts the corners in line.
+    As in the published program a layer is rescaled as a whole, its channels together; vectors, and biases of 0, are left out.
+    Maps are upsampled bilinearly with the centres of pixels in line, where that program puts the corners in line.
 
     Args:
         module: The network, with batch normalisation folded.
@@ -56,6 +57,7 @@ def gradient_size(parts: Parts) -> Float[Array, "T N H W"]:
 
 
 def _has_bias(params: Mapping[str, Any], path: str) -> bool:
+    """Whether a layer has a bias that is not 0: the part of one that is 0 is rounding, which rescaling would blow up."""
     for name in path.rstrip("'").split("/"):
         params = params.get(name, {})
-    return "bias" in params
+    return bool(np.any(np.asarray(params.get("bias", 0.0))))
