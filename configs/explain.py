@@ -18,10 +18,20 @@ def get_config() -> ConfigDict:
     config.limit = 0  # images, evenly spread over the list; all when 0
     config.layer = "add_16"
     # or logit:CLASS, probability:CLASS (index or name), logit:CLASS,CLASS (their largest),
+    # severity (of classes that are grades: sum_k (k - mean k) logit_k),
     # rcv:CONCEPT@LAYER (the projection on an RCV that is fitted on the images)
     config.target = "predicted"
-    # for score_propagation, in place of one target: classes separated by commas, or all (of at most 10)
+    # for score_propagation, in place of one target: classes separated by commas, predicted and severity among them; or all
+    # (of at most 10)
     config.classes = ""
+    # how the constants of its layers are laid on the image: true (receptive fields, sigma a quarter of them, nothing lost),
+    # published (sigma a half, what lies outside is lost), quoted (so, with the fields that the source quotes for dr_grader)
+    config.prior = "true"
+    config.kept = 0  # images whose arrays scores.npz holds; all when 0
+    # for score_propagation: whether its maps find what the masks of the images mark (retina, annotated:FOLDER, index.csv), beside
+    # gradients, FullGrad and Grad-CAM at config.layer, which may then be several layers separated by commas
+    config.localisation = False
+    config.smoothing = "0"  # of the maps before that: sd of a Gaussian in pixels; several separated by commas
     config.signed = False  # keep what speaks against the target in the maps
     config.faithfulness = True  # insertion and deletion, and the pointing game where boxes are known
     # maps of the network as its layers become random from the output down: one more pass over all images for each layer

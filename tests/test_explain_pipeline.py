@@ -75,7 +75,7 @@ def test_rcvs_are_fitted_for_targets_and_strips(settings, tmp_path):
     with np.load(tmp_path / "maps/rcvs/some_weights.npz") as file:
         features = file["layer_block_2"]
     network = checkpoints.load(Path(settings["weights"]))
-    source = explain._open(settings)[0]
+    source = explain._open(settings, {})[0]
     values = {"scale": np.array([measure_scale(example) for example in source])}
     (rcv,) = fit_rcvs(network, "block_2", features, values, random_splits(12, 3, 0))
     np.testing.assert_allclose(scores, features @ rcv.direction, rtol=1e-3, atol=1e-4)

@@ -12,7 +12,11 @@ from PIL import Image
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
-from scalecov_jax.pipelines import explain
+from scalecov_jax.explain.localisation import average_precision
+from scalecov_jax.images.example import Example
+from scalecov_jax.pipelines import explain, propagation
+from scalecov_jax.report.localisation import Localised
+from scalecov_jax.tables import read_table
 
 CONFIG = Path(__file__).parents[1] / "configs" / "explain.py"
 
@@ -40,7 +44,7 @@ def settings(tmp_path_factory):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     changes = {"weights": str(folder / "whole"), "images": str(folder / "images"), "random_weights": False}
-    small = {"shown": 1, "batch_size": 2, "splits": 1}
+    small = {"shown": 1, "batch_size": 2, "splits": 1, "layer": "block_1"}
     return {**module.get_config().to_dict(), **changes, **small}
 
 
@@ -84,6 +88,116 @@ def test_figures_and_page(done):
     walks = {f"walk_whole_001_{column:02}.png" for column in range(1, 6)}
     assert names == {"maps_whole_001.png", *walks}
     assert "add up to each within" in (done / "report.html").read_text()
+    (first, *others) = sorted((done / "blink").iterdir())
+    assert (first.name, len(others)) == ("whole_001_01.gif", 4)
+    with Image.open(first) as gif:
+        assert (gif.n_frames, gif.size, gif.info["duration"]) == (2, (32, 32), 700)
+
+
+def test_only_some_arrays_are_kept_and_the_prior_may_be_the_published_one(settings, done, tmp_path):
+    run({**settings, "classes": "1", "kept": 1, "prior": "published"}, tmp_path / "run")
+    with np.load(tmp_path / "run/scores.npz") as file, np.load(done / "scores.npz") as every:
+        np.testing.assert_allclose(file["layer_scores"][:, 0], every["layer_scores"][:, 1], rtol=1e-5)
+        assert file["layer_total"].shape == (1, 1, 32, 32)
+        np.testing.assert_allclose(file["layer_block_1"][0, 0], every["layer_block_1"][0, 1], atol=1e-5)
+        lost = file["layer_total"][0, 0] - every["layer_total"][0, 1]
+    assert np.abs(lost).max() > 0
+    answer = json.loads((tmp_path / "run/summary.json").read_text())["answer"]
+    assert "The published prior loses what lies outside the image" in answer
+
+
+def test_constants_of_the_grader_lie_in_the_fields_that_its_source_quotes():
+    network = random_network("dr_grader", input_size=256, width=0.125)
+    constants = {
+        f"block{block}_conv{one}": np.zeros((1, 1, 512 >> block, 512 >> block))
+        for block in range(1, 8)
+        for one in (1, 2)
+    }
+    constants["conv15"] = np.zeros((1, 1, 1, 1))
+    constants["block2_conv1"][..., 64, 64] = 1.0
+    widths = []
+    for prior in ("true", "published", "quoted"):
+        one = propagation.spread_constants(constants, network, 256, prior)["block2_conv1"][0, 0]
+        assert one.sum() == pytest.approx(1)
+        widths.append(np.count_nonzero(one.any(0)))
+    assert widths == [10, 10, 9]
+
+
+@pytest.fixture(scope="module")
+def located(settings, tmp_path_factory):
+    """Six retinas without their renderer: noise, of which the second has no lesion; two images a patient."""
+    rng = np.random.default_rng(1)
+
+    def retinas(count, seed, size):
+        examples = []
+        for index in range(count):
+            mask = np.zeros((size, size), np.uint8)
+            if index != 1:
+                mask[4:8, 5:7], mask[20, 20] = 1, 3
+            pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+            examples.append(Example(pixels, "2", None, mask, f"patient_{index // 2}", f"eye_{index}"))
+        return examples
+
+    folder = tmp_path_factory.mktemp("located") / "run"
+    asked = {"images": "retina", "scenes": 6, "localisation": True, "randomisation": True, "smoothing": "0,2"}
+    changes = {**settings, **asked, "classes": "predicted,severity"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scalecov_jax.images.retina.examples", retinas)
+        table = run(changes, folder)
+        before = {one: one.stat().st_mtime_ns for one in (folder / "localised").iterdir()}
+        run(changes, folder, resume=True)
+    assert before == {one: one.stat().st_mtime_ns for one in (folder / "localised").iterdir()}
+    return folder, table
+
+
+def test_maps_are_located_beside_masks(located):
+    folder, table = located
+    rows = read_table(folder / "localisation.csv", Localised)
+    methods = ["score_propagation", "gradient_x_input", "gradient", "full_grad", "grad_cam block_1"]
+    assert [row.method for row in rows[:20:4]] == methods
+    assert [row.smoothing for row in rows[:4]] == [0, 2, 0, 2]
+    assert len(rows) == 5 * 5 * 2 * 2  # images, methods, targets, smoothings
+    assert {row.image for row in rows} == {f"eye_{index}" for index in (0, 2, 3, 4, 5)}
+    assert {row.target for row in rows} == {"predicted", "severity"}
+    assert {row.precision_chance for row in rows} == {9 / 32**2}
+    assert "1 of 6 images have nothing in their mask and are left out" in table
+    with np.load(folder / "scores.npz") as file:
+        for row in rows[:4]:
+            if row.smoothing == 0:
+                total = file["layer_total"][0, ["predicted", "severity"].index(row.target)]
+                mask = np.zeros((32, 32), bool)
+                mask[4:8, 5:7] = mask[20, 20] = True
+                assert row.precision == pytest.approx(average_precision(total, mask), rel=1e-3)
+    assert file_targets(folder)[:2] == [rows[0].explained, "severity"]
+    assert all(row.precision_other is not None for row in rows)
+    for image, other in (("eye_0", 5), ("eye_2", 0), ("eye_3", 0), ("eye_5", 3)):  # of another patient
+        row = next(row for row in rows if (row.image, row.target) == (image, "severity"))
+        with np.load(folder / "scores.npz") as file:
+            expected = average_precision(file["layer_total"][other, 1], mask)
+        assert row.precision_other == pytest.approx(expected, rel=1e-3)
+
+
+def file_targets(folder):
+    with np.load(folder / "scores.npz") as file:
+        return file["layer_targets"].ravel().tolist()
+
+
+def test_summary_compares_methods_and_says_how_weights_matter(located):
+    folder, _ = located
+    summary = json.loads((folder / "summary.json").read_text())
+    found = summary["localisation"]
+    assert (found["images"], found["left_out"]) == (5, 1)
+    assert len(found["methods"]) == 2 * 2 * 3 * 5
+    for one in found["methods"]:
+        assert (one["holm"] is None) == (one["method"] == "score_propagation")
+        assert 0 <= one["interval"][0] <= one["mean"] <= one["interval"][1] <= 1
+    with (folder / "randomised.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["layer"] for row in rows] == ["pre_softmax", "block_2", "block_1", "stem"]
+    assert all(row["weights"] == "whole" and abs(float(row["correlation"])) < 0.99 for row in rows)
+    assert {f"localisation_{one:02}.png" for one in range(1, 5)} < {
+        one.name for one in (folder / "figures").iterdir()
+    }
 
 
 def test_the_predicted_class_is_named_and_kept(settings, done, tmp_path):
@@ -111,6 +225,11 @@ def test_memory_is_told_beforehand(settings, tmp_path):
     [
         ({"weights": "headless"}, "has no classes: it stops at block_2.*rcv:scale@block_2"),
         ({"classes": "1,9"}, "no class '9'"),
+        ({"prior": "quoted"}, "prior is quoted, but whole is tiny"),
+        ({"prior": "gaussian"}, "config.prior is 'gaussian'; expected one of true, published, quoted"),
+        ({"smoothing": "1,x"}, "config.smoothing is '1,x'; expected pixels"),
+        ({"localisation": True}, "needs masks, but none of the 3 images"),
+        ({"localisation": True, "layer": "block_9"}, "no module is called 'block_9'"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_computed(settings, changes, message, tmp_path):
@@ -128,3 +247,10 @@ def test_projections_on_rcvs_need_no_head(settings, tmp_path):
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert {one["target"] for one in summary["scores"]} == {"mean_luminance@block_2"}
     assert max(one["relative_error"] for one in summary["scores"]) < 1e-4
+
+
+def test_more_than_can_be_held_is_refused(settings, monkeypatch, tmp_path):
+    monkeypatch.setattr(propagation, "MOST_BYTES", 50_000)
+    with pytest.raises(ValueError, match=r"arrays of 3 images take .* set config.kept to at most \d+ images"):
+        run({**settings, "classes": "all"}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

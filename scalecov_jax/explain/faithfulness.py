@@ -149,7 +149,7 @@ def hits(
     Source: Zhang et al. 2016, Top-down Neural Attention by Excitation Backprop, section 4.1.
     """
     _check_boxes(len(maps), boxes)
-    return _inside(*_points(maps), boxes, tolerance)
+    return _inside(*points(maps), boxes, tolerance)
 
 
 def centre_hits(height: int, width: int, boxes: Sequence[Box], tolerance: int = 0) -> Bool[np.ndarray, " N"]:
@@ -183,7 +183,7 @@ def exchange_test(
     Source: a permutation test of independence; with it a map gains nothing from pointing where most boxes are.
     """
     _check_boxes(len(maps), boxes)
-    x, y = _points(maps)
+    x, y = points(maps)
     inside = np.stack([_inside(x, y, [box] * len(x), 0) for box in boxes])  # of image i, the point of map j
     count, own = len(boxes), int(inside.trace())
     rng = np.random.default_rng(seed)
@@ -300,7 +300,7 @@ def rank_correlation(
     return values
 
 
-def _points(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def points(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Column and row of the largest value of each map, from 1; outside of every box where nothing is above zero."""
     flat = np.asarray(maps).reshape(len(maps), -1)
     rows, columns = np.unravel_index(flat.argmax(1), maps.shape[1:])

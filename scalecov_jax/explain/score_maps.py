@@ -23,6 +23,8 @@ class Prior(NamedTuple):
 
 DERIVED = Prior()
 PUBLISHED = Prior(0.5, False)  # "RF = 2 sigma", 100 % inside the receptive field
+# By name; quoted goes with the receptive fields of `quoted_fields`.
+PRIORS = {"true": DERIVED, "published": PUBLISHED, "quoted": PUBLISHED}
 
 
 def quoted_fields(fields: Sequence[ReceptiveField]) -> list[ReceptiveField]:

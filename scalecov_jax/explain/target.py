@@ -106,6 +106,20 @@ def predicted_logit(network: Network) -> Target:
     return Target(LOGITS, None)
 
 
+def severity(network: Network) -> Target:
+    """What speaks for a higher grade, of classes in the order of their severity: sum_k (k - mean k) logit_k.
+
+    A logit alone counts what is the same for all classes, which changes no probability; this does not.
+
+    Raises:
+        ValueError: See `class_logit`; a network with one class.
+    """
+    count = class_count(network)
+    if count < 2:
+        raise ValueError("A network with one class has no severity; expected a grade a class.")
+    return Target(LOGITS, jnp.arange(count) - (count - 1) / 2)
+
+
 def head_unit(
     network: Network,
     layer: str,

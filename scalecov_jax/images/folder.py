@@ -1,32 +1,38 @@
 """Any folder of images, of which nothing but the pixels is known; and a part of any source."""
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from scalecov_jax.images.boxes import SUFFIXES
-from scalecov_jax.images.example import Example, Source, decode_image
+from scalecov_jax.images.example import Example, ImageError, Source, decode_image, decode_mask
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+INDEX = "index.csv"
 
 
 @dataclass(frozen=True)
 class FolderImages:
-    """Image files in the order of their names; pixels are decoded when an item is read."""
+    """Image files in the order of their names, with the mask of each where an index names it; decoded when an item is read."""
 
     paths: tuple[Path, ...]
+    masks: tuple[Path | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int, /) -> Example:
-        """Decode one image.
+        """Decode one image, and its mask if there is one (foreground is bright).
 
         Raises:
             ImageError: It cannot be decoded.
         """
         path = self.paths[index]
-        return Example(decode_image(path, path.name), None, None, None, path.name, path.name)
+        at = self.masks[index] if self.masks else None
+        mask = None if at is None else decode_mask(at, at.name) > 127
+        return Example(decode_image(path, path.name), None, None, mask, path.name, path.name)
 
 
 @dataclass(frozen=True)
@@ -44,20 +50,73 @@ class Subset:
         return self.source[self.order[index]]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Examples of a source, each changed when it is read, such as a photograph trimmed to what the camera sees."""
+
+    source: Source
+    prepare: Callable[[Example], Example]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int, /) -> Example:
+        """Read one example.
+
+        Raises:
+            ImageError: It cannot be prepared.
+        """
+        example = self.source[index]
+        try:
+            return self.prepare(example)
+        except ValueError as error:
+            raise ImageError(example.name, str(error)) from error
+
+
 def read_folder(folder: str | Path) -> FolderImages:
-    """All image files of a folder.
+    """All image files of a folder, without those that are masks of others.
+
+    An `index.csv` in the folder, or in the one around it, may list images in a column `file` (relative to the index) and the mask
+    of each in a column `mask`. Masks belong to their images then and are no images; what the index of the folder itself lists
+    in folders below is read too. Without one, every image file counts.
 
     Raises:
-        ValueError: There is no such folder, or no image in it.
+        ValueError: There is no such folder, no image in it, or the index names masks that are not there.
     """
     folder = Path(folder)
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    listed = _read_index(folder / INDEX) | _read_index(folder.parent / INDEX)
+    masks = set(listed.values())
+    found = {path.resolve(): path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES}
+    if not found:
+        found = {path: path for path in listed if path.is_relative_to(folder.resolve()) and path.is_file()}
+    paths = sorted(path for real, path in found.items() if real not in masks)
     if not paths:
         problem = "no image" if folder.is_dir() else "no such folder"
         raise ValueError(
             f"{folder}: {problem}; expected a folder of images ({', '.join(SUFFIXES)}), one in VOC layout, or scenes."
         )
-    return FolderImages(tuple(paths))
+    own = tuple(listed.get(path.resolve()) for path in paths)
+    if missing := [path.name for path in own if path and not path.is_file()]:
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        raise ValueError(
+            f"{folder}: {INDEX} names masks that are not there: {', '.join(missing[:10])}{more}."
+        )
+    return FolderImages(tuple(paths), own)
+
+
+def _read_index(index: Path) -> dict[Path, Path | None]:
+    """Masks by image, as far as both lie below the index; nothing where there is no index with a column `file`."""
+    if not index.is_file():
+        return {}
+    with index.open(newline="", encoding="utf-8") as file:
+        rows = [(row.get("file"), row.get("mask")) for row in csv.DictReader(file)]
+    around = index.parent.resolve()
+    inside: dict[Path, Path | None] = {}
+    for image, mask in rows:
+        at, of = (around / one if one else None for one in (image, mask))
+        if at and at.resolve().is_relative_to(around):
+            inside[at.resolve()] = of.resolve() if of and of.resolve().is_relative_to(around) else None
+    return inside
 
 
 def evenly(source: Source, most: int) -> Source:

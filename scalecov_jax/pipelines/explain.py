@@ -16,6 +16,7 @@ from scalecov_jax.explain import feature_visualization, grad_cam
 from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.feature_visualization import RECIPES, Objective
 from scalecov_jax.explain.gradients import layer_gradients
+from scalecov_jax.explain.score_maps import PRIORS
 from scalecov_jax.explain.target import (
     LOGITS,
     Target,
@@ -23,6 +24,7 @@ from scalecov_jax.explain.target import (
     class_probability,
     group_logit,
     predicted_logit,
+    severity,
 )
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.images.folder import evenly, read_folder
@@ -30,13 +32,20 @@ from scalecov_jax.images.sources import RETINA, SCENES, open_source
 from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.pipelines import fitted_rcvs
 from scalecov_jax.pipelines.explained_images import map_images, weigh_concepts
-from scalecov_jax.pipelines.propagation import class_targets, divide_scores, needed_memory
+from scalecov_jax.pipelines.localised import localise, masked
+from scalecov_jax.pipelines.propagation import (
+    check_propagation,
+    class_targets,
+    divide_scores,
+    needed_memory,
+)
 from scalecov_jax.pipelines.randomised_maps import randomise_maps
 from scalecov_jax.pipelines.settings import load_networks, names
 from scalecov_jax.pipelines.visualised_channels import picture_size, visualise
 from scalecov_jax.report import explain as report
 from scalecov_jax.report.explain_randomised import Forgotten, add_randomisation
-from scalecov_jax.report.propagation import divided
+from scalecov_jax.report.localisation import Localised, add_localisation
+from scalecov_jax.report.propagation import blink, divided
 from scalecov_jax.report.provenance import provenance
 from scalecov_jax.tables import write_table
 from scalecov_jax.workdir import open_workdir
@@ -84,7 +93,11 @@ def run(
     else:
         targets = {name: _target(network, settings) for name, network in networks.items()}
     if method != "feature_visualization" or settings["objective"] == "rcv":
-        source, skipped = _open(settings)
+        source, skipped = _open(settings, networks)
+    lesioned: Source = ()
+    if method == "score_propagation":
+        check_propagation(networks, targets, source, settings)
+        lesioned = masked(source, settings["images"]) if settings["localisation"] else ()
     if dry_run:
         what = (
             f"{settings['channels']} of {settings['layer']}" if not len(source) else f"{len(source)} images"
@@ -92,6 +105,8 @@ def run(
         told = f"Would compute {method} of {what} for {', '.join(networks)}. Nothing was computed."
         if method == "score_propagation":
             told += f"\n{needed_memory(networks, targets, source, settings)}"
+        if len(lesioned):
+            told += f"\n{len(lesioned)} of them have something in their mask."
         return told
     folder = open_workdir(workdir, settings, resume=resume, overwrite=overwrite)
     labels = [(settings["objective"], part) for part in names(settings["channels"]) or ("0",)]
@@ -107,17 +122,25 @@ def run(
         result = report.visualisation(rows, pictures, settings)
     elif method == "score_propagation":
         rows, drawn, undecoded = divide_scores(folder, networks, targets, source, settings)
-        result, skipped = divided(rows, drawn), [*skipped, *undecoded]
+        result, skipped = divided(rows, drawn, settings["prior"]), [*skipped, *undecoded]
+        (folder / "blink").mkdir(exist_ok=True)
+        for one in drawn:
+            name = f"{one.row.weights}_{one.number:03}_{one.column:02}.gif"
+            (folder / "blink" / name).write_bytes(blink(one))
+        if len(lesioned):
+            located = localise(folder, networks, targets, lesioned, settings)
+            write_table(folder / "localisation.csv", Localised, located)
+            result = add_localisation(result, located, len(source), settings["seed"])
     elif method == "sensitivity":
         rows, undecoded = weigh_concepts(folder, networks, targets, source, settings)
         result, skipped = report.sensitivity(rows, settings), [*skipped, *undecoded]
     else:
         found = map_images(folder, networks, targets, source, settings)
         result, skipped = report.maps(*found[:-1], settings), [*skipped, *found.undecoded]
-        if settings["randomisation"]:
-            forgotten = randomise_maps(folder, networks, targets, source, settings)
-            write_table(folder / "randomised.csv", Forgotten, forgotten)
-            result = add_randomisation(result, forgotten)
+    if settings["randomisation"] and method in (*grad_cam.METHODS, "score_propagation"):
+        forgotten = randomise_maps(folder, networks, targets, source, settings)
+        write_table(folder / "randomised.csv", Forgotten, forgotten)
+        result = add_randomisation(result, forgotten)
     if fitted:
         result = result._replace(answer=f"{result.answer} {fitted}", text=f"{result.text}\n{fitted}")
     facts = provenance(command, settings, networks, started)
@@ -127,7 +150,12 @@ def run(
 
 def _check_values(settings: Mapping[str, Any]) -> None:
     problems = []
-    for name, known in (("method", METHODS), ("objective", _OBJECTIVES), ("recipe", tuple(RECIPES))):
+    for name, known in (
+        ("method", METHODS),
+        ("objective", _OBJECTIVES),
+        ("recipe", tuple(RECIPES)),
+        ("prior", tuple(PRIORS)),
+    ):
         if settings[name] not in known:
             problems.append(f"config.{name} is {settings[name]!r}; expected one of {', '.join(known)}")
     least = {
@@ -140,6 +168,7 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         "size": 0,
         "splits": 1,
         "tolerance": 0,
+        "kept": 0,
     }
     problems += [
         f"config.{name} is {settings[name]}; expected at least {low}"
@@ -160,13 +189,19 @@ def _check_values(settings: Mapping[str, Any]) -> None:
     concept, at, layer = given.rpartition("@")
     if (kind, bool(colon)) not in {
         ("predicted", False),
+        ("severity", False),
         ("logit", True),
         ("probability", True),
         ("rcv", bool(concept and at and layer)),
     }:
         problems.append(
-            f"config.target is {settings['target']!r}; expected predicted, logit:CLASS, logit:CLASS,CLASS, probability:CLASS or "
-            "rcv:CONCEPT@LAYER"
+            f"config.target is {settings['target']!r}; expected predicted, severity, logit:CLASS, logit:CLASS,CLASS, "
+            "probability:CLASS or rcv:CONCEPT@LAYER"
+        )
+    sds = names(settings["smoothing"])
+    if not sds or not all(one.replace(".", "", 1).isdecimal() for one in sds):
+        problems.append(
+            f"config.smoothing is {settings['smoothing']!r}; expected pixels such as 0 or 0,4, separated by commas"
         )
     if problems:
         raise ValueError(f"{'; '.join(problems)}.")
@@ -196,6 +231,7 @@ def _target(network: Network, settings: Mapping[str, Any]) -> Target:
     target = {
         "rcv": lambda: _unfitted(network, given, inputs),
         "predicted": lambda: predicted_logit(network),
+        "severity": lambda: severity(network),
         "logit": lambda: (
             group_logit(network, names(given))
             if "," in given and given not in network.card.class_names
@@ -204,20 +240,27 @@ def _target(network: Network, settings: Mapping[str, Any]) -> Target:
         "probability": lambda: class_probability(network, given),
     }[kind]()
     if settings["method"] == "score_propagation":
-        class_targets(network, target, settings)
-        return target  # its parts are of every layer before it
-    layer = settings["layer"]
+        own = class_targets(network, target, settings)  # their parts are of every layer before it
+        if settings["localisation"]:
+            for layer in names(settings["layer"]):
+                _check_layer(network, layer, own[0], inputs, maps=True)
+        return target
+    _check_layer(network, settings["layer"], target, inputs, maps=settings["method"] in grad_cam.METHODS)
+    return target
+
+
+def _check_layer(network: Network, layer: str, target: Target, inputs: Any, *, maps: bool) -> None:
+    """Refuse a layer that the target does not read through, or that has no maps where they are wanted."""
     traced = jax.eval_shape(
         lambda variables, inputs: layer_gradients(network.module, variables, inputs, layer, target),
         jax.tree.map(np.asarray, network.variables),
         inputs,
     )
-    if settings["method"] in grad_cam.METHODS and len(traced.activations.shape) != 4:
+    if maps and len(traced.activations.shape) != 4:
         raise ValueError(
             f"{layer} has no maps ({list(traced.activations.shape)}); a map can be drawn of layers before the pooling, such as "
             f"{network.architecture.trunk}."
         )
-    return target
 
 
 def _unfitted(network: Network, given: str, inputs: Any) -> Target:
@@ -250,15 +293,18 @@ def _objectives(network: Network, settings: Mapping[str, Any]) -> list[Objective
     return [make(layer, channels, width)]
 
 
-def _open(settings: Mapping[str, Any]) -> tuple[Source, list[Skipped]]:
+def _open(settings: Mapping[str, Any], networks: Mapping[str, Network]) -> tuple[Source, list[Skipped]]:
     images = settings["images"]
     if (
         images in (SCENES, RETINA)
         or images.startswith(("tfds:", "annotated:"))
         or (Path(images) / "Annotations").is_dir()
     ):
+        size = 128
+        if images == RETINA:  # small lesions are lost in a small picture
+            size = settings["size"] or max(network.card.input_size for network in networks.values())
         source, skipped = open_source(
-            images, settings["image_class"], count=settings["scenes"], seed=settings["seed"], size=128
+            images, settings["image_class"], count=settings["scenes"], seed=settings["seed"], size=size
         )
     else:
         source, skipped = read_folder(images), ()

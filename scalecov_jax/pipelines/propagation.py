@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.explain.capture import capture
-from scalecov_jax.explain.score_maps import map_scores, spread, spread_evenly
+from scalecov_jax.explain.score_maps import PRIORS, map_scores, quoted_fields, spread, spread_evenly
 from scalecov_jax.explain.score_propagation import (
     Parts,
     layer_names,
@@ -20,7 +20,14 @@ from scalecov_jax.explain.score_propagation import (
     propagate_scores,
     sum_of_parts,
 )
-from scalecov_jax.explain.target import Target, class_count, class_index, class_logit, settled
+from scalecov_jax.explain.target import (
+    Target,
+    class_count,
+    class_logit,
+    predicted_logit,
+    settled,
+    severity,
+)
 from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import Features
 from scalecov_jax.images.example import Skipped, Source, resize_image
@@ -31,7 +38,13 @@ from scalecov_jax.pipelines.settings import names
 from scalecov_jax.report.propagation import Divided, Drawn
 
 MOST_CLASSES = 10  # that "all" may mean
-_OWN = ("input", "total", "scores", "sums", "link", "targets")  # arrays of scores.npz that are no layers
+MOST_BYTES = 4 << 30  # of the arrays of one network, which are held in memory until they are written
+_MAPS = (
+    "input",
+    "total",
+)  # arrays of scores.npz that are no layers; like layers they are kept of some images
+_NUMBERS = ("scores", "sums", "input_sums", "link", "targets")  # kept of all
+_NAMED = {"predicted": predicted_logit, "severity": severity}
 
 
 def class_targets(network: Network, target: Target, settings: Mapping[str, Any]) -> list[Target]:
@@ -40,7 +53,42 @@ def class_targets(network: Network, target: Target, settings: Mapping[str, Any])
     Raises:
         ValueError: A class that the network has not, or all of too many.
     """
-    return [class_logit(network, one) for one in _classes(network, settings)] or [target]
+    given = names(settings["classes"])
+    if given == ("all",):
+        if (count := class_count(network)) > MOST_CLASSES:
+            raise ValueError(
+                f"config.classes is all, but the network has {count} classes; expected at most {MOST_CLASSES}: name some."
+            )
+        given = tuple(map(str, range(count)))
+    wanted = [_NAMED[one](network) if one in _NAMED else class_logit(network, one) for one in given]
+    return wanted or [target]
+
+
+def check_propagation(
+    networks: Mapping[str, Network],
+    targets: Mapping[str, Target],
+    source: Source,
+    settings: Mapping[str, Any],
+) -> None:
+    """Refuse a prior that does not go with a network, and more arrays than can be held.
+
+    Raises:
+        ValueError: One of these.
+    """
+    for name, network in networks.items():
+        if settings["prior"] == "quoted" and network.architecture.name != "dr_grader":
+            raise ValueError(
+                f"config.prior is quoted, but {name} is {network.architecture.name}; the source quotes receptive fields of "
+                "dr_grader alone. Take true or published."
+            )
+        one = _image_bytes(network, class_targets(network, targets[name], settings), settings)
+        images = min(settings["kept"] or len(source), len(source))
+        if one * images > MOST_BYTES:
+            raise ValueError(
+                f"{name}: the arrays of {images} images take {one * images / 2**30:.1f} GiB ({one / 2**20:.0f} MiB an image), "
+                f"more than the {MOST_BYTES >> 30} GiB that are held; set config.kept to at most {MOST_BYTES // one} images, or "
+                "name fewer classes."
+            )
 
 
 def needed_memory(
@@ -56,12 +104,10 @@ def needed_memory(
         shape = (min(settings["batch_size"], len(source)), size, size, 3)
         module, variables = fold(network.module, network.variables, network.architecture.epsilon)
         own = class_targets(network, targets[name], settings)
-        images = jax.ShapeDtypeStruct(shape, jnp.float32)
-        parts = jax.eval_shape(partial(propagate_scores, module), variables, images, own)
-        kept = sum(one.size for one in (parts.inputs, parts.inputs, *parts.constants.values()))
+        kept = min(settings["kept"] or len(source), len(source))
         told.append(
             f"{name}: peak_bytes {peak_bytes(module, variables, shape, own)} in batches of {shape[0]}, "
-            f"{kept * 4 * len(source) // shape[0]} bytes of scores"
+            f"{_image_bytes(network, own, settings) * kept} bytes of scores"
         )
     return "\n".join(told)
 
@@ -76,8 +122,8 @@ def divide_scores(
     """The rows of scores.csv, what is drawn, and images that could not be decoded.
 
     The arrays of the first network are in scores.npz and those of the others in scores_NAME.npz, image by class: layer_input
-    and layer_total (maps of the image), layer_NAME (constants of a layer, at its own positions), layer_scores, layer_sums (of
-    all parts), layer_targets (names).
+    and layer_total (maps of the image) and layer_NAME (constants of a layer, at its own positions) of the first config.kept
+    images, and of all images layer_scores, layer_sums (of all parts), layer_input_sums, layer_targets (names).
 
     Raises:
         ValueError: No image can be decoded.
@@ -107,27 +153,26 @@ def divide_scores(
                         score,
                         total,
                         abs(total - score) / (abs(score) or 1.0),
-                        float(arrays["input"][at].sum(dtype=np.float64)),
+                        float(arrays["input_sums"][at]),
                     )
                 )
-                if row < settings["shown"]:
+                if row < min(settings["shown"], len(arrays["total"])):
                     here = slice(row, row + 1), slice(column, column + 1)
-                    layers = _spread({k: v[here] for k, v in arrays.items() if k not in _OWN}, network, size)
+                    constants = {k: v[here] for k, v in arrays.items() if k not in (*_MAPS, *_NUMBERS)}
+                    layers = spread_constants(constants, network, size, settings["prior"])
                     walk = {"input": arrays["input"][at], **{k: v[0, 0] for k, v in layers.items()}}
                     picture = resize_image(example.image, size)
-                    drawn.append(Drawn(rows[-1], row + 1, picture, arrays["total"][at], walk))
+                    drawn.append(Drawn(rows[-1], row + 1, column + 1, picture, arrays["total"][at], walk))
     return rows, drawn, undecoded
 
 
-def _classes(network: Network, settings: Mapping[str, Any]) -> Sequence[int]:
-    given = names(settings["classes"])
-    if given != ("all",):
-        return [class_index(network, one) for one in given]
-    if (count := class_count(network)) > MOST_CLASSES:
-        raise ValueError(
-            f"config.classes is all, but the network has {count} classes; expected at most {MOST_CLASSES}: name some."
-        )
-    return range(count)
+def _image_bytes(network: Network, targets: Sequence[Target], settings: Mapping[str, Any]) -> int:
+    """Of the arrays that are kept of one image; nothing is computed."""
+    size = settings["size"] or network.card.input_size
+    module, variables = fold(network.module, network.variables, network.architecture.epsilon)
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    parts = jax.eval_shape(partial(propagate_scores, module), variables, images, targets)
+    return 4 * sum(one.size for one in (parts.inputs, parts.inputs, *parts.constants.values()))
 
 
 def _divide(
@@ -139,7 +184,8 @@ def _divide(
     variables = jax.device_put(variables)
     order = layer_names(module, variables, (1, size, size, 3), targets[0].layer)
     skipped: list[Skipped] = []
-    found: list[dict[str, np.ndarray]] = []
+    maps: list[dict[str, np.ndarray]] = []
+    numbers: list[dict[str, np.ndarray]] = []
     for inputs, valid, indices in each_batch(network, source, skipped, settings, label):
         own = list(targets)
         if any(target.weights is None for target in own):  # the largest logit: which one, once for each image
@@ -155,56 +201,77 @@ def _divide(
             raise FloatingPointError(
                 f"The parts of the score of {', '.join(bad[:5])} are not finite; check the weights."
             )
-        told = [_target_names(network, settings, target, len(valid)) for target in own]
-        found.append(
+        numbers.append(
             {
-                **{layer: parts.constants[layer] for layer in order},  # which the walk follows
-                "input": parts.inputs,
-                "total": _total(parts, network, size).astype(np.float32),
                 "scores": parts.scores,
                 "sums": sums,
+                "input_sums": parts.inputs.sum((2, 3), dtype=np.float64),
                 "link": parts.link,
-                "targets": np.array(told).T[valid],
+                "targets": np.array(target_names(network, settings, own, len(valid))).T[valid],
                 "indices": indices[valid],
             }
         )
-    if not found:
+        if room := (settings["kept"] or len(source)) - sum(len(one["input"]) for one in maps):
+            parts = jax.tree.map(lambda one, room=room: one[:room], parts)
+            maps.append(
+                {
+                    **{layer: parts.constants[layer] for layer in order},  # which the walk follows
+                    "input": parts.inputs,
+                    "total": total_maps(parts, network, size, settings["prior"]).astype(np.float32),
+                }
+            )
+    if not numbers:
         raise ValueError(f"None of the {len(source)} images in {settings['images']} can be decoded.")
-    arrays = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+    arrays = {name: np.concatenate([one.pop(name) for one in maps]) for name in [*maps[0]]}
+    arrays |= {name: np.concatenate([one[name] for one in numbers]) for name in numbers[0]}
     return Features(arrays, arrays.pop("indices"), tuple(skipped))
 
 
-def _target_names(
-    network: Network, settings: Mapping[str, Any], target: Target, images: int
-) -> Sequence[str]:
-    """What is explained of each image: its class, or the RCV."""
-    if settings["target"].startswith("rcv:") and not settings["classes"]:
-        return [settings["target"].removeprefix("rcv:")] * images
-    weights = np.asarray(target.weights)
-    classes = np.broadcast_to(weights, (images, weights.shape[-1])).argmax(1)
-    known = network.card.class_names
-    return [known[one] if known else str(one) for one in classes]
+def target_names(
+    network: Network, settings: Mapping[str, Any], targets: Sequence[Target], images: int
+) -> list[Sequence[str]]:
+    """What is explained of each image, target by target: its class, the RCV, or severity."""
+    given = names(settings["classes"]) or (settings["target"],)
+    told = []
+    for number, target in enumerate(targets):
+        label = given[number] if number < len(given) else ""
+        if label == "severity" or label.startswith("rcv:"):
+            told.append([label.removeprefix("rcv:")] * images)
+            continue
+        weights = np.asarray(target.weights)
+        classes = np.broadcast_to(weights, (images, weights.shape[-1])).argmax(1)
+        known = network.card.class_names
+        told.append([known[one] if known else str(one) for one in classes])
+    return told
 
 
-def _total(parts: Parts, network: Network, size: int) -> Float[np.ndarray, "N T H W"]:
-    """All parts on the image; what belongs to no place is spread evenly, so that the map adds up to the score."""
+def total_maps(parts: Parts, network: Network, size: int, prior: str) -> Float[np.ndarray, "N T H W"]:
+    """All parts on the image; what belongs to no place is spread evenly, so that with the true prior they add up to the score."""
     constants = {name: np.asarray(one) for name, one in parts.constants.items()}
     total = np.asarray(parts.inputs) + spread_evenly(np.asarray(parts.link), size, size)
-    for one in _spread(constants, network, size).values():
+    for one in spread_constants(constants, network, size, prior).values():
         total += one
     return total
 
 
-def _spread(
-    constants: Mapping[str, Float[np.ndarray, "N T *P"]], network: Network, size: int
+def spread_constants(
+    constants: Mapping[str, Float[np.ndarray, "N T *P"]], network: Network, size: int, prior: str = "true"
 ) -> dict[str, Float[np.ndarray, "N T H W"]]:
-    """The constants of each layer on the image, by the Gaussian prior of its receptive field."""
+    """The constants of each layer on the image, by a prior of its receptive field; see `score_maps.PRIORS`."""
     with_maps = [name for name, one in constants.items() if one.ndim == 4]
     fields = layer_fields(folded(network.module), size, size, with_maps)
+    if prior == "quoted":
+        convolutions = [name for name in with_maps if "conv" in name]
+        axes = zip(*(fields[name] or () for name in convolutions), strict=True)
+        quoted = zip(*(quoted_fields(axis) for axis in axes), strict=True)
+        fields |= dict(zip(convolutions, quoted, strict=True))
     maps = {}
     for name, one in constants.items():
         if field := fields.get(name):
-            axes = [spread(axis, count, size) for axis, count in zip(field, one.shape[-2:], strict=True)]
+            axes = [
+                spread(axis, count, size, PRIORS[prior])
+                for axis, count in zip(field, one.shape[-2:], strict=True)
+            ]
             maps[name] = map_scores(one, *axes)
         else:
             whole = one.sum(tuple(range(2, one.ndim)), dtype=np.float64)

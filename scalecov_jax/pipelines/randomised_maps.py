@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,6 +14,7 @@ from scalecov_jax.explain import grad_cam
 from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.faithfulness import parts_downwards, weight_randomisation
 from scalecov_jax.explain.gradients import layer_gradients
+from scalecov_jax.explain.score_propagation import propagate_scores
 from scalecov_jax.explain.target import Target, settled
 from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import Features
@@ -20,6 +22,7 @@ from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.preprocessing import preprocess
+from scalecov_jax.pipelines.propagation import class_targets, total_maps
 from scalecov_jax.report.explain_randomised import Forgotten
 
 
@@ -50,8 +53,11 @@ def randomise_maps(
 
 
 def _correlations(network: Network, target: Target, source: Source, settings: Mapping[str, Any]) -> Features:
-    """Rank correlations of each image, by the last part that was made random."""
+    """Rank correlations of each image, by the last part that was made random; of score propagation the first target's."""
     size = settings["size"] or network.card.input_size
+    propagated = settings["method"] == "score_propagation"
+    if propagated:
+        target = class_targets(network, target, settings)[0]
     skipped: list[Skipped] = []
     prepared: list[tuple[Any, np.ndarray, Target]] = []
     indices: list[np.ndarray] = []
@@ -62,16 +68,21 @@ def _correlations(network: Network, target: Target, source: Source, settings: Ma
         prepared.append((inputs, batch.valid, settled(target, output)))
         indices.append(batch.indices[batch.valid])
 
-    def maps(variables: Any) -> np.ndarray:
-        _, folded = fold(network.module, variables, network.architecture.epsilon)
-        parts = []
-        for inputs, valid, own in prepared:
-            computed = layer_gradients(module, folded, inputs, settings["layer"], own)
-            drawn = grad_cam.cam(
+    def drawn(variables: Any, inputs: Any, own: Target) -> np.ndarray:
+        if propagated:
+            parts = jax.device_get(propagate_scores(module, variables, inputs, [own]))
+            parts = jax.tree.map(lambda one: np.moveaxis(one, 0, 1), parts)
+            return total_maps(parts, network, size, settings["prior"])[:, 0].astype(np.float32)
+        computed = layer_gradients(module, variables, inputs, settings["layer"], own)
+        return np.asarray(
+            grad_cam.cam(
                 settings["method"], computed.activations, computed.gradients, signed=settings["signed"]
             )
-            parts.append(np.asarray(drawn)[valid])
-        return np.concatenate(parts)
+        )
+
+    def maps(variables: Any) -> np.ndarray:
+        _, folded = fold(network.module, variables, network.architecture.epsilon)
+        return np.concatenate([drawn(folded, inputs, own)[valid] for inputs, valid, own in prepared])
 
     results = weight_randomisation(network, maps, parts_downwards(network, size), settings["seed"])
     return Features({one.layer: one.correlation for one in results}, np.concatenate(indices), tuple(skipped))

@@ -1,11 +1,13 @@
 """Scores divided among pixels and layers: table, figures and sentence."""
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
+from PIL import Image
 
 from scalecov_jax.explain.score_maps import binary_map
 from scalecov_jax.report import page
@@ -44,6 +46,7 @@ class Drawn(NamedTuple):
     Attributes:
         row: In the table.
         number: Of the image, from 1.
+        column: Of the target, from 1.
         image: RGB.
         total: All parts on the image.
         walk: Constants of each layer on the image, after the input, in the order of the layers.
@@ -51,6 +54,7 @@ class Drawn(NamedTuple):
 
     row: Divided
     number: int
+    column: int
     image: UInt8[np.ndarray, "H W 3"]
     total: Float[np.ndarray, "H W"]
     walk: Mapping[str, Float[np.ndarray, "H W"]]
@@ -67,10 +71,20 @@ _READING = {
     "What this does not show": "A map that adds up shows how this network came to its score. It does not show that the marked "
     "places are the right ones.",
 }
+_PUBLISHED = (
+    "has the input part as it is, and the constants of a layer spread over what each position sees, by a Gaussian of half the "
+    "receptive field, cut off at its ends; what of it lies outside the image is lost. Red speaks for the target, blue against it."
+)
 
 
-def divided(rows: Sequence[Divided], drawn: Sequence[Drawn]) -> Result:
-    """The result of score propagation."""
+def divided(rows: Sequence[Divided], drawn: Sequence[Drawn], prior: str = "true") -> Result:
+    """The result of score propagation.
+
+    Args:
+        rows: Of scores.csv.
+        drawn: What is drawn.
+        prior: See `score_maps.PRIORS`.
+    """
     figures: dict[str, tuple[Figure, str]] = {}
     groups: dict[tuple[str, int], list[Drawn]] = {}
     for one in drawn:
@@ -79,9 +93,9 @@ def divided(rows: Sequence[Divided], drawn: Sequence[Drawn]) -> Result:
         told = "; ".join(f"{one.row.target}: {_conservation(one.row)}" for one in own)
         name = f"{weights}_{number:03}"
         figures[f"maps_{name}"] = maps(own), f"Maps of {own[0].row.image} by {weights}. {told}."
-        for column, one in enumerate(own, start=1):
+        for one in own:
             alt = f"From the last layer to the input: {one.row.target} of {one.row.image} by {weights}."
-            figures[f"walk_{name}_{column:02}"] = walk(one), alt
+            figures[f"walk_{name}_{one.column:02}"] = walk(one), alt
     told, cells = [], []
     for weights in dict.fromkeys(row.weights for row in rows):
         own = [row for row in rows if row.weights == weights]
@@ -91,7 +105,8 @@ def divided(rows: Sequence[Divided], drawn: Sequence[Drawn]) -> Result:
         )
         images = len({row.image for row in own})
         told.append(
-            f"{weights}: {len(own)} scores of {images} images; the parts add up to each within {worst:.1e} of it; the input has "
+            f"{weights}: {len(own)} score{'s' * (len(own) != 1)} of {images} image{'s' * (images != 1)}; the parts add up to "
+            f"each within {worst:.1e} of it; the input has "
             f"{median:.2f} of the score (median)."
         )
     for row in rows:
@@ -104,6 +119,14 @@ def divided(rows: Sequence[Divided], drawn: Sequence[Drawn]) -> Result:
                 f"{row.input:.4g}",
             )
         )
+    reading = dict(_READING)
+    if prior != "true":
+        kept = np.median([one.total.sum(dtype=np.float64) / (one.row.logit or 1.0) for one in drawn])
+        told.append(
+            f"The {prior} prior loses what lies outside the image: the total maps that are drawn hold {kept:.2f} of their score "
+            "(median)."
+        )
+        reading["The total map"] = _PUBLISHED
     answer = "\n".join(told)
     columns = ("score", "logit", "sum of parts", "relative error", "input part")
     return Result(
@@ -113,10 +136,19 @@ def divided(rows: Sequence[Divided], drawn: Sequence[Drawn]) -> Result:
         figures,
         [page.Table("Conservation: the parts add up to the score.", columns, cells)],
         answer,
-        _READING,
+        reading,
         answer,
         {"scores": [row._asdict() for row in rows]},
     )
+
+
+def blink(drawn: Drawn) -> bytes:
+    """A GIF that changes between the image and the image with the marked pixels, every 0.7 seconds."""
+    marked = _marked(drawn.image, binary_map(drawn.total, DEVIATIONS))
+    frames = [Image.fromarray(one) for one in (drawn.image, np.round(255 * marked).astype(np.uint8))]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=700, loop=0)
+    return buffer.getvalue()
 
 
 @styled
