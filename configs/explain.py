@@ -13,6 +13,9 @@ def get_config() -> ConfigDict:
     config.weights = "checkpoints/resnet50"  # several separated by commas
     config.random_weights = True  # explain each network with random weights too
     config.images = "scenes"  # or retina, or a folder of images; with boxes if it is in VOC layout
+    config.trim = (
+        False  # a folder's photographs of the fundus to the disc that the camera sees, with their masks
+    )
     config.image_class = "striped_disc"  # of scenes and of folders with boxes
     config.scenes = 24
     config.limit = 0  # images, evenly spread over the list; all when 0

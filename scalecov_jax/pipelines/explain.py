@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from scalecov_jax.explain.target import (
     predicted_logit,
     severity,
 )
+from scalecov_jax.images import fundus
 from scalecov_jax.images.example import Skipped, Source
-from scalecov_jax.images.folder import evenly, read_folder
+from scalecov_jax.images.folder import Prepared, evenly, read_folder
 from scalecov_jax.images.sources import RETINA, SCENES, open_source
 from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.pipelines import fitted_rcvs
@@ -293,6 +295,10 @@ def _objectives(network: Network, settings: Mapping[str, Any]) -> list[Objective
     return [make(layer, channels, width)]
 
 
+def _size(settings: Mapping[str, Any], networks: Mapping[str, Network]) -> int:
+    return settings["size"] or max(network.card.input_size for network in networks.values())
+
+
 def _open(settings: Mapping[str, Any], networks: Mapping[str, Network]) -> tuple[Source, list[Skipped]]:
     images = settings["images"]
     if (
@@ -302,10 +308,12 @@ def _open(settings: Mapping[str, Any], networks: Mapping[str, Network]) -> tuple
     ):
         size = 128
         if images == RETINA:  # small lesions are lost in a small picture
-            size = settings["size"] or max(network.card.input_size for network in networks.values())
+            size = _size(settings, networks)
         source, skipped = open_source(
             images, settings["image_class"], count=settings["scenes"], seed=settings["seed"], size=size
         )
     else:
         source, skipped = read_folder(images), ()
+        if settings["trim"]:
+            source = Prepared(source, partial(fundus.trim_example, size=_size(settings, networks)))
     return evenly(source, settings["limit"]), [*skipped]

@@ -70,7 +70,7 @@ class Optimised(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What there is to write: rows, figures and what they show, tables, the answer, how to read it, more for summary.json."""
+    """What there is to write: rows, figures and what they show, tables, answer, how to read it, more for summary.json, the paper."""
 
     file: str
     kind: type
@@ -81,6 +81,7 @@ class Result(NamedTuple):
     reading: Mapping[str, str]
     text: str
     summary: Mapping[str, Any] = {}
+    method: page.Method = page.GRAZIANI
 
 
 _MAPS_READING = {
@@ -286,6 +287,8 @@ def write(
     section = page.Section("Result", "", images, result.tables)
     page.write_report(
         folder / "report.html",
-        page.Report(title, result.answer, (), (), named, [section], provenance, result.reading),
+        page.Report(
+            title, result.answer, (), (), named, [section], provenance, result.reading, result.method
+        ),
     )
     return result.text

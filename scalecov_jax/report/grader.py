@@ -19,13 +19,6 @@ from scalecov_jax.transfer.two_eyes import TwoEyes
 
 FEW_PATIENTS = 20  # below, intervals over patients are too narrow
 PUBLISHED = {"validation": 0.814, "test": 0.801, "both": 0.844, "sensitivity": 0.906, "specificity": 0.847}
-
-METHOD = page.Method(
-    "de la Torre, Valls, Puig",
-    "A Deep Learning Interpretable Classifier for Diabetic Retinopathy Disease Grading",
-    "Neurocomputing 2020, 396, 465–476",
-    "10.1016/j.neucom.2018.07.102",
-)
 _READING = {
     "QWK": "is the quadratic weighted kappa: the agreement of predicted and true grades, where an error of two grades weighs "
     "four times an error of one. 1 is full agreement, 0 that of chance. It is the loss of the training, too.",
@@ -160,7 +153,7 @@ def write(
     for skip in skipped:
         named.setdefault(skip.reason, []).append(skip.name)
     report = page.Report(
-        settings["title"], answer, (), warnings, named, sections, provenance, _READING, METHOD
+        settings["title"], answer, (), warnings, named, sections, provenance, _READING, page.DE_LA_TORRE
     )  # fmt: skip
     page.write_report(folder / "report.html", report)
     lines = [

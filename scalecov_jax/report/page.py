@@ -104,6 +104,12 @@ GRAZIANI = Method(
     "Machine Learning and Knowledge Extraction 2021, 3, 374–391",
     "10.3390/make3020019",
 )
+DE_LA_TORRE = Method(
+    "de la Torre, Valls, Puig",
+    "A Deep Learning Interpretable Classifier for Diabetic Retinopathy Disease Grading",
+    "Neurocomputing 2020, 396, 465–476",
+    "10.1016/j.neucom.2018.07.102",
+)
 
 
 class Report(NamedTuple):

@@ -139,6 +139,7 @@ def divided(rows: Sequence[Divided], drawn: Sequence[Drawn], prior: str = "true"
         reading,
         answer,
         {"scores": [row._asdict() for row in rows]},
+        page.DE_LA_TORRE,
     )
 
 
