@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from skimage.draw import disk
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
@@ -212,6 +213,21 @@ def test_the_predicted_class_is_named_and_kept(settings, done, tmp_path):
     run({**settings, "limit": 2}, tmp_path / "run", resume=True)
     after = (tmp_path / "run/scores.npz").stat().st_mtime_ns, (tmp_path / "run/scores.csv").read_bytes()
     assert after == before
+
+
+def test_photographs_of_the_fundus_are_trimmed(settings, tmp_path):
+    (tmp_path / "eyes").mkdir()
+    for number, radius in enumerate((40, 50)):
+        image = np.full((120, 160, 3), 5, np.uint8)
+        image[disk((60, 70 + number), radius)] = (200, 90, 40)
+        Image.fromarray(image).save(tmp_path / "eyes" / f"{number}.png")
+    Image.fromarray(np.full((120, 160, 3), 90, np.uint8)).save(tmp_path / "eyes" / "wall.png")
+    run({**settings, "images": str(tmp_path / "eyes"), "trim": True, "shown": 2}, tmp_path / "run")
+    totals = np.load(tmp_path / "run" / "scores.npz")["layer_total"]
+    assert np.corrcoef(totals[0].ravel(), totals[1].ravel())[0, 1] > 0.9  # the same eye once it is trimmed
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["skipped"] == {"unreadable image": 1}
+    assert "de la Torre" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_memory_is_told_beforehand(settings, tmp_path):

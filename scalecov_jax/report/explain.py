@@ -70,7 +70,7 @@ class Optimised(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What there is to write: rows, figures and what they show, tables, answer, how to read it, more for summary.json, the paper."""
+    """What there is to write: rows, figures and what they show, tables, answer, reading, more for summary.json, paper."""
 
     file: str
     kind: type
