@@ -20,7 +20,7 @@ from scalecov_jax.explain.score_propagation import (
 from scalecov_jax.explain.target import Target, class_logit, class_probability, head_unit, predicted_logit
 from scalecov_jax.models.folding import fold
 
-WEIGHTS = Path(__file__).parents[1] / "runs/weights/resnet50"
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 NETWORKS = {
     "tiny": (32, {}),
     "dr_grader": (256, {"width": 0.125}),
@@ -152,11 +152,15 @@ def test_mistakes_and_memory():
     assert one < peak_bytes(module, variables, (8, *shape[1:]), [class_logit(network, 0)]) < 9 * one
 
 
-def test_real_weights():
-    if not WEIGHTS.is_dir():
-        pytest.skip(f"needs ported weights at {WEIGHTS}")
-    network = checkpoints.load(WEIGHTS)
+@pytest.mark.parametrize("name", ["dr_grader", "resnet50", "inception_v3"])
+def test_parts_add_up_for_trained_weights(name):
+    network = checkpoints.load(CHECKPOINTS / name)
     module, variables = fold(network.module, network.variables, network.architecture.epsilon)
-    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(1, 64, 64, 3)) * 50, jnp.float32)
-    parts = propagate_scores(module, variables, inputs, [class_logit(network, 0), class_logit(network, 9)])
-    assert relative_error(parts).max() < 1e-4
+    size = network.card.input_size
+    inputs = np.random.default_rng(0).uniform(0, 1, (1, size, size, 3))
+    targets = [class_logit(network, 0), class_logit(network, 4)]
+    assert (
+        relative_error(propagate_scores(module, variables, jnp.asarray(inputs, "float32"), targets)).max()
+        < 1e-4
+    )
+    assert relative_error(in_float64(module, variables, inputs, targets)).max() < 1e-9
