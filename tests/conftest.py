@@ -10,10 +10,6 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("scalecov_jax", "beartype.beartype")
-import plain_scenes  # noqa: E402 - after the hook, as all of the package
-
-from scalecov_jax.images import scenes  # noqa: E402
-
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # What one test compiled is kept for all tests of this run, in all of its processes and those that tests start.
@@ -29,7 +25,7 @@ jax.config.update(
 
 def pytest_unconfigure():
     if _PROGRAMS:
-        shutil.rmtree(_PROGRAMS)
+        shutil.rmtree(_PROGRAMS, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +57,10 @@ def quick_compilation():
 @pytest.fixture(scope="module")
 def quick_scenes():
     """Scenes drawn by NumPy in place of those rendered, whose program compiles for long."""
+    import plain_scenes
+
+    from scalecov_jax.images import scenes
+
     with pytest.MonkeyPatch.context() as patch:
         for name in ("examples", "growing", "contact_sheet"):
             patch.setattr(scenes, name, getattr(plain_scenes, name))

@@ -310,7 +310,7 @@ def test_probe_is_pure(settings):
             random_network(),
             "w",
             {CLASSES[0]: source},
-            Design(splits=2, seed=seed),
+            Design(splits=SPLITS, seed=seed, alphas=np.geomspace(0.1, 1e4, 4)),  # shapes compiled already
             layers=("block_1",),
             batch_size=16,
             dtype=jnp.float32,
