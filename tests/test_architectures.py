@@ -40,6 +40,7 @@ SIZES = {
     "convnext_tiny": (75, 64),
 }
 CLASSES = 10
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module", params=SIZES)
