@@ -24,6 +24,7 @@ from scalecov_jax.models.receptive_field import receptive_field, smallest_clean_
 from scalecov_jax.transfer.fine_tuning import Recipe, fine_tune
 
 LAYERS = ("block_1", "block_2", "block_3")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 class Small(nn.Module):

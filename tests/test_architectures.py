@@ -40,6 +40,7 @@ SIZES = {
     "convnext_tiny": (75, 64),
 }
 CLASSES = 10
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -60,7 +61,9 @@ def test_every_layer_equals_keras(both, monkeypatch):
         assert row.error <= TOLERANCE, row
 
 
-@pytest.mark.parametrize("both", [name for name in SIZES if name != "resnet152"], indirect=True)
+@pytest.mark.parametrize(
+    "both", [name for name in SIZES if "resnet" not in name], indirect=True
+)  # see test_port
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 def test_files_written_by_keras(both, tmp_path):
     """One Keras model in all of its formats, with and without its head."""
@@ -192,7 +195,7 @@ def test_folding_and_cutting_change_no_layer(name):
     assert (module is given.module) != normalises
     assert "batch_stats" not in variables
     module, variables = prune(module, variables, given.architecture, first)
-    found = np.asarray(module.apply(jax.tree.map(jnp.asarray, variables), jnp.asarray(x)))
+    found = np.asarray(jax.jit(module.apply)(variables, jnp.asarray(x)))
     assert parity.relative_error(found, expected[first]) < 1e-5
     if normalises:  # the rest too
         folded = given._replace(module=given.module.clone(folded=True))
@@ -297,7 +300,7 @@ def test_a_position_depends_on_the_pixels_of_its_window_alone(name, layer, size)
     """By gradients, at the first, a middle and the last position."""
     given = random_network(name, width=0.125, last=layer)
     variables, x = jax.tree.map(jnp.asarray, (given.variables, images(*size, count=1)))
-    maps, pull = jax.vjp(lambda x: given.module.apply(variables, x), x)
+    maps, pull = jax.vjp(jax.jit(lambda x: given.module.apply(variables, x)), x)
     windows = [_window(given.module, *size, layer, axis) for axis in ("height", "width")]
     rng, pull = np.random.default_rng(0), jax.jit(pull)
     for place in ((0, 0), tuple(n // 2 for n in maps.shape[1:3]), tuple(n - 1 for n in maps.shape[1:3])):

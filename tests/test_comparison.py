@@ -21,6 +21,8 @@ from scalecov_jax.transfer import comparison, results
 from scalecov_jax.transfer.comparison import Prediction
 from scalecov_jax.transfer.fine_tuning import Recipe
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MEANS = {10.0: 60.0, 20.0: 220.0, 40.0: 900.0}
 
 

@@ -18,6 +18,7 @@ from scalecov_jax.tables import read_table
 CLASSES = ("striped_disc", "ringed_star", "checkered_triangle")
 TRUNK = LAYERS[:3]
 WIDTHS = {"stem": 8, "block_1": 16, "block_2": 32}
+pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_scenes")
 
 
 @pytest.fixture(scope="module")

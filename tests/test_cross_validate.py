@@ -16,6 +16,7 @@ from scalecov_jax.probes.contract import Probe, check_problem
 from scalecov_jax.probes.probe import PROBES, cross_validate
 
 N = 60
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

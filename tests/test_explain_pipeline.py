@@ -16,6 +16,7 @@ from scalecov_jax.pipelines import explain
 from scalecov_jax.probes.splits import random_splits
 
 CONFIG = Path(__file__).parents[1] / "configs" / "explain.py"
+pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_scenes")
 
 
 @pytest.fixture(scope="module")

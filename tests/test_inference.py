@@ -10,6 +10,8 @@ from sklearn.preprocessing import StandardScaler
 from scalecov_jax.probes import deletion, inference
 from scalecov_jax.probes.splits import grouped_splits, leave_one_group_out, random_splits
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 N = 60
 ALPHAS = np.logspace(-2, 5, 8)
 GROUPS = np.concatenate([np.arange(30), 30 + np.arange(30) // 5])  # 30 single images and 6 patients with 5

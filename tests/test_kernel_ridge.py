@@ -12,6 +12,8 @@ from scalecov_jax.probes.kernel_ridge import kernel_ridge
 from scalecov_jax.probes.probe import PROBES, cross_validate
 from scalecov_jax.probes.splits import random_splits
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BANDWIDTHS, ALPHAS = (0.5, 1.0, 2.0), (1e-4, 1e-2, 1.0, 100.0)
 
 

@@ -11,6 +11,8 @@ from scalecov_jax.probes.local_ridge import local_ridge
 from scalecov_jax.probes.probe import PROBES, cross_validate
 from scalecov_jax.probes.splits import random_splits
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def problem(n=120, width=5):
     """Three clouds; the measure follows another direction in each."""

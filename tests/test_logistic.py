@@ -11,6 +11,8 @@ from scalecov_jax.probes import logistic
 from scalecov_jax.probes.probe import PROBES, cross_validate
 from scalecov_jax.probes.splits import stratified_splits
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def problem(n, width, noise=1.0):
     rng = np.random.default_rng(0)

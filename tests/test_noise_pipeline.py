@@ -15,6 +15,7 @@ from scalecov_jax.report import page
 from scalecov_jax.tables import read_table
 
 MAPS = LAYERS[:3]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from scalecov_jax.report.paper import STAGES
 from scalecov_jax.tables import read_table
 
 CONFIG = Path(__file__).parents[1] / "configs" / "paper.py"
+pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_scenes")
 
 
 def load(data):

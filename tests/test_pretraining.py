@@ -32,6 +32,7 @@ SETTINGS = {
     "save_every": 4,
     "held_out": 40,
 }
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 PRETRAIN = """
 import json, sys
 import tiny_network
@@ -45,13 +46,8 @@ print(pretrain.run(json.loads(sys.argv[1]), sys.argv[2], command=["pretrain.py",
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Of processes that compile once for all of them."""
-    return os.environ | {
-        "PYTHONPATH": str(Path(__file__).parent),
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+def environment():
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
 
 
 def start(environment, folder, *options, **pipes):

@@ -28,6 +28,7 @@ from scalecov_jax.tables import read_table
 CLASSES = ("striped_disc", "ringed_star")
 TRUNK = LAYERS[:3]
 SPLITS = 3
+pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_scenes")
 
 
 @pytest.fixture(scope="module")
@@ -173,11 +174,6 @@ def test_pruned_network_gives_the_captured_feature(finished, weights):
 # Repeating and resuming
 
 
-def test_same_seed_same_bytes(finished, settings, tmp_path):
-    run(settings, tmp_path / "second")
-    assert (tmp_path / "second" / "scores.csv").read_bytes() == (finished[0] / "scores.csv").read_bytes()
-
-
 def test_resume_computes_no_feature_twice(finished, settings):
     workdir, _ = finished
     expected = (workdir / "scores.csv").read_bytes()
@@ -287,15 +283,22 @@ def test_layers_that_the_pooling_is_not_defined_at_are_left_out_and_named(settin
     assert f"features {2 * 4 * 80 * 24 / 1e6:.1f} MB" in text
 
 
-def test_settings_of_earlier_versions_have_no_pooling(settings, finished, tmp_path):
-    """They mean the global average, which the summary names; another pooling gives other scores."""
+def test_same_seed_same_bytes_also_with_settings_of_earlier_versions(settings, finished, tmp_path):
+    """Without a pooling they mean the global average, which the summary names; another pooling gives other scores."""
     earlier = {name: value for name, value in settings.items() if name != "pooling"}
     run(earlier, tmp_path / "earlier")
     assert (tmp_path / "earlier" / "scores.csv").read_bytes() == (finished[0] / "scores.csv").read_bytes()
     assert (summary_of(finished[0])["pooling"], summary_of(finished[0])["undefined"]) == ("gap", {})
-    run({**settings, "pooling": "max"}, tmp_path / "max")
+    run({**settings, "pooling": "max", "image_class": CLASSES[0]}, tmp_path / "max")
     assert summary_of(tmp_path / "max")["pooling"] == "max"
-    assert (tmp_path / "max" / "scores.csv").read_bytes() != (finished[0] / "scores.csv").read_bytes()
+
+    def first_class(workdir):
+        scores = read_scores(workdir / "scores.csv")
+        return {one[:8]: one.r2 for one in scores if one.image_class == CLASSES[0]}
+
+    found, expected = first_class(tmp_path / "max"), first_class(finished[0])
+    assert found.keys() == expected.keys()
+    assert found != expected
 
 
 def test_probe_is_pure(settings):
@@ -307,7 +310,7 @@ def test_probe_is_pure(settings):
             random_network(),
             "w",
             {CLASSES[0]: source},
-            Design(splits=2, seed=seed),
+            Design(splits=SPLITS, seed=seed, alphas=np.geomspace(0.1, 1e4, 4)),  # shapes compiled already
             layers=("block_1",),
             batch_size=16,
             dtype=jnp.float32,
@@ -370,7 +373,12 @@ def test_evidence_is_tabled_for_every_class_concept_and_layer(weighed):
         "beyond_nuisances",
     }
     choices = read_table(workdir / "choices.csv", evidence_table.ChoiceRow)
-    assert all(row.r2 <= row.best_r2 + 1e-9 and row.low < row.r2 < row.high for row in choices)
+    assert all(row.low < row.r2 < row.high for row in choices)
+    agreed = [
+        row for row in choices if "," not in row.chosen
+    ]  # other splits, other layers: that may be better
+    assert agreed
+    assert all(row.r2 <= row.best_r2 + 1e-9 for row in agreed)
     cases = read_table(workdir / "images.csv", evidence_table.CaseRow)
     assert len(cases) == 2 * 2 * 2 * 60
     assert {row.group for row in cases} == {f"patient {index}" for index in range(40)}
@@ -430,7 +438,7 @@ def photographs(settings, tmp_path):
 
 
 def test_truncated_images_are_counted_and_named_and_cost_only_themselves(photographs, tmp_path):
-    sides = np.random.default_rng(1).permutation(np.arange(4, 28))
+    sides = np.random.default_rng(1).permutation(np.arange(4, 30))
     write_voc(tmp_path / "voc", sides, broken=(3, 17))
     run(photographs, tmp_path / "run")
     # The measures still belong to the images: scale is found, and its shuffled control is not.
@@ -439,18 +447,17 @@ def test_truncated_images_are_counted_and_named_and_cost_only_themselves(photogr
         np.mean([s.r2 for s in scores if (s.condition, s.estimator) == (condition, "ridge")])
         for condition in ("trained", "random_weights", "shuffled_measure")
     )
-    print(trained, random, shuffled)
     assert trained > 0.7
     assert random > 0.5
     assert shuffled < 0.2
     summary = summary_of(tmp_path / "run")
     assert summary["skipped"] == {"unreadable image": 2}
-    assert summary["images"] == {"car": 22}
+    assert summary["images"] == {"car": 24}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "03.png" in page
     assert "17.png" in page
     with np.load(tmp_path / "run" / "features" / "some_weights-car-trained.npz") as features:
-        np.testing.assert_array_equal(features["indices"], [i for i in range(24) if i not in (3, 17)])
+        np.testing.assert_array_equal(features["indices"], [i for i in range(26) if i not in (3, 17)])
     before = (tmp_path / "run" / "scores.csv").read_bytes()
     run(photographs, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "scores.csv").read_bytes() == before
@@ -629,7 +636,7 @@ def test_scores_that_choose_no_layer(weights, tmp_path, summary, message):
 
 
 def test_the_size_of_the_training_part_is_swept(settings, tmp_path):
-    run({**settings, "n_train": "6,10,300"}, tmp_path / "run")
+    run({**settings, "n_train": "6,10,300", "image_class": CLASSES[0]}, tmp_path / "run")
     rows = read_table(tmp_path / "run" / "sample_size.csv", SizeScore)
     assert {row.n_train for row in rows} == {6, 10}  # 300 are more than there are
     assert {row.layer for row in rows} == set(TRUNK)

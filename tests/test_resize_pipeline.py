@@ -21,6 +21,7 @@ from scalecov_jax.report import resizing as report
 from scalecov_jax.tables import read_table
 
 CLASSES = len(scenes.CLASSES)
+pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_scenes")
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ NETWORKS = {
     "resnet50": (32, {"width": 0.0625, "classes": 5}),
     "inception_v3": (75, {"width": 0.05, "classes": 5}),
 }
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def made(architecture, seed=0):
@@ -40,14 +41,6 @@ def in_float64(module, variables, inputs, targets):
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, "float64"), variables)
         return jax.device_get(propagate_scores(module, variables, jnp.asarray(inputs, "float64"), targets))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    """Networks run for a moment and compile for long."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("architecture", NETWORKS)

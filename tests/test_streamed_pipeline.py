@@ -22,6 +22,7 @@ from scalecov_jax.streaming.scores import FoldRow
 from scalecov_jax.tables import read_table
 
 FOLDS = 3
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def write_images(folder):

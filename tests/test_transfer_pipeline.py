@@ -16,7 +16,9 @@ from scalecov_jax.images.annotated import AnnotatedImage
 from scalecov_jax.pipelines import transfer
 from scalecov_jax.transfer import fine_tuning
 
+RENDERED = tissue.regions
 CONFIGS = Path(__file__).parents[1] / "configs"
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def config(name):
@@ -48,10 +50,9 @@ def weights(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture
-def settings(weights, monkeypatch):
-    monkeypatch.setattr(tissue, "regions", dots)
-    return config("nuclei") | {
+@pytest.fixture(scope="module")
+def settings(weights):
+    changes = {
         "weights": weights,
         "data": "tissue",
         "regions": 8,
@@ -68,6 +69,9 @@ def settings(weights, monkeypatch):
         "learning_rate": 1e-3,
         "targets": "standardised",
     }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tissue, "regions", dots)
+        yield config("nuclei") | changes
 
 
 def run(settings, folder, **options):
@@ -79,10 +83,16 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_heads_on_frozen_features(settings, tmp_path):
-    table = run(settings, tmp_path / "run")
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    return folder, run(settings, folder)
+
+
+def test_heads_on_frozen_features(finished):
+    folder, table = finished
     assert "report.html" in table
-    found = rows(tmp_path / "run" / "transfer.csv")
+    found = rows(folder / "transfer.csv")
     assert list(found[0]) == [
         *("architecture", "weights", "layer", "trainable", "seed"),
         *("magnification", "n", "mae", "kappa", "kappa_quadratic"),
@@ -90,7 +100,7 @@ def test_heads_on_frozen_features(settings, tmp_path):
     assert len(found) == 2 * 2 * 3 * 4
     assert {row["magnification"] for row in found} == {"all", "10", "20", "40"}
     assert {row["trainable"] for row in found} == {"head", "ridge"}
-    sweep = rows(tmp_path / "run" / "sweep.csv")
+    sweep = rows(folder / "sweep.csv")
     assert {row["layer"] for row in sweep} == {"stem", "block_1", "block_2", "avg_pool"}
     assert len(sweep) == 2 * 2 * 2 * 4
     whole = next(row for row in found if (row["layer"], row["magnification"]) == ("avg_pool", "all"))
@@ -101,32 +111,32 @@ def test_heads_on_frozen_features(settings, tmp_path):
         == ["trained", whole["trainable"], "avg_pool", "0"]
     ]
     assert float(whole["mae"]) == pytest.approx(same[0])
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
     assert set(summary["networks"]["tiny"]["layers"].values()) <= {"stem", "block_1", "block_2"}
     assert summary["networks"]["tiny"]["costs"]["whole"]["flops"] > 0
-    assert len(rows(tmp_path / "run" / "comparisons.csv")) == 2 * 2 * 3
-    page = (tmp_path / "run" / "report.html").read_text()
+    assert len(rows(folder / "comparisons.csv")) == 2 * 2 * 3
+    page = (folder / "report.html").read_text()
     assert "Where to cut" in page
     assert not re.search(r"\bnan\b", page, re.IGNORECASE)
 
 
-def test_resume_computes_nothing_twice(settings, tmp_path, monkeypatch):
-    first = run(settings, tmp_path / "run")
-    before = (tmp_path / "run" / "transfer.csv").read_bytes()
+def test_resume_computes_nothing_twice(settings, finished, monkeypatch):
+    folder, first = finished
+    before = (folder / "transfer.csv").read_bytes()
 
     def refuse(*_, **__):
         raise AssertionError("computed again")
 
     monkeypatch.setattr(transfer, "compute_features", refuse)
     monkeypatch.setattr(transfer, "prepare_patches", refuse)
-    assert run(settings, tmp_path / "run", resume=True) == first
-    assert (tmp_path / "run" / "transfer.csv").read_bytes() == before
+    assert run(settings, folder, resume=True) == first
+    assert (folder / "transfer.csv").read_bytes() == before
     with pytest.raises(ValueError, match="seeds: 2, now 3"):
-        run(settings | {"seeds": 3}, tmp_path / "run", resume=True)
+        run(settings | {"seeds": 3}, folder, resume=True)
 
 
 def test_fine_tuning_goes_on_where_it_stopped(settings, tmp_path, monkeypatch):
-    settings |= {"trainable": "all", "layer": "block_1"}
+    settings = settings | {"trainable": "all", "layer": "block_1"}
     count, step = [], fine_tuning._train_step
 
     def diverge(*args):
@@ -159,9 +169,9 @@ def test_the_published_rule_takes_the_layer_of_an_earlier_run(settings, tmp_path
         "networks": {"tiny": {"architecture": "tiny", "selected": {"ridge": {"layer": "block_1"}}}},
     }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    run(settings | {"auto": "scale", "scores": str(tmp_path), "seeds": 1}, tmp_path / "run")
+    run(settings | {"auto": "scale", "scores": str(tmp_path)}, tmp_path / "run")
     layers = json.loads((tmp_path / "run" / "summary.json").read_text())["networks"]["tiny"]["layers"]
-    assert layers == {"0": "block_1"}
+    assert layers == {"0": "block_1", "1": "block_1"}
     with pytest.raises(ValueError, match="holds no layer selected by ridge for tiny"):
         run(settings | {"auto": "scale", "scores": str(tmp_path / "none")}, tmp_path / "x")
 
@@ -205,4 +215,4 @@ def test_one_source_image_is_refused(settings, tmp_path):
 
 def test_rendered_tissue_and_both_configs_fit_the_pipeline():
     assert set(config("nuclei")) == set(config("tissue"))
-    assert len(tissue.regions(3, 0)) == 3
+    assert len(RENDERED(3, 0)) == 3
