@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     # how the constants of its layers are laid on the image: true (receptive fields, sigma a quarter of them, nothing lost),
     # published (sigma a half, what lies outside is lost), quoted (so, with the fields that the source quotes for dr_grader)
     config.prior = "true"
+    config.deviations = 2.0  # above the mean of a score map, in standard deviations: pixels beyond are marked
     config.kept = 0  # images whose arrays scores.npz holds; all when 0
     # for score_propagation: whether its maps find what the masks of the images mark (retina, annotated:FOLDER, index.csv), beside
     # gradients, FullGrad and Grad-CAM at config.layer, which may then be several layers separated by commas

@@ -23,6 +23,7 @@ from scalecov_jax.images.prepared_eyes import prepare_eyes
 from scalecov_jax.pipelines import grader
 from scalecov_jax.report.model_card import read_curve
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SETTINGS = {
     "title": "A test",
     "images": "retina",
@@ -66,7 +67,7 @@ def train(folder, *, command=("train_grader.py",), resume=False, **changed):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(quick_compilation, tmp_path_factory):
     folder = tmp_path_factory.mktemp("grader") / "unbroken"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retina, "render", draw)

@@ -23,13 +23,7 @@ from scalecov_jax.explain.score_propagation import propagate_scores
 from scalecov_jax.explain.target import class_logit, severity
 from scalecov_jax.models.folding import fold
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    """The network runs for a moment and compiles for long."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 MASK = np.array([[1, 1, 0, 0, 0], [0, 0, 2, 0, 0], [0, 0, 0, 0, 0], [3, 0, 0, 0, 3]], np.uint8)

@@ -5,7 +5,6 @@ import importlib.util
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,14 +19,7 @@ from scalecov_jax.report.localisation import Localised
 from scalecov_jax.tables import read_table
 
 CONFIG = Path(__file__).parents[1] / "configs" / "explain.py"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    """Networks run for a moment and compile for long."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +88,15 @@ def test_figures_and_page(done):
 
 
 def test_only_some_arrays_are_kept_and_the_prior_may_be_the_published_one(settings, done, tmp_path):
-    run({**settings, "classes": "1", "kept": 1, "prior": "published"}, tmp_path / "run")
+    changes = {"classes": "1", "kept": 1, "prior": "published", "deviations": 0.5}
+    run({**settings, **changes}, tmp_path / "run")
+    reds = []
+    for gif in (tmp_path / "run/blink/whole_001_01.gif", done / "blink/whole_001_02.gif"):
+        with Image.open(gif) as frames:
+            frames.seek(1)
+            red, green, _ = np.moveaxis(np.asarray(frames.convert("RGB"), int), 2, 0)
+            reds.append(np.mean(red > green + 50))
+    assert reds[0] > 2 * reds[1] > 0
     with np.load(tmp_path / "run/scores.npz") as file, np.load(done / "scores.npz") as every:
         np.testing.assert_allclose(file["layer_scores"][:, 0], every["layer_scores"][:, 1], rtol=1e-5)
         assert file["layer_total"].shape == (1, 1, 32, 32)
@@ -242,6 +242,7 @@ def test_memory_is_told_beforehand(settings, tmp_path):
         ({"weights": "headless"}, "has no classes: it stops at block_2.*rcv:scale@block_2"),
         ({"classes": "1,9"}, "no class '9'"),
         ({"prior": "quoted"}, "prior is quoted, but whole is tiny"),
+        ({"deviations": -1.0}, "config.deviations is -1.0; expected at least 0"),
         ({"prior": "gaussian"}, "config.prior is 'gaussian'; expected one of true, published, quoted"),
         ({"smoothing": "1,x"}, "config.smoothing is '1,x'; expected pixels"),
         ({"localisation": True}, "needs masks, but none of the 3 images"),

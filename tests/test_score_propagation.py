@@ -112,6 +112,7 @@ class Odd(nn.Module):
         dense = nn.Dense(6, name="twice", bias_init=nn.initializers.normal())
         x = dense(jnp.concatenate([x, x], 3))
         x = jnp.maximum(jnp.concatenate([x, x], 3), jnp.concatenate([x, -x], 3))
+        x = nn.max_pool(x.repeat(2, 1).repeat(2, 2), (3, 3), (1, 1), "SAME")
         x = nn.Dropout(self.dropout, deterministic=False)(nn.gelu(dense(x[..., :6])) * x.mean())
         x = nn.BatchNorm(not self.train)(x)
         return nn.Dense(5, name="end")(x.mean((1, 2)))

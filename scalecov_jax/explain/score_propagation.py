@@ -56,9 +56,9 @@ def propagate_scores(
     Exact for any network. Layers are the modules without modules inside them; fold batch normalisation first (`folding.fold`),
     or it counts as a layer of its own. What lies between two modules (a GELU, a product of squeeze-and-excitation, an addition)
     belongs to the one after it. The rules of the source follow for linear layers, ReLU and pooling; any other function phi keeps
-    phi(a) - phi'(a) a, which for layer normalisation is nearly all of its output. Of equal values a maximum has both, in equal
-    shares. A probability is divided likewise, and what its softmax or sigmoid keeps is the constant of that layer or of the
-    link: it is not linear, so that the parts of a logit are easier to read.
+    phi(a) - phi'(a) a, which for layer normalisation is nearly all of its output. Of two equal values a maximum has both, in
+    equal shares, and a pooling window the first. A probability is divided likewise, and what its softmax or sigmoid keeps is the
+    constant of that layer or of the link: it is not linear, so that the parts of a logit are easier to read.
 
     Args:
         module: The network, as at inference.

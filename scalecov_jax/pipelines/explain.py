@@ -124,11 +124,12 @@ def run(
         result = report.visualisation(rows, pictures, settings)
     elif method == "score_propagation":
         rows, drawn, undecoded = divide_scores(folder, networks, targets, source, settings)
-        result, skipped = divided(rows, drawn, settings["prior"]), [*skipped, *undecoded]
+        deviations = settings["deviations"]
+        result, skipped = divided(rows, drawn, settings["prior"], deviations), [*skipped, *undecoded]
         (folder / "blink").mkdir(exist_ok=True)
         for one in drawn:
             name = f"{one.row.weights}_{one.number:03}_{one.column:02}.gif"
-            (folder / "blink" / name).write_bytes(blink(one))
+            (folder / "blink" / name).write_bytes(blink(one, deviations))
         if len(lesioned):
             located = localise(folder, networks, targets, lesioned, settings)
             write_table(folder / "localisation.csv", Localised, located)
@@ -171,6 +172,7 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         "splits": 1,
         "tolerance": 0,
         "kept": 0,
+        "deviations": 0,
     }
     problems += [
         f"config.{name} is {settings[name]}; expected at least {low}"

@@ -178,7 +178,7 @@ def _each_image(
                 one = np.asarray(maps[method][row, column], np.float32)
                 one = gaussian_filter(one, sd, mode="constant") if sd else one
                 named.append((method, asked[column], str(told[column][row]), sd))
-                marked.append((one, binary_map(one)))
+                marked.append((one, binary_map(one, settings["deviations"])))
             yield example, named, mask, marked
 
 

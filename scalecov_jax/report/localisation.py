@@ -87,7 +87,8 @@ class Summary(NamedTuple):
 
 _READING = {
     "Localisation": "asks whether a map marks what the mask holds. A lesion is a connected part of the mask. Hit: the "
-    "highest pixel lies in one. Marked: share of lesions with a pixel above the mean of the map by 2 sd. Precision: area under "
+    "highest pixel lies in one. Marked: share of lesions with a pixel above the mean of the map by "
+    "config.deviations standard deviations. Precision: area under "
     "precision and recall of all pixels, ranked by the map.",
     "Smoothing": "by a Gaussian before the measures are taken shows how far methods differ only in how fine their maps are.",
     "Chance": "is what pixels drawn at random reach, as many as are marked. Other: the method's map of another patient's image "

@@ -14,7 +14,6 @@ from scalecov_jax.report import page
 from scalecov_jax.report.explain import Result
 from scalecov_jax.report.style import styled
 
-DEVIATIONS = 2.0
 _COLUMNS = 6  # of a walk
 
 
@@ -65,7 +64,7 @@ _READING = {
     "the parts add up to the score. The sum is printed over each map beside the score.",
     "The total map": "has all of it: the input part as it is, the constants of a layer spread over what each position sees, by a "
     "Gaussian of a quarter of the receptive field. Red speaks for the target, blue against it.",
-    f"> {DEVIATIONS:g} sd": "marks the pixels whose part lies so many standard deviations above the mean of the map.",
+    "> n sd": "marks the pixels whose part lies so many standard deviations above the mean of the map.",
     "The walk": "goes from the last layer to the input, each map on a scale of its own; its number is what the layer adds to the "
     "score. Layers that add nothing anywhere, such as maximum pooling, are left out.",
     "What this does not show": "A map that adds up shows how this network came to its score. It does not show that the marked "
@@ -77,13 +76,16 @@ _PUBLISHED = (
 )
 
 
-def divided(rows: Sequence[Divided], drawn: Sequence[Drawn], prior: str = "true") -> Result:
+def divided(
+    rows: Sequence[Divided], drawn: Sequence[Drawn], prior: str = "true", deviations: float = 2.0
+) -> Result:
     """The result of score propagation.
 
     Args:
         rows: Of scores.csv.
         drawn: What is drawn.
         prior: See `score_maps.PRIORS`.
+        deviations: See `score_maps.binary_map`.
     """
     figures: dict[str, tuple[Figure, str]] = {}
     groups: dict[tuple[str, int], list[Drawn]] = {}
@@ -92,7 +94,7 @@ def divided(rows: Sequence[Divided], drawn: Sequence[Drawn], prior: str = "true"
     for (weights, number), own in groups.items():
         told = "; ".join(f"{one.row.target}: {_conservation(one.row)}" for one in own)
         name = f"{weights}_{number:03}"
-        figures[f"maps_{name}"] = maps(own), f"Maps of {own[0].row.image} by {weights}. {told}."
+        figures[f"maps_{name}"] = maps(own, deviations), f"Maps of {own[0].row.image} by {weights}. {told}."
         for one in own:
             alt = f"From the last layer to the input: {one.row.target} of {one.row.image} by {weights}."
             figures[f"walk_{name}_{one.column:02}"] = walk(one), alt
@@ -143,9 +145,9 @@ def divided(rows: Sequence[Divided], drawn: Sequence[Drawn], prior: str = "true"
     )
 
 
-def blink(drawn: Drawn) -> bytes:
+def blink(drawn: Drawn, deviations: float = 2.0) -> bytes:
     """A GIF that changes between the image and the image with the marked pixels, every 0.7 seconds."""
-    marked = _marked(drawn.image, binary_map(drawn.total, DEVIATIONS))
+    marked = _marked(drawn.image, binary_map(drawn.total, deviations))
     frames = [Image.fromarray(one) for one in (drawn.image, np.round(255 * marked).astype(np.uint8))]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=700, loop=0)
@@ -153,12 +155,12 @@ def blink(drawn: Drawn) -> bytes:
 
 
 @styled
-def maps(drawn: Sequence[Drawn]) -> Figure:
+def maps(drawn: Sequence[Drawn], deviations: float = 2.0) -> Figure:
     """A row for each class of one image: image, total map, its binary map, and that over the image."""
     figure = Figure(figsize=(8.6, 2.45 * len(drawn) + 0.2), layout="constrained")
     axes: Any = figure.subplots(len(drawn), 4, squeeze=False)
     for row, one in zip(axes, drawn, strict=True):
-        high = binary_map(one.total, DEVIATIONS)
+        high = binary_map(one.total, deviations)
         row[0].imshow(one.image)
         _signed(row[1], one.total)
         row[2].imshow(high, cmap="gray", vmin=0, vmax=1)
@@ -166,7 +168,7 @@ def maps(drawn: Sequence[Drawn]) -> Figure:
         row[0].set_ylabel(one.row.target[:24], fontsize=9)
         row[0].set_title(one.row.image[-28:], fontsize=8)
         row[1].set_title(_conservation(one.row), fontsize=8)
-        row[2].set_title(f"> {DEVIATIONS:g} sd", fontsize=8)
+        row[2].set_title(f"> {deviations:g} sd", fontsize=8)
         row[3].set_title("over the image", fontsize=8)
     _bare(axes)
     return figure
