@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Three processes, since some tests wait for others of their own; what a file's tests share is computed once.
+# One thread each for linear algebra, which waits for itself where there are more threads than cores.
+test check: export OPENBLAS_NUM_THREADS := 1
 PYTEST := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check format clean help

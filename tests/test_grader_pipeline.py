@@ -181,6 +181,8 @@ def test_dry_run_computes_nothing(tmp_path):
     [
         ({"size": 0, "steps": 0}, "config.size is 0; expected at least 1; config.steps is 0"),
         ({"width": 0}, "config.width is 0; expected more than 0"),
+        ({"warmup": 30}, "config.warmup is 30, but config.steps 30; expected fewer"),
+        ({"weight_decay": float("nan")}, "config.weight_decay is nan"),
         ({"architecture": "dr_grader", "size": 200}, "config.size is 200, of which conv15 sees nothing"),
         ({"architecture": "dr_grade"}, "No architecture is called 'dr_grade'.*dr_grader"),
         ({"images": "nowhere"}, "nowhere: no such folder"),

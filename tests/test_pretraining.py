@@ -16,6 +16,7 @@ from tiny_network import Tiny, draw_noise
 
 from scalecov_jax import checkpoints, pretraining, training
 from scalecov_jax.images import scenes
+from scalecov_jax.pipelines import pretrain
 from scalecov_jax.report.model_card import read_curve
 
 SETTINGS = {
@@ -209,3 +210,12 @@ def test_loss_that_is_not_finite_stops_with_the_step(noise, tmp_path):
     with pytest.raises(FloatingPointError, match=r"The loss is (nan|inf) at step 3; lower the learning rate"):
         train(tmp_path, 1e30)
     assert (tmp_path / "curve.csv").read_text() == "step,images,loss,top1,seconds\n"
+
+
+def test_settings_out_of_range_are_told_at_once(tmp_path):
+    wrong = {**SETTINGS, "learning_rate": 0.0, "warmup": 48, "held_out": 0}
+    with pytest.raises(
+        ValueError, match=r"learning_rate is 0\.0.*warmup is 48, but config.steps 48.*held_out is 0"
+    ):
+        pretrain.run(wrong, str(tmp_path / "run"), command=[])
+    assert not (tmp_path / "run").exists()

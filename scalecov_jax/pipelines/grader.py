@@ -11,6 +11,7 @@ from scalecov_jax import checkpoints, grading
 from scalecov_jax.images.eyes import GRADES, PARTS, Eyes, Part, open_eyes
 from scalecov_jax.images.prepared_eyes import PreparedEyes, prepare_eyes
 from scalecov_jax.models.architecture import get_architecture
+from scalecov_jax.pipelines.settings import training_problems
 from scalecov_jax.report import grader as report
 from scalecov_jax.report.grader import Found, Graded
 from scalecov_jax.report.grader_card import write_grader_card
@@ -141,12 +142,7 @@ def _module(settings: Mapping[str, Any]) -> Any:
         ValueError: Settings out of range, an unknown architecture or one without the fields that are set, images too small;
             all at once.
     """
-    least = {"size": 1, "width": 1e-6, "batch_size": 1, "steps": 1, "log_every": 1, "save_every": 1}
-    problems = [
-        f"config.{name} is {settings[name]}; expected {'more than 0' if name == 'width' else 'at least 1'}"
-        for name, low in least.items()
-        if settings[name] < low
-    ]
+    problems = training_problems(settings)
     architecture = get_architecture(settings["architecture"])
     fields = architecture.module.__dataclass_fields__
     if missing := [field for field in ("width", "classes") if field not in fields]:

@@ -9,6 +9,7 @@ import jax
 from scalecov_jax import checkpoints, pretraining
 from scalecov_jax.images import scenes
 from scalecov_jax.models.architecture import get_architecture
+from scalecov_jax.pipelines.settings import training_problems
 from scalecov_jax.report.model_card import write_model_card
 from scalecov_jax.report.provenance import provenance
 from scalecov_jax.training import make_optimizer
@@ -36,15 +37,21 @@ def run(
         The held-out accuracy, for people.
 
     Raises:
-        ValueError: An unknown architecture or one without the fields that are set, or a folder that cannot be used.
+        ValueError: Settings out of range, all at once; an unknown architecture or one without the fields that are set; a folder
+            that cannot be used.
     """
     started = time.monotonic()
     architecture = get_architecture(settings["architecture"])
     fields = architecture.module.__dataclass_fields__
+    problems = training_problems(settings)
+    if settings["held_out"] < 1:
+        problems.append(f"config.held_out is {settings['held_out']}; expected at least 1")
     if missing := [field for field in ("width", "classes") if field not in fields]:
-        raise ValueError(
-            f"{architecture.name} cannot be pretrained: its module has no field {' and '.join(missing)}."
+        problems.append(
+            f"{architecture.name} cannot be pretrained: its module has no field {' and '.join(missing)}"
         )
+    if problems:
+        raise ValueError(f"{'; '.join(problems)}.")
     folder = open_workdir(workdir, settings, resume=resume, overwrite=overwrite)
     options = {"width": settings["width"], "classes": len(scenes.CLASSES)}
     module = architecture.module(**options, last="pre_softmax")
