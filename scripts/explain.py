@@ -6,8 +6,11 @@ Example:
     --config.weights=runs/weights/resnet50 --config.images=FOLDER --config.limit=8 --workdir=runs/photos
   python scripts/explain.py --method=feature_visualization --config=configs/explain.py --config.layer=add_8 \
     --workdir=runs/channels
+  python scripts/explain.py --method=score_propagation --config=configs/explain.py --config.weights=checkpoints/dr_grader \
+    --config.images=retina --config.classes=all --config.limit=4 --workdir=runs/scores
 
-Writes CSV tables, summary.json, report.html, figures/ and arrays (maps/, gradients/ or states/) to --workdir.
+Writes CSV tables, summary.json, report.html, figures/ and arrays (maps/, gradients/ or states/; scores.npz and blink/ of
+score_propagation) to --workdir.
 """
 
 import sys

@@ -66,3 +66,11 @@ def test_fundus_photographs_are_read_with_their_vessels(shared):
     assert 0.02 < example.mask.mean() < 0.2
     vessels = decode_image(shared / "data/fundus/drive/21_vessels.png")
     np.testing.assert_array_equal(example.mask, vessels[..., 0] > 127)
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path):
+    for name, side in (("1.png", 8), ("1_lesions.png", 4)):
+        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(tmp_path / name)
+    (tmp_path / "index.csv").write_text("file,mask\n1.png,1_lesions.png\n")
+    with pytest.raises(ImageError, match=r"1_lesions\.png has 4 x 4 pixels, the image 8 x 8"):
+        read_folder(tmp_path)[0]

@@ -19,6 +19,7 @@ from scalecov_jax.explain.score_propagation import (
 )
 from scalecov_jax.explain.target import Target, class_logit, class_probability, head_unit, predicted_logit
 from scalecov_jax.models.folding import fold
+from scalecov_jax.models.layers import max_pool
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 NETWORKS = {
@@ -118,6 +119,33 @@ class Odd(nn.Module):
         return nn.Dense(5, name="end")(x.mean((1, 2)))
 
 
+class Behind(nn.Module):
+    """A module that goes on behind the last module inside it."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.gelu(nn.Dense(4, name="inside", bias_init=nn.initializers.normal())(x))
+
+
+class Around(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(5, name="end")(
+            Behind(name="block")(max_pool(x.repeat(2, 1).repeat(2, 2), size=2)).mean((1, 2))
+        )
+
+
+def test_what_a_layer_does_last_is_kept_and_ties_of_poolings_are_shared():
+    x = np.random.default_rng(0).normal(size=(1, 4, 4, 3))
+    variables = Around().init(jax.random.key(0), jnp.asarray(x, jnp.float32))
+    for target in (Target("block", jnp.arange(4.0)), Target("end", jnp.arange(5.0))):
+        parts = in_float64(Around(), variables, x, [target])
+        assert relative_error(parts).max() < 1e-9
+        assert (np.abs(parts.link) > 1e-6).all() == (target.layer == "block")
+    slope = jax.grad(lambda x: max_pool(x, size=2).sum())(jnp.ones((1, 2, 2, 1)))
+    np.testing.assert_allclose(slope, 0.25)
+
+
 def test_ties_and_steps_between_modules():
     x = np.random.default_rng(0).normal(size=(1, 4, 4, 3))
     module = Odd()
@@ -144,6 +172,18 @@ def test_mistakes_and_memory():
         )
     one = peak_bytes(module, variables, (1, *shape[1:]), [class_logit(network, 0)])
     assert one < peak_bytes(module, variables, (8, *shape[1:]), [class_logit(network, 0)]) < 9 * one
+
+
+@pytest.mark.parametrize(
+    ("architecture", "last"), [("mobilenet_v2", "block_2_add"), ("efficientnet_b0", "block2b_add")]
+)
+def test_parts_add_up_where_functions_are_bent_otherwise(architecture, last):
+    """ReLU6; swish, with squeeze and excitation."""
+    network = random_network(architecture, input_size=64, width=0.125, last=last)
+    module, variables = fold(network.module, network.variables, network.architecture.epsilon)
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(1, 64, 64, 3)), jnp.float32)
+    target = head_unit(network, last, np.arange(1.0, 4.0))
+    assert relative_error(propagate_scores(module, variables, inputs, [target])).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["dr_grader", "resnet50", "inception_v3"])

@@ -23,6 +23,7 @@ class Prior(NamedTuple):
 
 DERIVED = Prior()
 PUBLISHED = Prior(0.5, False)  # "RF = 2 sigma", 100 % inside the receptive field
+QUOTED = 15  # convolutions of the grader
 # By name; quoted goes with the receptive fields of `quoted_fields`.
 PRIORS = {"true": DERIVED, "published": PUBLISHED, "quoted": PUBLISHED}
 
@@ -40,8 +41,8 @@ def quoted_fields(fields: Sequence[ReceptiveField]) -> list[ReceptiveField]:
 
     Source: de la Torre, Valls and Puig 2020, table of the model.
     """
-    if len(fields) != 15:
-        raise ValueError(f"The source quotes receptive fields of 15 convolutions, got {len(fields)}.")
+    if len(fields) != QUOTED:
+        raise ValueError(f"The source quotes receptive fields of {QUOTED} convolutions, got {len(fields)}.")
     quoted, size = [], 1
     for field, kernel in zip(fields, (*(3,) * 14, 2), strict=True):
         size += (kernel - 1) * field.stride

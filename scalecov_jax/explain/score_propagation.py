@@ -29,7 +29,8 @@ class Parts(NamedTuple):
         inputs: lambda x summed over the channels.
         constants: lambda c by path of the layer (`layer_names` has their order): maps summed over the channels, or one number
             where the layer has no maps.
-        link: What the target keeps: its bias, and what its link has that is not linear.
+        link: What the target keeps: its bias, what its link has that is not linear, and what its layer has behind the last
+            module inside it.
     """
 
     scores: Float[Array, "T N"]
@@ -57,8 +58,9 @@ def propagate_scores(
     or it counts as a layer of its own. What lies between two modules (a GELU, a product of squeeze-and-excitation, an addition)
     belongs to the one after it. The rules of the source follow for linear layers, ReLU and pooling; any other function phi keeps
     phi(a) - phi'(a) a, which for layer normalisation is nearly all of its output. Of two equal values a maximum has both, in
-    equal shares, and a pooling window the first. A probability is divided likewise, and what its softmax or sigmoid keeps is the
-    constant of that layer or of the link: it is not linear, so that the parts of a logit are easier to read.
+    equal shares; so have the poolings of the networks, which are maxima of two at a time. A probability is divided likewise, and
+    what its softmax or sigmoid keeps is the constant of that layer or of the link: it is not linear, so that the parts of a
+    logit are easier to read.
 
     Args:
         module: The network, as at inference.
@@ -94,7 +96,7 @@ def _propagate(
     def by_linearity(inputs: Array) -> tuple[dict[str, Array], Array]:
         return _run(module, variables, inputs, layer, lambda _, output: _restart(output))
 
-    (outputs, end), (linear, _) = jax.jvp(by_linearity, (inputs,), (inputs,))
+    (outputs, end), (linear, slope) = jax.jvp(by_linearity, (inputs,), (inputs,))
     constants = {name: outputs[name] - linear[name] for name in outputs}
 
     def by_offsets(inputs: Array, offsets: dict[str, Array]) -> Array:
@@ -102,7 +104,7 @@ def _propagate(
 
     zeros = jax.tree.map(jnp.zeros_like, constants)
     _, pull_back = jax.vjp(by_offsets, inputs, zeros)
-    read = [jax.jvp(target, (end,), (end,)) for target in targets]
+    read = [jax.jvp(target, (end,), (slope,)) for target in targets]
     ends = jnp.stack([jax.grad(lambda a, target=target: target(a).sum())(end) for target in targets])
 
     def back(gradient: Array) -> tuple[Array, Array, dict[str, Array]]:

@@ -32,7 +32,14 @@ class FolderImages:
         path = self.paths[index]
         at = self.masks[index] if self.masks else None
         mask = None if at is None else decode_mask(at, at.name) > 127
-        return Example(decode_image(path, path.name), None, None, mask, path.name, path.name)
+        image = decode_image(path, path.name)
+        if mask is not None and mask.shape != image.shape[:2]:
+            raise ImageError(
+                path.name,
+                f"its mask {at and at.name} has {mask.shape[1]} x {mask.shape[0]} pixels, the image {image.shape[1]} x "
+                f"{image.shape[0]}; expected the same",
+            )
+        return Example(image, None, None, mask, path.name, path.name)
 
 
 @dataclass(frozen=True)

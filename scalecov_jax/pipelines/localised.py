@@ -146,6 +146,10 @@ def _localise(
             waiting.append((first, mask))
         else:
             finish(first, mask, before[1])
+    if not rows:
+        raise ValueError(
+            f"Nothing is left of the masks of {len(source)} images at the size that {weights} takes; raise config.size."
+        )
     for first, mask in waiting:
         if rows[first].patient != here[0]:
             finish(first, mask, here[1])

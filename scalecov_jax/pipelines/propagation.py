@@ -1,6 +1,6 @@
 """Scores of images divided among pixels and layers, network by network; what an earlier run left in the folder is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.explain.capture import capture
-from scalecov_jax.explain.score_maps import PRIORS, map_scores, quoted_fields, spread, spread_evenly
+from scalecov_jax.explain.score_maps import PRIORS, QUOTED, map_scores, quoted_fields, spread, spread_evenly
 from scalecov_jax.explain.score_propagation import (
     Parts,
     layer_names,
@@ -81,7 +81,17 @@ def check_propagation(
                 f"config.prior is quoted, but {name} is {network.architecture.name}; the source quotes receptive fields of "
                 "dr_grader alone. Take true or published."
             )
-        one = _image_bytes(network, class_targets(network, targets[name], settings), settings)
+        own = class_targets(network, targets[name], settings)
+        if settings["prior"] == "quoted":
+            size = settings["size"] or network.card.input_size
+            module, variables = fold(network.module, network.variables, network.architecture.epsilon)
+            kept = layer_names(module, variables, (1, size, size, 3), own[0].layer)
+            if sum("conv" in one for one in kept) != QUOTED:
+                raise ValueError(
+                    f"config.prior is quoted, but the target lies at {own[0].layer}; the source quotes {QUOTED} convolutions. "
+                    "Take true or published, or a target behind conv15."
+                )
+        one = _image_bytes(network, own, settings)
         images = min(settings["kept"] or len(source), len(source))
         if one * images > MOST_BYTES:
             raise ValueError(
@@ -126,7 +136,7 @@ def divide_scores(
     images, and of all images layer_scores, layer_sums (of all parts), layer_input_sums, layer_targets (names).
 
     Raises:
-        ValueError: No image can be decoded.
+        ValueError: No image can be used; says why.
         FloatingPointError: Parts that are not finite.
     """
     rows: list[Divided] = []
@@ -191,7 +201,8 @@ def _divide(
         if any(target.weights is None for target in own):  # the largest logit: which one, once for each image
             output = capture(module, variables, inputs, (own[0].layer,))[own[0].layer]
             own = [settled(target, output) for target in own]
-        parts = jax.device_get(propagate_scores(module, variables, inputs, own))
+        parts = propagate_scores(module, variables, inputs, own)
+        parts = jax.device_get(parts._replace(gradients=parts.gradients[..., :0]))  # not read here
         parts = jax.tree.map(lambda one, valid=valid: np.moveaxis(one, 0, 1)[valid], parts)
         if not len(parts.scores):
             continue
@@ -221,7 +232,8 @@ def _divide(
                 }
             )
     if not numbers:
-        raise ValueError(f"None of the {len(source)} images in {settings['images']} can be decoded.")
+        told = "; ".join(f"{one.name}: {one.detail}" for one in skipped[:5])
+        raise ValueError(f"None of the {len(source)} images in {settings['images']} can be used ({told}).")
     arrays = {name: np.concatenate([one.pop(name) for one in maps]) for name in [*maps[0]]}
     arrays |= {name: np.concatenate([one[name] for one in numbers]) for name in numbers[0]}
     return Features(arrays, arrays.pop("indices"), tuple(skipped))
@@ -249,7 +261,7 @@ def total_maps(parts: Parts, network: Network, size: int, prior: str) -> Float[n
     """All parts on the image; what belongs to no place is spread evenly, so that with the true prior they add up to the score."""
     constants = {name: np.asarray(one) for name, one in parts.constants.items()}
     total = np.asarray(parts.inputs) + spread_evenly(np.asarray(parts.link), size, size)
-    for one in spread_constants(constants, network, size, prior).values():
+    for _, one in _each_spread(constants, network, size, prior):
         total += one
     return total
 
@@ -258,6 +270,13 @@ def spread_constants(
     constants: Mapping[str, Float[np.ndarray, "N T *P"]], network: Network, size: int, prior: str = "true"
 ) -> dict[str, Float[np.ndarray, "N T H W"]]:
     """The constants of each layer on the image, by a prior of its receptive field; see `score_maps.PRIORS`."""
+    return {name: one.astype(np.float32) for name, one in _each_spread(constants, network, size, prior)}
+
+
+def _each_spread(
+    constants: Mapping[str, Float[np.ndarray, "N T *P"]], network: Network, size: int, prior: str
+) -> Iterator[tuple[str, Float[np.ndarray, "N T H W"]]]:
+    """One layer at a time, since together they take many times the memory of the image."""
     with_maps = [name for name, one in constants.items() if one.ndim == 4]
     fields = layer_fields(folded(network.module), size, size, with_maps)
     if prior == "quoted":
@@ -265,15 +284,13 @@ def spread_constants(
         axes = zip(*(fields[name] or () for name in convolutions), strict=True)
         quoted = zip(*(quoted_fields(axis) for axis in axes), strict=True)
         fields |= dict(zip(convolutions, quoted, strict=True))
-    maps = {}
     for name, one in constants.items():
         if field := fields.get(name):
             axes = [
                 spread(axis, count, size, PRIORS[prior])
                 for axis, count in zip(field, one.shape[-2:], strict=True)
             ]
-            maps[name] = map_scores(one, *axes)
+            yield name, map_scores(one, *axes)
         else:
             whole = one.sum(tuple(range(2, one.ndim)), dtype=np.float64)
-            maps[name] = spread_evenly(whole, size, size)
-    return maps
+            yield name, spread_evenly(whole, size, size)

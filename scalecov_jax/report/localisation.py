@@ -135,8 +135,9 @@ def add_localisation(result: Result, rows: Sequence[Localised], images: int, see
     found = summarise(rows, seed)
     tables, told, figures = [], [], {}
     used = len({row.image for row in rows})
-    left = f"{images - used} of {images} images have nothing in their mask and are left out. " * (
-        images > used
+    left = (
+        f"{images - used} of {images} images have nothing in their mask, or nothing left of it at this size, and are left out. "
+        * (images > used)
     )
     for number, (setting, measures) in enumerate(found.items(), start=1):
         cells = [
