@@ -13,6 +13,7 @@ from tiny_network import random_network
 
 from scalecov_jax import checkpoints
 from scalecov_jax.explain.localisation import average_precision
+from scalecov_jax.explain.target import class_logit, head_unit
 from scalecov_jax.images.example import Example
 from scalecov_jax.pipelines import explain, propagation
 from scalecov_jax.report.localisation import Localised
@@ -271,3 +272,14 @@ def test_more_than_can_be_held_is_refused(settings, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"arrays of 3 images take .* set config.kept to at most \d+ images"):
         run({**settings, "classes": "all"}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_quoted_fields_need_all_convolutions(settings):
+    network = random_network("dr_grader", width=0.0625, input_size=256)
+    own, quoted = {"net": network}, {**settings, "prior": "quoted"}
+    early = head_unit(network, "block3_conv1", np.ones(4))
+    with pytest.raises(
+        ValueError, match="the target lies at block3_conv1; the source quotes 15 convolutions"
+    ):
+        propagation.check_propagation(own, {"net": early}, range(2), quoted)
+    propagation.check_propagation(own, {"net": class_logit(network, 1)}, range(2), quoted)
