@@ -283,3 +283,20 @@ def test_quoted_fields_need_all_convolutions(settings):
     ):
         propagation.check_propagation(own, {"net": early}, range(2), quoted)
     propagation.check_propagation(own, {"net": class_logit(network, 1)}, range(2), quoted)
+
+
+def test_masks_and_images_of_which_nothing_is_left(settings, tmp_path):
+    folder = tmp_path / "eyes"
+    folder.mkdir()
+    mask = np.zeros((320, 320), np.uint8)
+    mask[0, 0] = 255  # between the pixels that are taken at 32 x 32
+    Image.fromarray(np.full((320, 320, 3), 90, np.uint8)).save(folder / "1.png")
+    Image.fromarray(mask).save(folder / "1_lesions.png")
+    (folder / "index.csv").write_text("file,mask\n1.png,1_lesions.png\n")
+    changed = {**settings, "images": str(folder)}
+    with pytest.raises(
+        ValueError, match="Nothing is left of the masks of 1 images at the size that whole takes"
+    ):
+        run({**changed, "localisation": True}, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"None of the 1 images in .* can be used \(1\.png: no visible disc"):
+        run({**changed, "trim": True}, tmp_path / "trimmed")

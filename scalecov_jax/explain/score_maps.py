@@ -23,7 +23,7 @@ class Prior(NamedTuple):
 
 DERIVED = Prior()
 PUBLISHED = Prior(0.5, False)  # "RF = 2 sigma", 100 % inside the receptive field
-QUOTED = 15  # convolutions of the grader
+QUOTED_KERNELS = (*(3,) * 14, 2)  # of the grader's convolutions
 # By name; quoted goes with the receptive fields of `quoted_fields`.
 PRIORS = {"true": DERIVED, "published": PUBLISHED, "quoted": PUBLISHED}
 
@@ -41,10 +41,12 @@ def quoted_fields(fields: Sequence[ReceptiveField]) -> list[ReceptiveField]:
 
     Source: de la Torre, Valls and Puig 2020, table of the model.
     """
-    if len(fields) != QUOTED:
-        raise ValueError(f"The source quotes receptive fields of {QUOTED} convolutions, got {len(fields)}.")
+    if len(fields) != len(QUOTED_KERNELS):
+        raise ValueError(
+            f"The source quotes receptive fields of {len(QUOTED_KERNELS)} convolutions, got {len(fields)}."
+        )
     quoted, size = [], 1
-    for field, kernel in zip(fields, (*(3,) * 14, 2), strict=True):
+    for field, kernel in zip(fields, QUOTED_KERNELS, strict=True):
         size += (kernel - 1) * field.stride
         quoted.append(ReceptiveField(size, field.stride, field.offset + (field.size - size) // 2))
     return quoted

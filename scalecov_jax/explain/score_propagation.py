@@ -125,8 +125,15 @@ def sum_of_parts(parts: Parts) -> Float[np.ndarray, "T N"]:
 
 def relative_error(parts: Parts) -> Float[np.ndarray, "T N"]:
     """|sum of parts - score| / |score|; of a score of 0 the difference itself."""
-    scores = np.asarray(parts.scores, np.float64)
-    return np.abs(sum_of_parts(parts) - scores) / np.where(scores == 0, 1, np.abs(scores))
+    return relative_difference(sum_of_parts(parts), np.asarray(parts.scores))
+
+
+def relative_difference(
+    sums: Float[np.ndarray, "*B"], scores: Float[np.ndarray, "*B"]
+) -> Float[np.ndarray, "*B"]:
+    """|sum - score| / |score| in float64; of a score of 0 the difference itself."""
+    scores = np.asarray(scores, np.float64)
+    return np.abs(sums - scores) / np.where(scores == 0, 1, np.abs(scores))
 
 
 def layer_names(module: nn.Module, variables: Any, shape: tuple[int, ...], layer: str) -> tuple[str, ...]:

@@ -12,12 +12,20 @@ from jaxtyping import Float
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.explain.capture import capture
-from scalecov_jax.explain.score_maps import PRIORS, QUOTED, map_scores, quoted_fields, spread, spread_evenly
+from scalecov_jax.explain.score_maps import (
+    PRIORS,
+    QUOTED_KERNELS,
+    map_scores,
+    quoted_fields,
+    spread,
+    spread_evenly,
+)
 from scalecov_jax.explain.score_propagation import (
     Parts,
     layer_names,
     peak_bytes,
     propagate_scores,
+    relative_difference,
     sum_of_parts,
 )
 from scalecov_jax.explain.target import (
@@ -86,9 +94,9 @@ def check_propagation(
             size = settings["size"] or network.card.input_size
             module, variables = fold(network.module, network.variables, network.architecture.epsilon)
             kept = layer_names(module, variables, (1, size, size, 3), own[0].layer)
-            if sum("conv" in one for one in kept) != QUOTED:
+            if sum("conv" in one for one in kept) != len(QUOTED_KERNELS):
                 raise ValueError(
-                    f"config.prior is quoted, but the target lies at {own[0].layer}; the source quotes {QUOTED} convolutions. "
+                    f"config.prior is quoted, but the target lies at {own[0].layer}; the source quotes {len(QUOTED_KERNELS)} convolutions. "
                     "Take true or published, or a target behind conv15."
                 )
         one = _image_bytes(network, own, settings)
@@ -149,20 +157,20 @@ def divide_scores(
             partial(_divide, network, name, own, source, settings),
         )
         undecoded += skipped
+        errors = relative_difference(arrays["sums"], arrays["scores"])
         size = settings["size"] or network.card.input_size
         for row, index in enumerate(indices):
             example = source[int(index)]
             for column, target in enumerate(arrays["targets"][row]):
                 at = (row, column)
-                score, total = float(arrays["scores"][at]), float(arrays["sums"][at])
                 rows.append(
                     Divided(
                         name,
                         example.name,
                         str(target),
-                        score,
-                        total,
-                        abs(total - score) / (abs(score) or 1.0),
+                        float(arrays["scores"][at]),
+                        float(arrays["sums"][at]),
+                        float(errors[at]),
                         float(arrays["input_sums"][at]),
                     )
                 )
