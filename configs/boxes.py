@@ -15,8 +15,10 @@ def get_config() -> ConfigDict:
     config.layers = ""  # separated by commas; all when empty (with corrected_gap all at which it is defined)
     config.pooling = "gap"  # or max, or corrected_gap (the mean over the pixels that no padding reaches)
     config.input_size = 299  # pixels; the published run used 299 for both networks
-    config.splitting = "random"  # or stratified, grouped, k_fold, grouped_k_fold, leave_one_group_out
-    config.groups = ""  # what stays together and is drawn anew in another sample: csv:PATH:COLUMN; empty: as the source says
+    config.splitting = (
+        "auto"  # random, or grouped where images share a group; or stratified, k_fold, grouped_k_fold, ...
+    )
+    config.groups = ""  # patients, slides: what stays together in splits, intervals and tests (csv:PATH:COLUMN); empty: as the source says
     config.splits = 25
     config.seed = 0
     config.n_train = ""  # numbers of training images to show where least squares dips, such as 64,128,256

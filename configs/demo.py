@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.layers = ""
     config.pooling = "gap"  # or max, or corrected_gap (the mean over the pixels that no padding reaches)
     config.input_size = 128
-    config.splitting = "random"
+    config.splitting = "auto"
     config.groups = ""
     config.splits = 25
     config.seed = 2026

@@ -1,8 +1,10 @@
 """Networks on disk: variables in orbax, and with them everything needed to use them rightly."""
 
 import dataclasses
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from orbax.checkpoint import v1 as ocp
 
 from scalecov_jax.models.architecture import Architecture, check_layer, get_architecture
 from scalecov_jax.models.preprocessing import PREPROCESSINGS, Preprocessing
-from scalecov_jax.models.pruning import abstract_variables
+from scalecov_jax.models.pruning import abstract_variables, trace_variables
 
 FORMAT = 1
 NEUTRAL = {"bias": 0.0, "mean": 0.0, "scale": 1.0, "var": 1.0}
@@ -97,6 +99,50 @@ def _initial_values(like: Network, seed: int, wanted: list[bool]) -> Iterator[Ar
         return [leaf for leaf, one in zip(leaves, wanted, strict=True) if one]
 
     return iter(initialise(jax.random.key(seed)) if any(wanted) else [])
+
+
+def fingerprints(network: Network, layers: Sequence[str]) -> dict[str, str]:
+    """Identify a network up to each layer: the digest of its preprocessing and of the variables that the layer depends on.
+
+    Those are the variables that exist when the layer has been computed, so that it is the same whole and cut after the layer.
+
+    Raises:
+        ValueError: The network has no such layer.
+    """
+    needed = _needed(network.module, network.card.input_size)
+    for layer in layers:
+        if layer not in needed:
+            check_layer(network.architecture, layer, network.module.last)  # pyright: ignore[reportAttributeAccessIssue]
+            raise ValueError(f"In this network no module is called {layer}.")
+    leaves = {
+        jax.tree_util.keystr(path): hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
+        for path, leaf in jax.tree.flatten_with_path(network.variables)[0]
+    }
+    family, found = network.architecture.name, {}
+    for layer in layers:
+        digest = hashlib.sha256(f"{family} {network.card.preprocessing} {layer}".encode())
+        for path in needed[layer]:
+            digest.update(f"\n{path} {leaves[path]}".encode())
+        found[layer] = f"{family}-{digest.hexdigest()[:12]}"
+    return found
+
+
+@lru_cache(maxsize=16)
+def _needed(module: nn.Module, size: int) -> dict[str, list[str]]:
+    """Paths of the variables that exist when each module of a network has been called."""
+    needed: dict[str, list[str]] = {}
+
+    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        result = call(*args, **kwargs)
+        name = context.module.name
+        if context.method_name == "__call__" and name not in needed:
+            made = jax.tree.flatten_with_path(context.module.scope.root.variables())[0]
+            needed[name] = sorted(jax.tree_util.keystr(path) for path, _ in made)
+        return result
+
+    with nn.intercept_methods(note):
+        trace_variables(module, size)
+    return needed
 
 
 def save(folder: Path, saved: Network, *, overwrite: bool = False) -> None:

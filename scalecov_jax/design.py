@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scalecov_jax.concepts.compute import Measured, check_measures, measure_all
 from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.images.example import Source
-from scalecov_jax.probes import batch, sample_size
+from scalecov_jax.probes import evaluate, sample_size
 from scalecov_jax.probes.probe import PROBES
 
 
@@ -31,10 +31,10 @@ class Design:
     """
 
     concepts: tuple[str, ...] = ("scale",)
-    splitting: str = "random"
+    splitting: str = "auto"
     splits: int = 25
     seed: int = 0
-    alphas: Float[np.ndarray, " A"] = field(default_factory=lambda: batch.ALPHAS)
+    alphas: Float[np.ndarray, " A"] = field(default_factory=lambda: evaluate.ALPHAS)
     probes: tuple[str, ...] = ()
     permutations: int = 0
     nuisances: tuple[str, ...] = ()

@@ -1,25 +1,43 @@
 """What a sample of images says of every layer, with the uncertainty that comes from its being a sample."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from scalecov_jax.probes import inference, statistics
-from scalecov_jax.probes.batch import ALPHAS
+from scalecov_jax.probes import evaluate, statistics
+from scalecov_jax.probes.evaluate import ALPHAS
 from scalecov_jax.probes.permutation import Permutation, compare_orders, permutation_test
 
 
 class Known(NamedTuple):
-    """A mean over splits for every layer and measure, and its deviations (`statistics.deviations`) over the groups."""
+    """A mean over splits for every layer and measure.
+
+    Attributes:
+        value: The mean.
+        deviation: Its deviations (`statistics.deviations`) over the groups.
+        sample: Digest of the measures, groups and splits that it was computed from.
+    """
 
     value: Float[np.ndarray, "L M"]
     deviation: Float[np.ndarray, "L M G"]
+    sample: str
 
     def __sub__(self, other: "Known") -> "Known":
-        """The difference, over the same groups."""
-        return Known(self.value - other.value, self.deviation - other.deviation)
+        """The difference, over the same groups.
+
+        Raises:
+            ValueError: The other was computed from other images, measures, groups or splits, so that the deviations of the two
+                have nothing to do with each other.
+        """
+        if self.sample != other.sample:
+            raise ValueError(
+                f"R2 of the sample {self.sample} and of the sample {other.sample} cannot be compared image by image: images, "
+                "measures, groups or splits differ. Compute both on the same images and splits."
+            )
+        return Known(self.value - other.value, self.deviation - other.deviation, self.sample)
 
 
 class Evidence(NamedTuple):
@@ -36,14 +54,17 @@ class Evidence(NamedTuple):
         n_test: Images in one held-out part.
         r2: Held-out R2.
         splits: Of each split.
+        penalties: Of each split, by leave-one-out inside its training part.
         nested: R2 of the layer that leave-one-out inside each training part chose.
         chosen: That layer's index for each split and measure.
         controls: R2 of what the layers are compared with, by name: random_weights, pixels, nuisances.
+        by_split: Of random_weights and pixels, R2 and penalty of each split; empty for pooled classes.
         partial: R2 beyond the nuisance measures; None without any.
         permutation: Tests against permuted measures; None if not asked for.
         r2_left_out: Leave-one-out R2 of all images.
         dof: Effective degrees of freedom of the fit to all images.
         alpha: Its penalty.
+        dual: Dual coefficients of the fit to each training part (`ridge`); None for pooled classes.
         cases: Of each image; None for pooled classes.
     """
 
@@ -55,14 +76,17 @@ class Evidence(NamedTuple):
     n_test: float
     r2: Known
     splits: Float[np.ndarray, "L S M"]
+    penalties: Float[np.ndarray, "L S M"]
     nested: Known
     chosen: Int[np.ndarray, "S M"]
     controls: Mapping[str, Known]
+    by_split: Mapping[str, tuple[np.ndarray, np.ndarray]]
     partial: Known | None
     permutation: Permutation | None
     r2_left_out: Float[np.ndarray, "L M"]
     dof: Float[np.ndarray, "L M"]
     alpha: Float[np.ndarray, "L M"]
+    dual: Float[np.ndarray, "L S N M"] | None
     cases: "Cases | None"
 
 
@@ -93,7 +117,6 @@ def weigh(
     pixels: Float[np.ndarray, "N _"] | None = None,
     nuisances: Float[np.ndarray, "N K"] | None = None,
     permutations: int = 0,
-    blocks: Sequence[str] | np.ndarray | None = None,
     alphas: Float[np.ndarray, " A"] = ALPHAS,
     seed: int = 0,
     progress: str | None = None,
@@ -105,56 +128,58 @@ def weigh(
         measures: One column a concept.
         concepts: Their names.
         splits: True marks the training part.
-        groups: See `inference.infer`.
+        groups: See `evaluate.infer`; permutations keep to them too (`permutation`).
         random_weights: Features of the same layers with random weights, as a control.
         pixels: Features made of the pixels alone, as a control (`controls.pixel_features`).
         nuisances: Measures that should not matter: a control by themselves (least squares), and what `partial` is beyond.
         permutations: For the tests; none if 0.
-        blocks: See `permutation.permutation_test`.
         alphas: Penalties of ridge to choose from.
         seed: Of the permutations.
         progress: Label of progress bars on stderr; none when absent.
 
     Raises:
-        ValueError: See `inference.infer` and `permutation.permutation_test`.
+        ValueError: See `evaluate.infer` and `permutation.permutation_test`.
     """
     layers, count = tuple(features), len(measures)
+    sample = _sample(measures, splits, groups)
     compared = {"trained": features, "random_weights": random_weights or {}}
     compared |= {} if pixels is None else {"pixels": {"all": pixels}}
     kinds = [kind for kind, some in compared.items() for _ in some]
     every = {f"{kind} {layer}": values for kind, some in compared.items() for layer, values in some.items()}
-    found = inference.infer(every, measures, splits, groups, alphas=alphas, progress=progress)
-    everything = _known(found.r2, found.without, found.defined)
-    controls = {}
+    found = evaluate.infer(every, measures, splits, groups, alphas=alphas, progress=progress)
+    everything = _known(found.r2, found.without, found.defined, sample)
+    controls, by_split = {}, {}
     for name in dict.fromkeys(kind for kind in kinds if kind != "trained"):
         rows = [index for index, kind in enumerate(kinds) if kind == name]
-        controls[name] = Known(everything.value[rows], everything.deviation[rows])
+        controls[name] = Known(everything.value[rows], everything.deviation[rows], sample)
+        by_split[name] = found.r2[rows], found.alpha[rows]
     own = slice(0, len(layers))
-    trained = inference.Inference(
+    trained = evaluate.Inference(
         *(getattr(found, name) if name == "defined" else getattr(found, name)[own] for name in found._fields)
     )
     partial = None
     if nuisances is not None and nuisances.shape[1]:
         nothing = {"nuisances": np.zeros((count, 1))}
-        alone = inference.infer(nothing, measures, splits, groups, nuisances=nuisances, alphas=alphas)
-        beside = inference.infer(
+        alone = evaluate.infer(nothing, measures, splits, groups, nuisances=nuisances, alphas=alphas)
+        beside = evaluate.infer(
             features, measures, splits, groups, nuisances=nuisances, alphas=alphas,
             progress=progress and f"{progress}, nuisances removed",
         )  # fmt: skip
         if (alone.r2 > 1 - 1e-9).any():
             raise ValueError(
-                "The nuisance measures foretell a concept exactly, so that nothing is left to be read beyond them; take others."
+                "The nuisance measures predict a concept exactly, so nothing is left to be read beyond them; take others."
             )
-        controls["nuisances"] = _known(alone.r2, alone.without, alone.defined)
+        controls["nuisances"] = _known(alone.r2, alone.without, alone.defined, sample)
         partial = _known(
             1 - (1 - beside.r2) / (1 - alone.r2),
             1 - (1 - beside.without) / (1 - alone.without),
             found.defined,
+            sample,
         )
     tests = None
     if permutations:
         tests = permutation_test(
-            features, measures, splits, permutations, seed, blocks=blocks, alphas=alphas,
+            features, measures, splits, permutations, seed, groups=groups, alphas=alphas,
             progress=progress and f"{progress}, {permutations} permutations",
         )  # fmt: skip
     chosen = trained.inner.argmax(0)
@@ -162,9 +187,10 @@ def weigh(
         np.take_along_axis(trained.r2, chosen[None], 0),
         np.take_along_axis(trained.without, chosen[None, :, None], 0),
         found.defined,
+        sample,
     )
     means = statistics.mean_without(np.moveaxis(trained.without, -1, 1), found.defined.transpose(2, 0, 1))
-    member = inference.grouping(groups, count).of
+    member = evaluate.grouping(groups, count).of
     return Evidence(
         layers,
         tuple(concepts),
@@ -172,16 +198,19 @@ def weigh(
         means.shape[-1],
         float(splits.sum(1).mean()),
         float((~splits).sum(1).mean()),
-        Known(everything.value[own], everything.deviation[own]),
+        Known(everything.value[own], everything.deviation[own], sample),
         trained.r2,
+        trained.alpha,
         nested,
         chosen,
         controls,
+        by_split,
         partial,
         tests,
-        trained.r2_left_out,
+        1 - np.square(trained.errors).sum(1) / np.square(measures - measures.mean(0)).sum(0),
         trained.dof,
         trained.alpha_all,
+        trained.dual,
         Cases(
             measures,
             measures[None] - trained.errors,
@@ -223,6 +252,7 @@ def pool(classes: Sequence[Evidence]) -> Evidence:
         return Known(
             np.mean([part.value for part in parts], axis=0),
             np.concatenate([part.deviation for part in parts], axis=-1) / len(parts),
+            "+".join(part.sample for part in parts),
         )
 
     tests = None
@@ -232,7 +262,7 @@ def pool(classes: Sequence[Evidence]) -> Evidence:
             for one in classes
             if one.permutation is not None
         ]
-        tests = compare_orders(np.mean(orders, axis=0))
+        tests = compare_orders(np.mean(orders, axis=0))._replace(permuted=first.permutation.permuted)
     return first._replace(
         images=sum(one.images for one in classes),
         groups=sum(one.groups for one in classes),
@@ -240,20 +270,34 @@ def pool(classes: Sequence[Evidence]) -> Evidence:
         n_test=float(np.mean([one.n_test for one in classes])),
         r2=mean([one.r2 for one in classes]),
         splits=np.mean([one.splits for one in classes], axis=0),
+        penalties=np.exp(np.mean([np.log(one.penalties) for one in classes], axis=0)),
         nested=mean([one.nested for one in classes]),
         chosen=np.concatenate([one.chosen for one in classes]),
         controls={name: mean([one.controls[name] for one in classes]) for name in first.controls},
+        by_split={},
         partial=None if first.partial is None else mean([one.partial for one in classes if one.partial]),
         permutation=tests,
         r2_left_out=np.mean([one.r2_left_out for one in classes], axis=0),
         dof=np.mean([one.dof for one in classes], axis=0),
         alpha=np.exp(np.mean([np.log(one.alpha) for one in classes], axis=0)),
+        dual=None,
         cases=None,
     )
 
 
 def _known(
-    r2: Float[np.ndarray, "L S M"], without: Float[np.ndarray, "L S G M"], defined: Bool[np.ndarray, "S G M"]
+    r2: Float[np.ndarray, "L S M"],
+    without: Float[np.ndarray, "L S G M"],
+    defined: Bool[np.ndarray, "S G M"],
+    sample: str,
 ) -> Known:
     means = statistics.mean_without(np.moveaxis(without, -1, 1), defined.transpose(2, 0, 1))
-    return Known(r2.mean(1), statistics.deviations(means))
+    return Known(r2.mean(1), statistics.deviations(means), sample)
+
+
+def _sample(measures: np.ndarray, splits: np.ndarray, groups: Sequence[str] | np.ndarray | None) -> str:
+    digest = hashlib.sha256(
+        np.ascontiguousarray(measures, np.float64).tobytes() + np.packbits(splits).tobytes()
+    )
+    digest.update(repr(None if groups is None else [*map(str, groups)]).encode())
+    return digest.hexdigest()[:12]

@@ -1,5 +1,6 @@
 """The tables of the evidence: a row a layer, a row a comparison, a row a choice, a row an image."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,11 +13,13 @@ ALL = "all"  # the name of pooled classes
 
 
 class LayerRow(NamedTuple):
-    """Ridge at one layer (a row of layers.csv); intervals are 95 %.
+    """Ridge at one layer (a row of layers.csv); intervals are two-sided, 95 %, and end at 1, the largest R2 there is.
 
     `low` to `high` is the jackknife over groups, beside it the bootstrap and the corrected resampled t over splits; `p` and
-    `p_family` of the permutation tests; `p_peak` of the hypothesis that no layer is better, and whether the layer may be the
-    best one. A single split has no resampled interval.
+    `p_family` of the permutation tests; `p_peak` of the hypothesis that no layer is better. A layer may be the best one unless
+    `p_peak` is at most 5 % and the interval of its difference from the peak (contrasts.csv) lies below 0: the set of these layers
+    is a little larger than the test alone would make it, and no statement contradicts another. A single split has no resampled
+    interval.
     """
 
     weights: str
@@ -98,9 +101,10 @@ def layer_rows(weights: str, image_class: str, evidence: Evidence) -> list[Layer
     for m, concept in enumerate(evidence.concepts):
         r2, tests = _measure(evidence.r2, m), evidence.permutation
         peak = peak_set(r2.value, r2.deviation)
+        behind = [jackknife(*one).interval.high for one in zip(*_behind_peak(r2)[:2], strict=True)]
         for k, layer in enumerate(evidence.layers):
-            one = jackknife(float(r2.value[k]), r2.deviation[k])
-            drawn = bootstrap(float(r2.value[k]), r2.deviation[k])
+            one = jackknife(float(r2.value[k]), r2.deviation[k], most=1.0)
+            low, high = bootstrap(float(r2.value[k]), r2.deviation[k])
             over_splits = _resampled(evidence.splits[k, :, m], evidence)
             rows.append(
                 LayerRow(
@@ -113,7 +117,8 @@ def layer_rows(weights: str, image_class: str, evidence: Evidence) -> list[Layer
                     one.value,
                     one.error,
                     *one.interval,
-                    *drawn,
+                    low,
+                    min(high, 1.0),
                     *over_splits,
                     float(evidence.r2_left_out[k, m]),
                     float(evidence.dof[k, m]),
@@ -121,7 +126,7 @@ def layer_rows(weights: str, image_class: str, evidence: Evidence) -> list[Layer
                     None if tests is None else float(tests.p[k, m]),
                     None if tests is None else float(tests.p_family[k, m]),
                     float(peak.p[k]),
-                    bool(peak.members[k]),
+                    bool(peak.members[k] or behind[k] >= 0),
                 )
             )
     return rows
@@ -132,18 +137,17 @@ def contrast_rows(weights: str, image_class: str, evidence: Evidence) -> list[Co
     rows = []
     for m, concept in enumerate(evidence.concepts):
         r2 = _measure(evidence.r2, m)
-        peak = int(r2.value.argmax())
-        others = {"peak": Known(r2.value[[peak]], r2.deviation[[peak]])}
-        others |= {name: _measure(control, m) for name, control in evidence.controls.items()}
+        others = {name: _measure(control, m) for name, control in evidence.controls.items()}
         if evidence.permutation is not None:
             control = evidence.permutation.control[:, m]
-            others["shuffled_measure"] = Known(control, np.zeros_like(r2.deviation))
-        differences = {name: r2 - other for name, other in others.items()}
+            others["shuffled_measure"] = Known(control, np.zeros_like(r2.deviation), r2.sample)
+        differences = {"peak": _behind_peak(r2)} | {name: r2 - other for name, other in others.items()}
         if evidence.partial is not None:
             differences["beyond_nuisances"] = _measure(evidence.partial, m)
         for name, difference in differences.items():
             for k, layer in enumerate(evidence.layers):
-                one = jackknife(float(difference.value[k]), difference.deviation[k])
+                most = 1.0 if name == "beyond_nuisances" else math.inf
+                one = jackknife(float(difference.value[k]), difference.deviation[k], most=most)
                 rows.append(ContrastRow(weights, concept, image_class, layer, name, one.value, *one.interval))
     return rows
 
@@ -153,7 +157,7 @@ def choice_rows(weights: str, image_class: str, evidence: Evidence) -> list[Choi
     rows = []
     for m, concept in enumerate(evidence.concepts):
         best = int(evidence.r2.value[:, m].argmax())
-        one = jackknife(float(evidence.nested.value[0, m]), evidence.nested.deviation[0, m])
+        one = jackknife(float(evidence.nested.value[0, m]), evidence.nested.deviation[0, m], most=1.0)
         counts = np.bincount(evidence.chosen[:, m], minlength=len(evidence.layers))
         order = [k for k in np.argsort(-counts, kind="stable") if counts[k]]
         rows.append(
@@ -198,10 +202,17 @@ def case_rows(
 
 
 def _measure(known: Known, m: int) -> Known:
-    return Known(known.value[:, m], known.deviation[:, m])
+    return Known(known.value[:, m], known.deviation[:, m], known.sample)
+
+
+def _behind_peak(r2: Known) -> Known:
+    """R2 of each layer minus that of the layer where it is largest."""
+    peak = int(r2.value.argmax())
+    return r2 - Known(r2.value[[peak]], r2.deviation[[peak]], r2.sample)
 
 
 def _resampled(scores: np.ndarray, evidence: Evidence) -> tuple[float | None, float | None]:
     if len(scores) < 2:
         return None, None
-    return corrected_resampled_t(scores, evidence.n_train, evidence.n_test).interval
+    low, high = corrected_resampled_t(scores, evidence.n_train, evidence.n_test).interval
+    return low, min(high, 1.0)

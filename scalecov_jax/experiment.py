@@ -20,10 +20,13 @@ from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.folding import folded
 from scalecov_jax.models.receptive_field import undefined_layers
-from scalecov_jax.probes import batch, sample_size
+from scalecov_jax.probes import evaluate, sample_size
 from scalecov_jax.probes.controls import pixel_features
+from scalecov_jax.probes.evaluate import least_squares, score_layers
+from scalecov_jax.probes.permutation import shuffled
 from scalecov_jax.probes.probe import PROBES, cross_validate
-from scalecov_jax.probes.splits import make_splits, shuffled
+from scalecov_jax.probes.splits import make_splits
+from scalecov_jax.rcv import Rcv, make_rcvs
 from scalecov_jax.scores import Condition, Score
 from scalecov_jax.selection import Selected, select_layers
 
@@ -42,6 +45,8 @@ class ClassResult(NamedTuple):
         ranks: How many of them are linearly independent, as far as the images can tell: D where more would need more images.
         skipped: Images left out because they could not be decoded.
         sizes: R2 against the number of training images, if that was asked for.
+        rcvs: Of every concept and layer, fitted to all images.
+        split_rcvs: Of every layer the filters [S, D, M] fitted to the training parts.
     """
 
     scores: tuple[Score, ...]
@@ -54,6 +59,8 @@ class ClassResult(NamedTuple):
     ranks: dict[str, int]
     skipped: tuple[Skipped, ...]
     sizes: tuple[sample_size.SizeScore, ...]
+    rcvs: tuple[Rcv, ...]
+    split_rcvs: Mapping[str, Float[np.ndarray, "S D M"]]
 
 
 class ProbeResult(NamedTuple):
@@ -66,6 +73,7 @@ class ProbeResult(NamedTuple):
         classes: By class of images.
         selected: For each concept the peak of each estimator over all classes.
         pooling: How maps became features.
+        splitting: Kind of the splits that was asked for.
         undefined: Layers left out because the pooling is not defined there, with the smallest size of the image in pixels at
             which it is; None where it is at none.
     """
@@ -76,6 +84,7 @@ class ProbeResult(NamedTuple):
     classes: Mapping[str, ClassResult]
     selected: Mapping[str, tuple[Selected, ...]]
     pooling: Pooling
+    splitting: str
     undefined: Mapping[str, int | None]
 
     @property
@@ -190,7 +199,14 @@ def probe(
         for concept in design.concepts
     }
     return ProbeResult(
-        network.architecture.name, weights, design.concepts, classes, selected, pooling, undefined
+        network.architecture.name,
+        weights,
+        design.concepts,
+        classes,
+        selected,
+        pooling,
+        design.splitting,
+        undefined,
     )
 
 
@@ -235,16 +251,6 @@ def probe_class(
         design.splitting, len(kept), design.splits, design.seed, groups=groups, values=measures[:, 0]
     )
     label = f"{weights} {image_class}"
-    scores = _scores(
-        of_trained,
-        of_random,
-        measures,
-        splits,
-        design,
-        (architecture, weights, image_class),
-        label if progress else None,
-    )
-    grouped = len(set(groups)) < len(groups)
     evidence = weigh(
         of_trained,
         measures,
@@ -255,10 +261,31 @@ def probe_class(
         pixels=pixel_features(source, kept, seed=design.seed) if design.pixels else None,
         nuisances=nuisances if design.nuisances else None,
         permutations=design.permutations,
-        blocks=groups if grouped else None,
         alphas=design.alphas,
         seed=design.seed,
-        progress=f"{label} evidence" if progress else None,
+        progress=f"{label} ridge" if progress else None,
+    )
+    scores = _scores(
+        of_trained,
+        of_random,
+        measures,
+        groups,
+        splits,
+        design,
+        evidence,
+        (architecture, weights, image_class),
+        label if progress else None,
+    )
+    assert evidence.dual is not None
+    rcvs = make_rcvs(
+        dict(zip(design.concepts, measures.T, strict=True)),
+        of_trained,
+        evidence.r2.value,
+        networks=trained.origins,
+        weights_name=weights,
+        image_class=image_class,
+        pooling=trained.pooling,
+        alphas=design.alphas,
     )
     swept = (
         sample_size.sweep(
@@ -285,6 +312,11 @@ def probe_class(
         {layer: _independent(values) for layer, values in of_trained.items()},
         trained.skipped,
         tuple(swept),
+        tuple(rcvs),
+        {
+            layer: _weights(values, dual)
+            for (layer, values), dual in zip(of_trained.items(), evidence.dual, strict=True)
+        },
     )
 
 
@@ -321,37 +353,48 @@ def _independent(features: Float[np.ndarray, "N D"]) -> int:
     return rank if rank < count - 1 else width
 
 
+def _weights(
+    features: Float[np.ndarray, "N D"], dual: Float[np.ndarray, "S N M"]
+) -> Float[np.ndarray, "S D M"]:
+    """Weights in the units of the features from dual coefficients, which sum to 0, so that no mean matters."""
+    scale = evaluate.scale_of(features)
+    return np.einsum("nd,snm->sdm", features / np.square(scale), dual, optimize=True)
+
+
 def _scores(
     trained: Mapping[str, np.ndarray],
     random_weights: Mapping[str, np.ndarray],
     measures: Float[np.ndarray, "N M"],
+    groups: Sequence[str],
     splits: Bool[np.ndarray, "S N"],
     design: Design,
+    evidence: Evidence,
     names: tuple[str, str, str],
     progress: str | None,
 ) -> list[Score]:
     """Both estimators under three conditions, and the further probes on the trained network; see `probe`."""
     count = len(splits)
     real = np.tile(measures, (count, 1, 1))
-    control = np.stack([shuffled(values, count, design.seed) for values in measures.T], axis=-1)
+    control = shuffled(measures, count, design.seed, groups)
     logging.info(
         "Solving %d layers x %d splits x %d penalties x %d measures for %s.",
         len(trained), count, len(design.alphas), measures.shape[1], names[2],
     )  # fmt: skip
-    both = batch.score_layers(trained, np.concatenate([real, control], axis=-1), splits, design.alphas)
-    bare = batch.score_layers(random_weights, real, splits, design.alphas)
-    first, second = np.arange(measures.shape[1]), measures.shape[1] + np.arange(measures.shape[1])
-    solved: list[tuple[Condition, str, np.ndarray, np.ndarray | None]] = []
-    conditions: tuple[tuple[Condition, batch.ProbeScores, np.ndarray], ...] = (
-        ("trained", both, first),
-        ("shuffled_measure", both, second),
-        ("random_weights", bare, first),
+    bar = progress and f"{progress} least squares"
+    both = score_layers(
+        trained, np.concatenate([real, control], axis=-1), splits, design.alphas, progress=bar
     )
-    for condition, scores, columns in conditions:
-        solved += [
-            (condition, "ols", scores.ols[..., columns], None),
-            (condition, "ridge", scores.ridge[..., columns], scores.alpha[..., columns]),
-        ]
+    first, second = np.arange(measures.shape[1]), measures.shape[1] + np.arange(measures.shape[1])
+    bare = least_squares(random_weights, measures, splits, progress=bar and f"{bar}, random weights")
+    # Ridge of the measures as they are is that of the evidence.
+    solved: list[tuple[Condition, str, np.ndarray, np.ndarray | None]] = [
+        ("trained", "ols", both.ols[..., first], None),
+        ("trained", "ridge", evidence.splits, evidence.penalties),
+        ("shuffled_measure", "ols", both.ols[..., second], None),
+        ("shuffled_measure", "ridge", both.ridge[..., second], both.alpha[..., second]),
+        ("random_weights", "ols", bare, None),
+        ("random_weights", "ridge", *evidence.by_split["random_weights"]),
+    ]
     for name in design.probes:
         r2 = cross_validate(PROBES[name], trained, real, splits, progress=progress and f"{progress} {name}")
         solved.append(("trained", name, r2, None))

@@ -16,7 +16,9 @@ def cached_features(path: Path | None, compute: Callable[[], Any]) -> Features:
         with np.load(path, allow_pickle=False) as file:
             names = [str(name) for name in file["layers"]]
             skipped = tuple(Skipped(*map(str, row)) for row in file["skipped"])
-            return Features({name: file[f"layer_{name}"] for name in names}, file["indices"], skipped)
+            values = {name: file[f"layer_{name}"] for name in names}
+            origins = dict(zip(names, map(str, file["origins"]), strict=True))
+            return Features(values, file["indices"], skipped, origins, str(file["pooling"]))
     features = compute()
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,6 +28,8 @@ def cached_features(path: Path | None, compute: Callable[[], Any]) -> Features:
             layers=list(features.values),
             indices=features.indices,
             skipped=np.array(features.skipped, dtype=str).reshape(-1, 3),
+            origins=[features.origins.get(name, "") for name in features.values],
+            pooling=features.pooling,
             **{f"layer_{name}": values for name, values in features.values.items()},
         )
         partial_path.replace(path)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from scalecov_jax import feature_store
-from scalecov_jax.checkpoints import Network
+from scalecov_jax.checkpoints import Network, fingerprints
 from scalecov_jax.feature_store import FeatureStore
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Skipped, Source
@@ -37,11 +37,16 @@ class Features(NamedTuple):
         values: Pooled features of each layer, float32.
         indices: Which examples of the source the rows come from.
         skipped: The examples that could not be decoded.
+        origins: Of each layer the fingerprint of the network (`checkpoints.fingerprints`), so that what was fitted on other
+            features is not used on these; empty if unknown.
+        pooling: How maps became features; empty if unknown.
     """
 
     values: dict[str, Float[np.ndarray, "N D"]]
     indices: Int[np.ndarray, " N"]
     skipped: tuple[Skipped, ...]
+    origins: Mapping[str, str] = {}
+    pooling: str = ""
 
 
 class Estimate(NamedTuple):
@@ -247,7 +252,7 @@ def compute_features(
         feature_store.trim(store)
     indices = np.array(sorted(found), dtype=int)
     values = {layer: np.array([found[index][layer] for index in indices]) for layer in layers}
-    return Features(values, indices, tuple(skipped))
+    return Features(values, indices, tuple(skipped), fingerprints(network, layers), pooling)
 
 
 def dry_run(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scalecov_jax.explain.rcv import Rcv
+from scalecov_jax.rcv import Rcv
 
 RANDOM_DIRECTIONS = 1000
 SAME = 1e-5  # sensitivities whose sd is below this part of their size do not differ

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.explain.rcv import Rcv, check_rcvs
 from scalecov_jax.models.architecture import check_layer
 from scalecov_jax.models.layers import global_average_pool
+from scalecov_jax.rcv import Rcv, check_rcvs
 
 LOGITS, PROBABILITIES = "pre_softmax", "softmax"
 

@@ -63,12 +63,13 @@ def abstract_variables(module: nn.Module, architecture: Architecture, size: int 
     return jax.tree.map(lambda leaf: leaf, shapes)  # a copy
 
 
-def _trace_variables(module: nn.Module, size: int) -> Any:
+def trace_variables(module: nn.Module, size: int) -> Any:
+    """Initialise a module in the abstract: every method is called, nothing is computed."""
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), images)
 
 
-_remembered_variables = lru_cache(maxsize=64)(_trace_variables)
+_remembered_variables = lru_cache(maxsize=64)(trace_variables)
 
 
 def count_parameters(variables: Any) -> int:
@@ -91,7 +92,7 @@ def cumulative_parameters(module: nn.Module, architecture: Architecture) -> dict
 
     trunk = module.clone(last=architecture.trunk)  # pyright: ignore[reportCallIssue]
     with nn.intercept_methods(count):
-        _trace_variables(trunk, architecture.input_size)
+        trace_variables(trunk, architecture.input_size)
     return {layer: counts[layer] for layer in layers}
 
 

@@ -1,16 +1,13 @@
 """Probes of one layer for all classes, splits, measures and conditions at once."""
 
-import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from scalecov_jax.paper.covariance import MEASURES
-from scalecov_jax.probes import spectral
+from scalecov_jax.probes import evaluate
 from scalecov_jax.scores import ESTIMATORS, Condition, Estimator
 
 
@@ -47,9 +44,7 @@ def fit(
     parts: Int[np.ndarray, "S 2 n"],
     alphas: Float[np.ndarray, " A"],
 ) -> dict[tuple[Condition, Estimator], Probes]:
-    """Fit probes of one layer to all scenes of each class and to halves of them, as `linear.fit_ridge` and `fit_ols` do.
-
-    One decomposition of each part serves both estimators and all measures.
+    """Fit probes of one layer to all scenes of each class and to halves of them, by `evaluate.fit`.
 
     Args:
         scenes: Features.
@@ -57,77 +52,39 @@ def fit(
         parts: From `halves`.
         alphas: Penalties of ridge.
     """
-    classes, count, _ = scenes.shape
-    splits, _, size = parts.shape
+    classes, count, width = scenes.shape
+    splits = len(parts)
     stacked = np.concatenate([*targets.values()], axis=-1)
-    device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
-    with jax.enable_x64(True), jax.default_device(device):
-        whole = _fit(scenes, stacked, np.arange(count)[None], alphas)
-        halved = _fit(scenes, stacked, parts.reshape(2 * splits, size), alphas)
-    found: dict[tuple[Condition, Estimator], Probes] = {}
+    masks = np.zeros((2 * splits, count), bool)
+    np.put_along_axis(masks, parts.reshape(2 * splits, -1), True, axis=1)
     held_out = scenes[:, parts[:, 1]]  # C S n D
-    for (index, condition), estimator in itertools.product(enumerate(targets), ESTIMATORS):
-        columns = slice(index * len(MEASURES), (index + 1) * len(MEASURES))
-        one, half = (_Fits(*(values[..., columns] for values in fits[estimator])) for fits in (whole, halved))
-        rcv, intercept, pattern = (values.reshape(classes, splits, 2, *values.shape[2:]) for values in half)
-        crossed = np.einsum("esnd,csd->cesn", held_out, rcv[:, :, 0, :, 0], optimize=True)
-        found[condition, estimator] = Probes(
-            one.weights[:, 0],
-            one.intercept[:, 0],
-            rcv[..., 0],
-            pattern[..., 0],
-            held_out @ rcv[:, :, 0] + intercept[:, :, 0, None],
-            crossed + intercept[:, None, :, 0, None, 0],
-        )
+    found: dict[tuple[Condition, Estimator], Probes] = {}
+    for estimator in ESTIMATORS:
+        alpha = alphas if estimator == "ridge" else None
+        whole = [evaluate.fit(x, y, None, alpha) for x, y in zip(scenes, stacked, strict=True)]
+        half = [evaluate.fit(x, y, masks, alpha) for x, y in zip(scenes, stacked, strict=True)]
+        shape = (classes, splits, 2, width, stacked.shape[2])
+        rcv = np.stack([one.weights for one in half]).reshape(shape)
+        intercept = np.stack([one.intercept for one in half]).reshape(*shape[:3], -1)
+        first = [index * len(MEASURES) for index in range(len(targets))]  # the ratio of each condition
+        pattern = _patterns(scenes, parts, rcv[..., first])
+        for index, (condition, column) in enumerate(zip(targets, first, strict=True)):
+            own = slice(column, column + len(MEASURES))
+            crossed = np.einsum("esnd,csd->cesn", held_out, rcv[:, :, 0, :, column], optimize=True)
+            found[condition, estimator] = Probes(
+                np.stack([one.weights[0][:, own] for one in whole]),
+                np.stack([one.intercept[0][own] for one in whole]),
+                rcv[..., column],
+                pattern[..., index],
+                held_out @ rcv[:, :, 0, :, own] + intercept[:, :, 0, None, own],
+                crossed + intercept[:, None, :, 0, None, column],
+            )
     return found
 
 
-class _Fits(NamedTuple):
-    """Weights, intercepts and patterns of the probes of each class and part."""
-
-    weights: Float[np.ndarray, "C P D M"]
-    intercept: Float[np.ndarray, "C P M"]
-    pattern: Float[np.ndarray, "C P D M"]
-
-
-def _fit(
-    scenes: Float[np.ndarray, "C N D"],
-    targets: Float[np.ndarray, "C N M"],
-    rows: Int[np.ndarray, "P n"],
-    alphas: Float[np.ndarray, " A"],
-) -> dict[Estimator, _Fits]:
-    z, mean, scale, gram = (np.asarray(value) for value in _standardise(jnp.asarray(scenes[:, rows])))
-    solved = _solve(jnp.asarray(gram), jnp.asarray(targets[:, rows]), jnp.asarray(alphas))
-    found: dict[Estimator, _Fits] = {}
-    for estimator, dual in zip(ESTIMATORS, solved, strict=True):
-        coefficients, transposed = np.asarray(dual.coefficients), np.swapaxes(z, -1, -2)
-        weights = transposed @ coefficients / scale[..., None]
-        intercept = np.asarray(dual.intercept) - np.einsum("cpd,cpdm->cpm", mean, weights)
-        pattern = transposed @ (gram @ coefficients) * scale[..., None]
-        found[estimator] = _Fits(weights, intercept, pattern)
-    return found
-
-
-@jax.jit
-def _standardise(features: Float[Array, "C P n D"]) -> tuple[Array, Array, Array, Array]:
-    """Standardised features, their means and scales, and their Gram matrices; apart from `_solve`, which compiles slowly."""
-
-    def one(x: Float[Array, "n D"]) -> tuple[Array, Array, Array, Array]:
-        by = spectral.standardisation(x, jnp.ones(len(x), x.dtype))
-        z = spectral.standardise(x, by)
-        return z, by.mean, by.scale, z @ z.T
-
-    return jax.vmap(jax.vmap(one))(features)
-
-
-@jax.jit
-def _solve(
-    gram: Float[Array, "C P n n"], targets: Float[Array, "C P n M"], alphas: Float[Array, " A"]
-) -> tuple[spectral.Dual, spectral.Dual]:
-    """Least squares and ridge, in the order of `ESTIMATORS`."""
-
-    def one(gram: Array, y: Array) -> tuple[spectral.Dual, spectral.Dual]:
-        spectrum, weight = spectral.decompose(gram), jnp.ones(len(y), y.dtype)
-        return spectral.least_squares(spectrum, y, weight), spectral.ridge(spectrum, y, weight, alphas)
-
-    return jax.vmap(jax.vmap(one))(gram, targets)
+def _patterns(
+    scenes: Float[np.ndarray, "C N D"], parts: Int[np.ndarray, "S 2 n"], rcvs: Float[np.ndarray, "C S 2 D M"]
+) -> Float[np.ndarray, "C S 2 D M"]:
+    """Covariance of the features with what the probes read from them, on the scenes of each half, times n."""
+    centred = scenes[:, parts] - scenes[:, parts].mean(3, keepdims=True)  # C S 2 n D
+    return np.swapaxes(centred, -1, -2) @ (centred @ rcvs)

@@ -15,7 +15,7 @@ from scalecov_jax.paper import covariance
 from scalecov_jax.paper.covariance import MEASURES
 from scalecov_jax.paper.covariance_probes import Probes, fit
 from scalecov_jax.paper.covariance_rows import METRICS, Angle, Change, Linearity, Reading, Tables, Transfer
-from scalecov_jax.probes import spectral
+from scalecov_jax.probes import ridge
 from scalecov_jax.scores import Condition, Estimator
 
 
@@ -101,14 +101,14 @@ def measure(
 
 
 _Key = tuple[str, str, str, str]
-_standardisation = jax.jit(spectral.standardisation)
+_standardisation = jax.jit(ridge.standardisation)
 
 
 def _scale(scenes: Float[np.ndarray, "C N D"]) -> Float[np.ndarray, " D"]:
     """Standard deviation of each feature over all scenes; 1 for a constant one."""
     flat = scenes.reshape(-1, scenes.shape[-1])
     with jax.enable_x64(True):
-        return np.asarray(_standardisation(jnp.asarray(flat), jnp.ones(len(flat))).scale)
+        return np.asarray(_standardisation(jnp.asarray(flat)).scale)
 
 
 class _Move(NamedTuple):

@@ -3,14 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from scalecov_jax.paper.noise import POOLED, Clean, NoiseFeatures, Pooled
-from scalecov_jax.probes import batch, linear
-from scalecov_jax.probes.spectral import Scaling
+from scalecov_jax.probes import evaluate
+from scalecov_jax.probes.ridge import Scaling
 from scalecov_jax.probes.splits import grouped_splits, random_splits
 from scalecov_jax.scores import Estimator
 
@@ -119,7 +117,7 @@ class Design(NamedTuple):
         splits: Draws of the published setting, and splits of the others.
         seed: Of the draws and splits.
         ranges: Further ranges of widths for the published setting, smallest and largest in pixels.
-        scaling: See `spectral.standardisation`.
+        scaling: See `ridge.standardisation`.
         alphas: Penalties of ridge.
     """
 
@@ -129,7 +127,7 @@ class Design(NamedTuple):
     seed: int = 0
     ranges: tuple[tuple[int, int], ...] = ()
     scaling: Scaling = "common"
-    alphas: Float[np.ndarray, " A"] = batch.ALPHAS
+    alphas: Float[np.ndarray, " A"] = evaluate.ALPHAS
 
 
 def targets_of(widths: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N M"]:
@@ -379,16 +377,15 @@ def _solve(
     widths: np.ndarray,
     values: Mapping[tuple[Readout, str], np.ndarray],
     design: Design,
-) -> list[tuple[Setting, int, batch.ProbeScores]]:
+) -> list[tuple[Setting, int, evaluate.ProbeScores]]:
     """Scores of each setting, with the index of their first split."""
     target = targets_of(widths)
 
-    def solve(rows: np.ndarray, masks: Bool[np.ndarray, "S N"]) -> batch.ProbeScores:
+    def solve(rows: np.ndarray, masks: Bool[np.ndarray, "S N"]) -> evaluate.ProbeScores:
         chosen = {"-".join(key): one[rows] for key, one in values.items()}
-        repeated = np.tile(target[rows], (len(masks), 1, 1))
-        return batch.score_layers(chosen, repeated, masks, design.alphas, design.scaling)
+        return evaluate.score_layers(chosen, target[rows], masks, design.alphas, design.scaling)
 
-    solved: list[tuple[Setting, int, batch.ProbeScores]] = []
+    solved: list[tuple[Setting, int, evaluate.ProbeScores]] = []
     if "published" in settings:
         mask = np.arange(design.train + design.test)[None] < design.train
         drawn = draws(widths, design.train, design.test, design.splits, design.seed)
@@ -405,7 +402,7 @@ def _solve(
         together = solve(np.arange(len(widths)), np.concatenate([*masks.values()]))
         for number, setting in enumerate(masks):
             part = slice(number * design.splits, (number + 1) * design.splits)
-            solved.append((setting, 0, batch.ProbeScores(*(scores[:, part] for scores in together))))
+            solved.append((setting, 0, evaluate.ProbeScores(*(scores[:, part] for scores in together))))
     return solved
 
 
@@ -417,11 +414,8 @@ def _predicted(
     estimator: Estimator,
     design: Design,
 ) -> np.ndarray:
-    device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
-    with jax.enable_x64(True), jax.default_device(device):
-        x, y = jnp.asarray(features[train]), jnp.asarray(targets[train])
-        if estimator == "ols":
-            fit = linear.fit_ols(x, y, design.scaling)
-        else:
-            fit = linear.fit_ridge(x, y, jnp.asarray(design.alphas), design.scaling)
-        return np.asarray(linear.predict(fit, jnp.asarray(features[test])))
+    rows = np.concatenate([train, test])
+    part = (np.arange(len(rows)) < len(train))[None]
+    alphas = None if estimator == "ols" else design.alphas
+    fit = evaluate.fit(features[rows], targets[rows], part, alphas, design.scaling)
+    return features[test].astype(np.float64) @ fit.weights[0] + fit.intercept[0]

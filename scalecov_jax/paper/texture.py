@@ -6,8 +6,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from scalecov_jax.probes.batch import score_layers
-from scalecov_jax.probes.splits import grouped_splits, shuffled
+from scalecov_jax.probes.evaluate import fit, score_layers
+from scalecov_jax.probes.permutation import shuffled
+from scalecov_jax.probes.splits import grouped_splits
 
 LAYERS = {
     "inception_v3": ("conv2d_3", "conv2d_5", "mixed0", "mixed3", "mixed6", "mixed7", "mixed9"),
@@ -84,7 +85,7 @@ def in_sample_r2(
     """R2 of least squares on the images that it was fitted to, as published.
 
     With D >= N - 1 independent features it is 1 whatever the targets are; for targets that features know nothing of it is
-    D / (N - 1) on average. The images are given to the solver twice, once to fit and once to score.
+    D / (N - 1) on average.
 
     Args:
         features: Of each layer.
@@ -92,10 +93,15 @@ def in_sample_r2(
 
     Source: Graziani et al. 2019.
     """
-    count = targets.shape[1]
-    twice = {layer: np.concatenate([values, values]) for layer, values in features.items()}
-    masks = np.tile(np.arange(2 * count)[None] < count, (len(targets), 1))
-    return score_layers(twice, np.concatenate([targets, targets], axis=1), masks).ols
+    repeats, count, measures = targets.shape
+    columns = targets.transpose(1, 0, 2).reshape(count, -1)
+    spread = np.square(columns - columns.mean(0)).sum(0)
+    scores = []
+    for values in features.values():
+        weights, intercept, _ = fit(values, columns, alphas=None)
+        missed = columns - values.astype(np.float64) @ weights[0] - intercept[0]
+        scores.append(1 - np.square(missed).sum(0) / spread)
+    return np.reshape(scores, (len(features), repeats, measures))
 
 
 def score_texture(
@@ -122,7 +128,7 @@ def score_texture(
     """
     real = np.stack(list(measures.values()), 1).astype(np.float64)
     masks = grouped_splits(groups, splits, seed)
-    control = np.stack([shuffled(values, splits, seed) for values in real.T], axis=-1)
+    control = shuffled(real, splits, seed, groups)
     inside = in_sample_r2(features, np.concatenate([real[None], control]))
     outside = score_layers(
         features, np.concatenate([np.tile(real[None], (splits, 1, 1)), control], axis=-1), masks

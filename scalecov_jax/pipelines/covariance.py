@@ -23,7 +23,7 @@ from scalecov_jax.paper.covariance_probes import halves
 from scalecov_jax.paper.covariance_rows import Tables, join
 from scalecov_jax.paper.covariance_tables import Seen, measure
 from scalecov_jax.pipelines.settings import DTYPES, load_networks, names
-from scalecov_jax.probes.batch import ALPHAS
+from scalecov_jax.probes.evaluate import ALPHAS
 from scalecov_jax.report import covariance as report
 from scalecov_jax.report.provenance import provenance
 from scalecov_jax.scores import ESTIMATORS, Condition, Estimator

@@ -11,13 +11,13 @@ from scalecov_jax.checkpoints import Network
 from scalecov_jax.concepts.compute import Measured, check_measures, measure_all
 from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.explain.feature_visualization import Objective, direction
-from scalecov_jax.explain.rcv import STRIP, Rcv, fit_rcvs, strip
 from scalecov_jax.explain.target import Target, rcv_projection
 from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import compute_features
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.pipelines.settings import names
 from scalecov_jax.probes.splits import grouped_splits, random_splits
+from scalecov_jax.rcv import STRIP, Rcv, fit_rcvs, strip
 
 
 def measure_concepts(path: Path, concepts: Sequence[str], source: Source) -> Measured:

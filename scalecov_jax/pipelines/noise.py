@@ -18,7 +18,7 @@ from scalecov_jax.paper.noise_probes import (
     windows,
 )
 from scalecov_jax.pipelines.settings import DTYPES, load_networks, names
-from scalecov_jax.probes.spectral import Scaling
+from scalecov_jax.probes.ridge import Scaling
 from scalecov_jax.report import noise as report
 from scalecov_jax.report.noise_answer import shown_layers
 from scalecov_jax.report.provenance import provenance

@@ -96,7 +96,8 @@ def check_propagation(
             kept = layer_names(module, variables, (1, size, size, 3), own[0].layer)
             if sum("conv" in one for one in kept) != len(QUOTED_KERNELS):
                 raise ValueError(
-                    f"config.prior is quoted, but the target lies at {own[0].layer}; the source quotes {len(QUOTED_KERNELS)} convolutions. "
+                    f"config.prior is quoted, but the target lies at {own[0].layer}; the source quotes "
+                    f"{len(QUOTED_KERNELS)} convolutions. "
                     "Take true or published, or a target behind conv15."
                 )
         one = _image_bytes(network, own, settings)

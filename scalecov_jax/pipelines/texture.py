@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scalecov_jax import checkpoints
@@ -22,8 +20,7 @@ from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.paper.texture import LAYERS, TextureScore, score_texture
 from scalecov_jax.pipelines.explained_images import map_images, weigh_concepts
 from scalecov_jax.pipelines.settings import load_networks, names
-from scalecov_jax.probes import linear
-from scalecov_jax.probes.batch import ALPHAS
+from scalecov_jax.probes import evaluate
 from scalecov_jax.probes.splits import grouped_splits
 from scalecov_jax.report import texture as report
 from scalecov_jax.report.provenance import provenance
@@ -173,11 +170,9 @@ def _scores(
 
 def _linear_head(network: Network, layer: str, features: Features, classes: np.ndarray) -> Target:
     """What a ridge regression of the class on pooled features looks at, for networks that were not trained on it."""
-    with jax.enable_x64(True):
-        values = jnp.asarray(features.values[layer], "float64")
-        labels = jnp.asarray(classes[features.indices][:, None], "float64")
-        kernel = np.asarray(linear.fit_ridge(values, labels, jnp.asarray(ALPHAS)).weights[:, 0], np.float32)
-    return head_unit(network, layer, kernel)
+    labels = classes[features.indices][:, None].astype(np.float64)
+    weights = evaluate.fit(features.values[layer], labels).weights[0, :, 0]
+    return head_unit(network, layer, weights.astype(np.float32))
 
 
 def _plan(settings: Mapping[str, Any]) -> _Plan:

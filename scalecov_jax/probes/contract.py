@@ -12,8 +12,8 @@ class Probe(NamedTuple):
 
     Attributes:
         name: For messages and tables.
-        fit: Training features and targets to whatever `predict` needs (any pytree). Features come standardised by the training
-            part, in float64.
+        fit: Training features and targets to whatever `predict` needs (any pytree). Features come divided by their sd over all
+            images and centred by the training part, in float64.
         predict: That and features of other images, standardised alike, to one row an image and one column a target.
         check: Raises ValueError for targets [S, N, M] that the probe cannot read; none when absent.
     """
@@ -24,19 +24,25 @@ class Probe(NamedTuple):
     check: Callable[[np.ndarray], None] | None = None
 
 
-def check_problem(features: Mapping[str, np.ndarray], targets: np.ndarray, splits: np.ndarray) -> None:
+def check_problem(
+    features: Mapping[str, np.ndarray], targets: np.ndarray, splits: np.ndarray, allow_constant: bool = False
+) -> None:
     """Check that every part of every split can be fitted or scored.
 
     Args:
         features: Of each layer, [N, D].
         targets: Concept measures, [S, N, M].
         splits: True marks the training part, [S, N].
+        allow_constant: Whether a target may be constant on a part of a split.
 
     Raises:
         ValueError: No layer, shapes that do not fit together, values that are not finite, a part of a split with fewer than
             two images or on which a target is constant; lists all of them.
     """
-    problems = _shapes(features, targets, splits) or [*_values(features, targets), *_parts(targets, splits)]
+    problems = _shapes(features, targets, splits) or [
+        *_values(features, targets),
+        *_parts(targets, splits, allow_constant),
+    ]
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -80,7 +86,7 @@ def _values(features: Mapping[str, np.ndarray], targets: np.ndarray) -> list[str
     return problems[: bool(bad)] + ["The targets hold NaN or infinity."] * (not np.isfinite(targets).all())
 
 
-def _parts(targets: np.ndarray, splits: np.ndarray) -> list[str]:
+def _parts(targets: np.ndarray, splits: np.ndarray, allow_constant: bool) -> list[str]:
     problems = []
     for part, masks in (("training", splits), ("held-out", ~splits)):
         counts = masks.sum(1)
@@ -89,7 +95,7 @@ def _parts(targets: np.ndarray, splits: np.ndarray) -> list[str]:
         constant = [
             str(split)
             for split, mask in enumerate(masks)
-            if counts[split] > 1 and (np.ptp(targets[split, mask], axis=0) == 0).any()
+            if not allow_constant and counts[split] > 1 and (np.ptp(targets[split, mask], axis=0) == 0).any()
         ]
         if constant:
             problems.append(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scalecov_jax.probes import spectral
+from scalecov_jax.probes import ridge
 from scalecov_jax.probes.contract import Probe, check_positive
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -43,9 +43,8 @@ def kernel_ridge(
     s = c sqrt(median |z_i - z_j|^2 / D) over pairs of training images. Each target's multiple c and penalty minimise its exact
     leave-one-out squared error together, at the s of the whole training part.
 
-    With K the kernel of the training images and H = 1 - 1 1^T / n, K~ = H K H is a Gram matrix as in `spectral`: dual
-    coefficients a = P y, leave-one-out residuals a_i / P_ii. As a sums to 0, centring the kernel of new rows comes down to an
-    intercept, mean y - mean K a.
+    The kernel K of the training images is a Gram matrix as in `ridge`, with dual coefficients a. As these sum to 0, centring the
+    kernel of new rows comes down to an intercept, mean y - mean K a.
 
     Args:
         bandwidths: Multiples c of the median heuristic.
@@ -79,40 +78,27 @@ def _fit(
     bandwidths: Float[Array, " B"],
     alphas: Float[Array, " A"],
 ) -> KernelFit:
-    weight = jnp.ones(len(z), z.dtype)
+    intercept = ridge.constant(jnp.ones(len(z), z.dtype))
     squared = _squared_distances(z, z)
     gamma = 0.5 / (_typical(squared) * jnp.square(bandwidths))
 
     def one(gamma: Float[Array, ""]) -> tuple[Array, Array, Array, Array]:
         kernel = jnp.exp(-gamma * squared)
-        mean = kernel.mean(0)
-        spectrum = spectral.decompose(kernel - mean[None] - mean[:, None] + mean.mean())
-        dual = spectral.ridge(spectrum, targets, weight, alphas)
-        return (
-            dual.coefficients,
-            dual.intercept - mean @ dual.coefficients,
-            dual.alpha,
-            _leave_one_out(spectrum, dual),
-        )
+        fit = ridge.fit(ridge.decompose(kernel, intercept), targets, alphas)
+        level = targets.mean(0) - kernel.mean(0) @ fit.dual
+        return fit.dual, level, fit.alpha, jnp.square(fit.errors).sum(0)
 
-    coefficients, intercept, alpha, error = jax.lax.map(one, gamma)
+    coefficients, level, alpha, error = jax.lax.map(one, gamma)
     best = jnp.argmin(error, axis=0)
     chosen = jnp.arange(len(gamma))[:, None] == best[None]
     return KernelFit(
         z,
         gamma,
         coefficients * chosen[:, None],
-        (intercept * chosen).sum(0),
+        (level * chosen).sum(0),
         bandwidths[best],
         (alpha * chosen).sum(0),
     )
-
-
-def _leave_one_out(spectrum: spectral.Spectrum, dual: spectral.Dual) -> Float[Array, " M"]:
-    """Sum of squared leave-one-out residuals of each target at its penalty."""
-    diagonal = jnp.square(spectrum.vectors) @ (1.0 / (spectrum.values[:, None] + dual.alpha[None]))
-    residuals = dual.coefficients / (diagonal - 1.0 / (len(diagonal) * dual.alpha[None]))
-    return jnp.square(residuals).sum(0)
 
 
 def _squared_distances(a: Float[Array, "K D"], b: Float[Array, "N D"]) -> Float[Array, "K N"]:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scalecov_jax.probes import spectral
-from scalecov_jax.probes.batch import ALPHAS
+from scalecov_jax.probes import ridge
 from scalecov_jax.probes.contract import Probe, check_positive
+from scalecov_jax.probes.evaluate import ALPHAS
 
 ITERATIONS = 100  # of Lloyd's algorithm at most; it mostly settles within 20
 
@@ -74,17 +74,10 @@ def _fit(
     minimum: int,
     alphas: Float[Array, " A"],
 ) -> LocalFit:
-    def one(weight: Float[Array, " N"]) -> tuple[Array, Array, Array]:
-        mean = weight @ z / weight.sum()
-        rows = (z - mean[None]) * weight[:, None]
-        dual = spectral.ridge(spectral.decompose(rows @ rows.T), targets, weight, alphas)
-        weights = rows.T @ dual.coefficients
-        return weights, dual.intercept - mean @ weights, dual.alpha
-
     centres = _k_means(z, clusters)
     members = _members(z, centres)
     weight = jnp.where(members.sum(1, keepdims=True) >= minimum, members, 1.0)
-    return LocalFit(centres, *jax.lax.map(one, weight))
+    return LocalFit(centres, *jax.lax.map(lambda one: ridge.linear(z, targets, alphas, one), weight))
 
 
 def _k_means(z: Float[Array, "N D"], clusters: int) -> Float[Array, "C D"]:

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scalecov_jax.probes import linear, spectral
+from scalecov_jax.models.compilation import jit
+from scalecov_jax.probes import ridge
 from scalecov_jax.probes.contract import Probe, check_positive
+from scalecov_jax.probes.evaluate import float64
 
 ALPHAS = np.logspace(-2, 5, 15)
 ITERATIONS = 100  # of Newton's method at most; from the next larger penalty it takes about 4
@@ -33,8 +35,8 @@ def concept_activation_vector(
     features: Float[np.ndarray, "N D"],
     targets: Float[np.ndarray, "N M"],
     alphas: Sequence[float] | np.ndarray = ALPHAS,
-    scaling: spectral.Scaling = "each",
-) -> linear.Fit:
+    scaling: ridge.Scaling = "each",
+) -> ridge.Linear:
     """The concept activation vector (CAV): `weights` of a logistic regression, in the units of the features.
 
     features @ weights + intercept is the logit of the probability. Computed in float64 on standardised features.
@@ -43,7 +45,7 @@ def concept_activation_vector(
         features: Of images with and without the concept.
         targets: 1 with the concept, 0 without.
         alphas: Penalties to choose from by approximate leave-one-out.
-        scaling: See `spectral.standardisation`.
+        scaling: See `ridge.standardisation`.
 
     Returns:
         Arrays of NumPy in float64.
@@ -59,18 +61,16 @@ def concept_activation_vector(
             "A concept activation vector needs images with and without the concept; all are alike."
         )
     penalties = check_positive("Penalties", np.asarray(alphas))
-    device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
-    with jax.enable_x64(True), jax.default_device(device):
+    with float64():
         x = jnp.asarray(features, np.float64)
-        by = spectral.standardisation(x, jnp.ones(len(x)), scaling)
-        z = spectral.standardise(x, by)
-        fit = jax.jit(fit_logistic)(z, jnp.asarray(targets, np.float64), jnp.asarray(penalties))
-        return jax.tree.map(np.asarray, linear.in_feature_units(fit, by))
+        by = ridge.standardisation(x, scaling=scaling)
+        fit = jit(fit_logistic)(ridge.standardise(x, by), np.asarray(targets, np.float64), penalties)
+        return jax.tree.map(np.asarray, ridge.in_feature_units(fit, by))
 
 
 def fit_logistic(
     z: Float[Array, "N D"], targets: Float[Array, "N M"], alphas: Float[Array, " A"]
-) -> linear.Fit:
+) -> ridge.Linear:
     """Minimise sum log(1 + exp(eta)) - y eta + alpha |w|^2 / 2 with eta = z w + b, by Newton's method.
 
     With z = R Q^T, Q an orthonormal basis of the span of the rows, w = Q v and |w| = |v|: the systems have min(N, D) + 1
@@ -89,7 +89,7 @@ def fit_logistic(
         alphas: Penalties to choose from, all positive; scikit-learn's C is 1 / alpha.
 
     Returns:
-        The fit, whose `linear.predict` is the logit eta.
+        The fit, whose `ridge.predict` is the logit eta.
 
     Source: Rad and Maleki 2020, A scalable estimate of the out-of-sample prediction error via approximate leave-one-out.
     """
@@ -108,12 +108,12 @@ def fit_logistic(
         return path[best], alphas[best]
 
     solution, alpha = jax.lax.map(one_target, targets.T)
-    return linear.Fit(basis @ solution[:, :-1].T, solution[:, -1], alpha)
+    return ridge.Linear(basis @ solution[:, :-1].T, solution[:, -1], alpha)
 
 
-def predict(fit: linear.Fit, features: Float[Array, "K D"]) -> Float[Array, "K M"]:
+def predict(fit: ridge.Linear, features: Float[Array, "K D"]) -> Float[Array, "K M"]:
     """Probability of the concept."""
-    return jax.nn.sigmoid(linear.predict(fit, features))
+    return jax.nn.sigmoid(ridge.predict(fit, features))
 
 
 def accuracy(probabilities: Float[Array, "K M"], targets: Float[Array, "K M"]) -> Float[Array, " M"]:

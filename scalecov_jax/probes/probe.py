@@ -1,6 +1,6 @@
 """Any probe on every layer and split: held-out scores under one contract."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,22 +10,38 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from tqdm import tqdm
 
-from scalecov_jax.probes import linear, spectral
-from scalecov_jax.probes.contract import Probe, check_problem
+from scalecov_jax.models.compilation import jit
+from scalecov_jax.probes import ridge
+from scalecov_jax.probes.contract import Probe, check_positive, check_problem
+from scalecov_jax.probes.evaluate import ALPHAS, float64
 from scalecov_jax.probes.kernel_ridge import kernel_ridge
 from scalecov_jax.probes.local_ridge import local_ridge
 from scalecov_jax.probes.logistic import logistic
 
 Score = Callable[[Float[Array, "K M"], Float[Array, "K M"]], Float[Array, " M"]]
 
+
+def linear_ridge(alphas: Sequence[float] | np.ndarray = ALPHAS) -> Probe:
+    """The probe of `ridge.linear`; penalties to choose from by exact leave-one-out."""
+    alphas = check_positive("Penalties", np.asarray(alphas))
+    return Probe("ridge", lambda z, targets: ridge.linear(z, targets, jnp.asarray(alphas)), ridge.predict)
+
+
 PROBES: dict[str, Probe] = {
-    probe.name: probe for probe in (linear.ridge(), linear.ols(), kernel_ridge(), logistic(), local_ridge())
+    probe.name: probe
+    for probe in (
+        linear_ridge(),
+        Probe("ols", ridge.linear, ridge.predict),
+        kernel_ridge(),
+        logistic(),
+        local_ridge(),
+    )
 }
 
 
 def r2(predictions: Float[Array, "K M"], targets: Float[Array, "K M"]) -> Float[Array, " M"]:
     """1 - SSE / SST against the mean of the held-out targets; for 0 and 1 this is the Brier skill score."""
-    return spectral.r2(predictions, targets, jnp.ones(len(targets), targets.dtype))
+    return ridge.r2(predictions, targets, jnp.ones(len(targets), targets.dtype))
 
 
 def cross_validate(
@@ -34,7 +50,7 @@ def cross_validate(
     targets: Float[np.ndarray, "S N M"],
     splits: Bool[np.ndarray, "S N"],
     *,
-    scaling: spectral.Scaling = "each",
+    scaling: ridge.Scaling = "each",
     score: Score = r2,
     progress: str | None = None,
 ) -> Float[np.ndarray, "L S M"]:
@@ -45,10 +61,10 @@ def cross_validate(
 
     Args:
         probe: One of `PROBES`, or your own.
-        features: Of each layer; standardised here by the training part of each split.
+        features: Of each layer; divided here by their sd over all images, and centred by the training part of each split.
         targets: Concept measures; each split has its own, so that one may hold shuffled ones.
         splits: True marks the training part. The parts may differ in size.
-        scaling: See `spectral.standardisation`.
+        scaling: See `ridge.standardisation`.
         score: Predictions and held-out targets to one number a target.
         progress: Label of a progress bar on stderr; none when absent.
 
@@ -65,10 +81,8 @@ def cross_validate(
     sizes = splits.sum(1)
     groups = [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
     scores = np.empty((len(features), len(splits), targets.shape[2]))
-    device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
     with (
-        jax.enable_x64(True),
-        jax.default_device(device),
+        float64(),
         tqdm(total=scores[..., 0].size, desc=progress, unit="fit", disable=progress is None) as bar,
     ):
         targets = targets.astype(np.float64)
@@ -91,21 +105,23 @@ def cross_validate(
     return scores
 
 
-@partial(jax.jit, static_argnames=("probe", "score", "scaling"))
+@partial(jit, static_argnames=("probe", "score", "scaling"))
 def _scores(
     probe: Probe,
     score: Score,
-    scaling: spectral.Scaling,
+    scaling: ridge.Scaling,
     features: Float[Array, "N D"],
     targets: Float[Array, "S N M"],
     train: Array,
     test: Array,
 ) -> Float[Array, "S M"]:
+    z = ridge.standardise(features, ridge.standardisation(features, scaling=scaling))
+
     def one_split(arguments: tuple[Array, Array, Array]) -> Array:
         y, train, test = arguments
-        by = spectral.standardisation(features[train], jnp.ones(len(train), features.dtype), scaling)
-        fit = probe.fit(spectral.standardise(features[train], by), y[train])
-        predictions = probe.predict(fit, spectral.standardise(features[test], by))
+        mean = z[train].mean(0)[None]
+        fit = probe.fit(z[train] - mean, y[train])
+        predictions = probe.predict(fit, z[test] - mean)
         _check_floats(
             "predict", predictions, (len(test), y.shape[1]), "one row an image, one column a target"
         )
@@ -120,7 +136,7 @@ def _try(probe: Probe, layer: str, arguments: tuple[Any, ...]) -> None:
     """Trace one layer and size of the training part, without computing."""
     *_, features, targets, train, test = arguments
     try:
-        _scores.eval_shape(probe, *arguments)
+        _scores.program().eval_shape(probe, *arguments)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         reason = (
             f"it is not pure JAX ({type(error).__name__}); write it with jax.numpy, without NumPy, scikit-learn or Python "

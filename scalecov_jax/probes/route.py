@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Literal, NamedTuple, get_args
 
-from scalecov_jax.probes import inference
+from scalecov_jax.probes import evaluate
 from scalecov_jax.probes.splits import HELD_OUT
 from scalecov_jax.probes.sums import ROWS, bytes_of
 
@@ -66,7 +66,7 @@ def choose_route(
     limit = limit or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     held = images // splits if splitting in FOLDS else math.ceil(HELD_OUT * images)
     memory = 16 * images * sum(widths)  # two conditions in float32, one of them in float64 while it is solved
-    memory += inference.plan_memory(len(widths), images, splits, images, measures, held)
+    memory += evaluate.plan_memory(len(widths), images, splits, images, measures, held)
     streamed = streamed_bytes(images, widths, splits, measures, permutations)
     obstacle = ""
     if splitting not in FOLDS:

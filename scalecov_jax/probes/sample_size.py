@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from scalecov_jax.probes.batch import ALPHAS, score_layers
+from scalecov_jax.probes.evaluate import ALPHAS, score_layers
 from scalecov_jax.scores import ESTIMATORS, Estimator
 
 MIN_HELD_OUT = 10  # images; R2 on fewer says nothing
@@ -102,7 +102,6 @@ def sweep(
     count = len(measures)
     kept = usable_sizes(sizes, count)
     orders = [np.random.default_rng((seed, split, 2)).permutation(count) for split in range(splits)]
-    targets = np.tile(measures[None, :, None], (splits, 1, 1))
     ranks = {layer: rank(values) for layer, values in features.items()}
     rows = []
     # One call a size: padded to the largest, the small ones would cost as much.
@@ -110,7 +109,7 @@ def sweep(
         masks = np.zeros((splits, count), bool)
         for mask, order in zip(masks, orders, strict=True):
             mask[order[:size]] = True
-        scores = score_layers(features, targets, masks, alphas)
+        scores = score_layers(features, measures[:, None], masks, alphas)
         rows += [
             SizeScore(
                 weights,
@@ -160,6 +159,6 @@ def rank(features: Float[np.ndarray, "N D"]) -> int:
     """Linearly independent features about their mean, up to the rounding of float32."""
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     scale = centred.std(0)
-    columns = centred[:, scale > 0] / scale[scale > 0]
-    values = np.linalg.svd(columns, compute_uv=False)
-    return int((values > 10 * np.finfo(np.float32).eps * np.sqrt(columns.size)).sum())
+    z = centred[:, scale > 0] / scale[scale > 0]
+    gram = z.T @ z if z.shape[1] < len(z) else z @ z.T  # whose eigenvalues are squared singular values
+    return int((np.linalg.eigvalsh(gram) > np.square(10 * np.finfo(np.float32).eps) * z.size).sum())

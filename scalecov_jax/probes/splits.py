@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
 HELD_OUT = 0.3  # of the images, as published
-Kind = Literal["random", "stratified", "grouped", "k_fold", "grouped_k_fold", "leave_one_group_out"]
+Kind = Literal["auto", "random", "stratified", "grouped", "k_fold", "grouped_k_fold", "leave_one_group_out"]
 
 
 def make_splits(
@@ -24,11 +24,12 @@ def make_splits(
     """Splits of a kind that a config names; True marks the training part.
 
     Args:
-        kind: random, stratified, grouped, k_fold, grouped_k_fold or leave_one_group_out.
+        kind: random, stratified, grouped, k_fold, grouped_k_fold or leave_one_group_out; auto is grouped where several images
+            belong to one group, and random otherwise.
         count: Number of images N.
         splits: Number of splits S, or of folds; leave_one_group_out makes as many as there are groups, whatever this says.
         seed: Of everything random.
-        groups: Patient, slide or source image of each image; for the last two kinds and grouped.
+        groups: Patient, slide or source image of each image; for auto, the last two kinds and grouped.
         values: The concept measure of each image; for stratified.
 
     Raises:
@@ -40,6 +41,8 @@ def make_splits(
         near = get_close_matches(kind, kinds, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"No splits are called {kind!r}; {hint}There are {', '.join(kinds)}.")
+    if kind == "auto":
+        kind = "random" if groups is None or not share_groups(groups) else "grouped"
     if kind == "random":
         return random_splits(count, splits, seed)
     if kind == "k_fold":
@@ -50,6 +53,11 @@ def make_splits(
     if kind == "grouped":
         return grouped_splits(groups, splits, seed)
     return grouped_k_folds(groups, splits, seed) if kind == "grouped_k_fold" else leave_one_group_out(groups)
+
+
+def share_groups(groups: Sequence[str] | np.ndarray) -> bool:
+    """Whether several images belong to one group."""
+    return len({*groups}) < len(groups)
 
 
 def random_splits(count: int, splits: int, seed: int, held_out: float = HELD_OUT) -> Bool[np.ndarray, "S N"]:

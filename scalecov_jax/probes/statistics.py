@@ -1,11 +1,12 @@
 """Uncertainty of R2 over the images that might have been drawn: intervals, differences, and the set of layers that may be best.
 
 The splits of one set of images overlap, so that their spread says little of other images. The jackknife asks how much the whole
-experiment, the mean R2 over the same splits, changes without each image (or patient, slide, source image); `inference.infer`
+experiment, the mean R2 over the same splits, changes without each image (or patient, slide, source image); `evaluate.infer`
 computes that exactly. Everything here follows from those changes, scaled so that their squares add up to the variance: the
 deviations.
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -71,11 +72,16 @@ def deviations(without: Float[np.ndarray, "... G"]) -> Float[np.ndarray, "... G"
     return np.sqrt((groups - 1) / groups) * (without - without.mean(-1, keepdims=True))
 
 
-def jackknife(value: float, deviation: Float[np.ndarray, " G"], level: float = LEVEL) -> Estimate:
-    """Value +- t(G - 1) sqrt(sum of squared deviations)."""
+def jackknife(
+    value: float, deviation: Float[np.ndarray, " G"], level: float = LEVEL, most: float = math.inf
+) -> Estimate:
+    """Value +- t(G - 1) sqrt(sum of squared deviations), cut off at the largest value there is, such as 1 for R2.
+
+    As the true value lies below `most`, cutting off there leaves out none that the whole interval would have covered.
+    """
     error = float(np.sqrt(np.square(deviation).sum()))
     reach = float(stats.t.ppf((1 + level) / 2, len(deviation) - 1)) * error
-    return Estimate(value, error, Interval(value - reach, value + reach))
+    return Estimate(value, error, Interval(value - reach, min(value + reach, most)))
 
 
 def bootstrap(

@@ -1,8 +1,8 @@
 """Least squares and ridge from the sums of folds alone: no image is needed.
 
-Fold k is held out; the others train. With Z the training features minus their mean over their sd, A = Z^T Z = V diag(w) V^T and
-b = Z^T (y - mean y) follow from the sums of the training folds, and the coefficients of every penalty from the one decomposition,
-V diag(1 / (w + alpha)) V^T b. With H the same sums of the held-out images, about the training mean,
+Fold k is held out; the others train. With Z the training features minus their mean, over their sd over all images, A = Z^T Z =
+V diag(w) V^T and b = Z^T (y - mean y) follow from the sums of the folds, and the coefficients of every penalty from the one
+decomposition, V diag(1 / (w + alpha)) V^T b. With H the same sums of the held-out images, about the training mean,
 
     SSE = H_yy - 2 beta^T H_xy + beta^T H_xx beta,    R2 = 1 - SSE / sum (y - mean y)^2.
 
@@ -14,17 +14,18 @@ Source: Hastie, Tibshirani & Friedman 2009, The Elements of Statistical Learning
 """
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from scalecov_jax.probes.batch import ALPHAS
+from scalecov_jax.models.compilation import jit
 from scalecov_jax.probes.contract import check_positive
+from scalecov_jax.probes.evaluate import ALPHAS, float64
 from scalecov_jax.probes.sums import Products, Sums, merge
 
 # A feature whose variance is below this share of its mean square about the shift is constant but for rounding; a direction whose
@@ -52,7 +53,7 @@ class FoldScores(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Training part: mean of features and targets, 1 / sd of each feature (0 of a constant one), decomposition, V^T b."""
+    """Training part: mean of features and targets, 1 / sd over all images (0 of a constant feature), decomposition, V^T b."""
 
     mean: Float[Array, " D"]
     inverse: Float[Array, " D"]
@@ -86,11 +87,9 @@ def score_folds(
     """
     alphas = check_positive("Penalties", alphas)
     _check(layers)
-    device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
     folds = len(next(iter(layers.values())))
     with (
-        jax.enable_x64(True),
-        jax.default_device(device),
+        float64(threads=min(32, os.cpu_count() or 1)),
         tqdm(
             total=len(layers) * folds * (folds + 1) // 2,
             desc=progress,
@@ -106,9 +105,10 @@ def _one_layer(
     sums: Sequence[Sums], alphas: np.ndarray, products: Products, bar: tqdm
 ) -> tuple[np.ndarray, ...]:
     count = len(sums)
+    inverse = _inverse_sd(merge(*sums), np.float64(_NOISE[products]))
     inner = np.zeros((count, len(alphas), len(sums[0].y)))
     for pair in itertools.combinations(range(count), 2):
-        part = _decompose(_without(sums, pair), np.float64(_NOISE[products]))
+        part = _decompose(_without(sums, pair), inverse)
         for out, held in (pair, pair[::-1]):
             inner[out] += _path_errors(part, sums[held], alphas)
         bar.update()
@@ -116,7 +116,7 @@ def _one_layer(
     rows = []
     for out in range(count):
         train = _without(sums, (out,))
-        part = _decompose(train, np.float64(_NOISE[products]))
+        part = _decompose(train, inverse)
         alpha = alphas[best[out]]
         spread = _spread(sums[out])
         floor = np.float64(max(10 * train.count * np.finfo(float).eps, _ABSENT[products]))
@@ -143,13 +143,18 @@ def _spread(sums: Sums) -> np.ndarray:
     return sums.yy - np.square(sums.y) / sums.count
 
 
-@jax.jit
-def _decompose(train: Sums, noise: Float[Any, ""]) -> _Part:
+@jit
+def _inverse_sd(every: Sums, noise: Float[Any, ""]) -> Float[Array, " D"]:
+    square = jnp.diag(every.xx) / every.count
+    variance = square - jnp.square(every.x / every.count)
+    constant = variance <= noise * square
+    return jnp.where(constant, 0.0, 1 / jnp.sqrt(jnp.where(constant, 1.0, variance)))
+
+
+@jit
+def _decompose(train: Sums, inverse: Float[Array, " D"]) -> _Part:
     n, mean, intercept = train.count, train.x / train.count, train.y / train.count
     covered = train.xx - n * mean[:, None] * mean[None]
-    variance, square = jnp.diag(covered) / n, jnp.diag(train.xx) / n
-    constant = variance <= noise * square
-    inverse = jnp.where(constant, 0.0, 1 / jnp.sqrt(jnp.where(constant, 1.0, variance)))
     a = covered * inverse[:, None] * inverse[None]
     b = (train.xy - n * mean[:, None] * intercept[None]) * inverse[:, None]
     values, vectors = jnp.linalg.eigh((a + a.T) / 2, symmetrize_input=False)
@@ -174,13 +179,13 @@ def _squared_errors(part: _Part, held: Sums, coefficients: Float[Array, "C D M"]
     return jnp.maximum(yy[None] + inside, 0)
 
 
-@jax.jit
+@jit
 def _path_errors(part: _Part, held: Sums, alphas: Float[Array, " A"]) -> Float[Array, "A M"]:
     shrinkage = 1 / (part.values[None] + alphas[:, None])
     return _squared_errors(part, held, shrinkage[:, :, None] * part.rotated[None])
 
 
-@jax.jit
+@jit
 def _errors(
     part: _Part, held: Sums, alpha: Float[Array, " M"], floor: Float[Any, ""]
 ) -> tuple[Float[Array, " M"], Float[Array, " M"], Int[Array, ""]]:

@@ -79,8 +79,8 @@ def _figures(one: Concept) -> list[page.Image]:
     tests, peak, m = one.evidence.permutation, one.rows[one.peak], one.m
     controls = {
         name: [
-            jackknife(float(r2), deviation)
-            for r2, deviation in zip(*(part[:, m] for part in known), strict=True)
+            jackknife(float(r2), deviation, most=1.0)
+            for r2, deviation in zip(known.value[:, m], known.deviation[:, m], strict=True)
         ]
         for name, known in one.evidence.controls.items()
     }

@@ -32,12 +32,14 @@ READING = {
     "0.59 to 0.81": "and the like are 95 % intervals by the jackknife: what taking out each image in turn (or each patient, "
     "slide or source) does to the whole experiment tells how far R² would move with other images of the same kind. They say "
     "nothing of images of another kind. The resampled t interval beside them is a rule of thumb from the spread over splits.",
-    "May be the best.": "Each layer is tested against all others at once and left out where another is shown to be better: with "
-    "95 % confidence the best layer is among those that remain. Some remain only because their interval is wide. The bars of "
-    "differences are single comparisons, which leave out 0 more easily.",
+    "May be the best.": "Each layer is tested against all others at once and left out where another is shown to be better, and "
+    "where the 95 % interval of its difference from the peak lies below 0 as well: with at least 95 % confidence the best layer "
+    "is among those that remain. Some remain only because their interval is wide.",
     "Nested:": "each training part chooses the layer by leave-one-out inside it, and R² is measured on images that had no say. "
     "The best layer was chosen by the images that its R² is measured on, so that this R² is too high on average.",
-    "p": "is how often the measures, permuted over the images, are read as well as they are. The family-wise p compares with the "
+    "p": "is how often permuted measures are read as well as the measures themselves. Beside the number of permutations stands "
+    "what is permuted: images, or whole groups (patients, slides, sources) where images of a group belong together. The "
+    "family-wise p compares with the "
     "best of all layers and measures: at most 0.05 shows that the layer reads something, however many were tried. With B "
     "permutations p cannot fall below 1 / (B + 1).",
     "Selectivity": "is R² minus that of a control: the same layer with random weights, features of the pixels alone, the "
@@ -154,7 +156,7 @@ def _whether(one: Concept) -> str:
     if tests is None or peak.p is None or peak.p_family is None:
         return "Measures were not permuted, so that no test says whether anything is read."
     count = tests.null.shape[-1]
-    run = f"{count:,} permutations, smallest possible p {p_value(1 / (count + 1))}"
+    run = f"{count:,} permutations of {tests.permuted}, smallest possible p {p_value(1 / (count + 1))}"
     silent = [row.layer for row in one.rows if row.p_family is not None and row.p_family > 0.05]
     if peak.p_family <= 0.05:
         text = (
@@ -183,9 +185,10 @@ def _beyond(one: Concept) -> str:
     if unclear := [text for text, row in compared.items() if row.low <= 0]:
         sentences.append(f"It is not shown to be above {listed(unclear, 'or')}: the interval is not above 0.")
     if "nuisances" in evidence.controls and "beyond_nuisances" in at:
-        value, deviation = (part[0, one.m] for part in evidence.controls["nuisances"])
+        alone = evidence.controls["nuisances"]
+        value, deviation = alone.value[0, one.m], alone.deviation[0, one.m]
         sentences.append(
-            f"The nuisance measures alone foretell {one.title} with R² {page.number(float(value))} "
+            f"The nuisance measures alone predict {one.title} with R² {page.number(float(value))} "
             f"({span(*interval(value, deviation))}); of what they leave, {peak} explains {difference(at['beyond_nuisances'])} "
             "(partial R²)."
         )
@@ -211,8 +214,8 @@ def _few_groups(evidence: Evidence) -> str:
 
 
 def interval(value: float, deviation: Float[ndarray, " G"]) -> tuple[float, float]:
-    """The 95 % interval of a value of `evidence.Known`."""
-    return jackknife(float(value), deviation).interval
+    """The 95 % interval of an R2 of `evidence.Known`."""
+    return jackknife(float(value), deviation, most=1.0).interval
 
 
 def span(low: float | None, high: float | None) -> str:

@@ -21,8 +21,8 @@ from scalecov_jax.features import Pooling
 from scalecov_jax.hosts import check_agreement, gather_text, is_first, on_first
 from scalecov_jax.images.example import ImageError, Source
 from scalecov_jax.probes.contract import check_problem
-from scalecov_jax.probes.permutation import orders
-from scalecov_jax.probes.splits import make_splits, shuffled
+from scalecov_jax.probes.permutation import Permuted, shuffled
+from scalecov_jax.probes.splits import make_splits
 from scalecov_jax.probes.streamed_ridge import FoldScores, score_folds
 from scalecov_jax.probes.sums import Products, fold_of
 from scalecov_jax.scores import Condition
@@ -91,7 +91,7 @@ def probe_streamed(
         for condition, one in networks.items():
             kept = targets
             if condition == "random_weights":
-                kept = Targets(targets.values[:, : len(design.concepts)], targets.orders[:, :0], 0)
+                kept = Targets(targets.values[:, : len(design.concepts)])
             facts = _facts(one, source, of_class, folds, kept, layers)
             facts |= {"size": str(size), "batch_size": str(batch_size), "dtype": np.dtype(dtype).name}
             facts |= {"pooling": pooling, "products": products, "flush": str(flush)}
@@ -127,7 +127,12 @@ def probe_streamed(
         for concept in design.concepts
     }
     family = network.architecture.name
-    return ProbeResult(family, weights, design.concepts, classes, selected, pooling, undefined), rows
+    return (
+        ProbeResult(
+            family, weights, design.concepts, classes, selected, pooling, design.splitting, undefined
+        ),
+        rows,
+    )
 
 
 def _targets(measured: Measured, design: Design) -> tuple[Targets, np.ndarray]:
@@ -138,13 +143,11 @@ def _targets(measured: Measured, design: Design) -> tuple[Targets, np.ndarray]:
     )
     folds = fold_of(splits)
     check_problem({"measures": measures}, np.broadcast_to(measures, (len(splits), *measures.shape)), splits)
-    control = np.stack([shuffled(values, len(splits), design.seed) for values in measures.T], axis=-1)
+    control = shuffled(measures, len(splits), design.seed, measured.groups)
     values = np.concatenate([measures, *control], axis=1)
     if not design.permutations:
-        return Targets(values, np.empty((count, 0), np.int32), 0), folds
-    grouped = len({*measured.groups}) < count
-    drawn = orders(count, design.permutations, design.seed, measured.groups if grouped else None)[1:]
-    return Targets(values, np.ascontiguousarray(drawn.T), measures.shape[1]), folds
+        return Targets(values), folds
+    return Targets(values, Permuted.draw(measures, design.permutations, design.seed, measured.groups)), folds
 
 
 def _facts(
@@ -170,7 +173,7 @@ def _facts(
             *(_pixels(source, int(measured.indices[k])) for k in (0, len(folds) // 2, -1))
         ),
         "folds": digest(folds),
-        "targets": digest(targets.values, targets.orders),
+        "targets": digest(targets.values, *(targets.permuted or ())),
     }
 
 

@@ -19,6 +19,7 @@ from scalecov_jax.features import Pooling, check_request, sharded_forward
 from scalecov_jax.hosts import gather_text, is_first
 from scalecov_jax.images.batching import Reordered, batches
 from scalecov_jax.images.example import Skipped, Source
+from scalecov_jax.probes.permutation import Permuted
 from scalecov_jax.probes.sums import ROWS, Products, Sums, empty, merge
 from scalecov_jax.streaming.device_sums import DeviceSums
 
@@ -26,22 +27,22 @@ FLUSH = 500  # batches
 
 
 class Targets(NamedTuple):
-    """What is regressed; columns are those of `values`, then those of the first `permuted` columns in every order.
+    """What is regressed; columns are those of `values`, then those of every permutation.
 
     Attributes:
         values: One row an image.
-        orders: Row whose values image n takes in permutation b.
-        permuted: How many columns are permuted.
+        permuted: Permutations of the measures, if any.
     """
 
     values: Float[np.ndarray, "N M"]
-    orders: Int[np.ndarray, "N B"]
-    permuted: int
+    permuted: Permuted | None = None
 
     def rows(self, taken: Int[np.ndarray, " R"]) -> Float[np.ndarray, "R T"]:
         """The targets of some images."""
-        drawn = self.values[self.orders[taken], : self.permuted]
-        return np.concatenate([self.values[taken], drawn.reshape(len(taken), -1)], axis=1)
+        if self.permuted is None:
+            return self.values[taken]
+        drawn = self.permuted.rows(taken).reshape(len(taken), -1)
+        return np.concatenate([self.values[taken], drawn], axis=1)
 
 
 class Unreadable(NamedTuple):

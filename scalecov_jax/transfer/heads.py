@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from scalecov_jax.probes import spectral
+from scalecov_jax.probes import ridge
 
 AnyArray: TypeAlias = np.ndarray | Array
 Mask: TypeAlias = Bool[AnyArray, "R N"] | Float[AnyArray, "R N"]
@@ -107,10 +107,10 @@ def _train(
     epochs: int,
     batch_size: int,
 ) -> Heads:
-    shared = spectral.standardisation(features, train.max(0))
-    x = spectral.standardise(features, shared)
+    shared = ridge.standardisation(features, train.max(0))
+    x = ridge.standardise(features, shared)
     mean, inverse = _moments(x, train, shared)
-    goal = jax.vmap(spectral.standardisation, (None, 0))(targets[:, None], train)
+    goal = jax.vmap(ridge.standardisation, (None, 0))(targets[:, None], train)
     weight, y = train.T, ((targets[None] - goal.mean) / goal.scale * train).T
     steps = len(targets) // batch_size
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, epochs * steps))
@@ -149,7 +149,7 @@ def _train(
 
 
 def _moments(
-    x: Float[Array, "N D"], train: Float[Array, "R N"], shared: spectral.Standardisation
+    x: Float[Array, "N D"], train: Float[Array, "R N"], shared: ridge.Standardisation
 ) -> tuple[Float[Array, "R D"], Float[Array, "R D"]]:
     """Mean and 1 / sd of each seed's part of the standardised x, all seeds in one pass over the rows.
 

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from scalecov_jax.probes import evaluate
 from scalecov_jax.transfer.heads import Mask, checked_arrays, train_heads
-from scalecov_jax.transfer.ridge_heads import ridge_heads
 
 
 def sweep(
@@ -28,7 +28,7 @@ def sweep(
         targets: In px.
         train: As in `train_heads`.
         seeds: As in `train_heads`; for ridge regression only their number matters.
-        head: "ridge" for `ridge_heads`, "head" for `train_heads`.
+        head: "ridge" for `evaluate.fit` (penalties by leave-one-out), "head" for `train_heads`.
         progress: Show a bar over the layers on stderr.
         **settings: Of that function: `alphas`, or `epochs`, `batch_size` and `learning_rate`.
 
@@ -36,23 +36,24 @@ def sweep(
         In the order of `features`; a layer's predictions do not depend on the other layers.
 
     Raises:
-        ValueError: As `train_heads` and `ridge_heads`, for all layers at once; another `head`.
+        ValueError: As `train_heads` and `evaluate.fit`, for all layers at once; another `head`.
         FloatingPointError: As `train_heads`; its note names the layer.
     """
     if head not in ("ridge", "head"):
         raise ValueError(f'head must be "ridge" or "head", got {head!r}.')
-    checked_arrays(features, targets, train, seeds)
+    _, y, mask = checked_arrays(features, targets, train, seeds)
     predictions = {}
     for name, values in tqdm(features.items(), desc="heads", unit="layer", disable=not progress):
         try:
             if head == "ridge":
-                fit = ridge_heads(values, targets, train, **settings)
+                fit = evaluate.fit(np.asarray(values), y[:, None], mask, **settings)
+                kernel, bias = fit.weights[:, :, 0], fit.intercept[:, 0]
             else:
-                fit = train_heads(values, targets, train, seeds, **settings)
+                heads = train_heads(values, targets, train, seeds, **settings)
+                # float64, because the bias cancels much of a feature whose mean is far above its sd.
+                kernel, bias = np.asarray(heads.kernel, np.float64), np.asarray(heads.bias, np.float64)
         except FloatingPointError as error:
             error.add_note(f"In layer {name}.")
             raise
-        # float64, because the bias cancels much of a feature whose mean is far above its sd.
-        kernel, bias = np.asarray(fit.kernel, np.float64), np.asarray(fit.bias, np.float64)
         predictions[name] = kernel @ values.T.astype(np.float64) + bias[:, None]
     return predictions

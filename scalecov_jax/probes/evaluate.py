@@ -1,0 +1,456 @@
+"""Ridge and least squares on all layers at once: what of `ridge` is asked for, in float64, and its limits.
+
+Every number here has one definition. Features are divided by their sd over all N images, no measure entering; the intercept is
+free; the penalty of each training part minimises its own leave-one-out error; R2 is against the mean of the held-out part.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from scalecov_jax.models.compilation import jit
+from scalecov_jax.probes import ridge
+from scalecov_jax.probes.contract import check_positive, check_problem
+from scalecov_jax.probes.splits import padded
+
+ALPHAS = np.logspace(-1, 6, 15)
+CHUNK = 2000  # targets at a time, at most
+
+
+class ProbeScores(NamedTuple):
+    """Held-out R2 of each layer, split and target, and the penalty that ridge chose on the training part."""
+
+    ols: Float[np.ndarray, "L S M"]
+    ridge: Float[np.ndarray, "L S M"]
+    alpha: Float[np.ndarray, "L S M"]
+
+
+class Inference(NamedTuple):
+    """Ridge on every layer; L layers, S splits, N images, G groups of images, M concept measures.
+
+    Attributes:
+        r2: Held-out R2 of every split.
+        alpha: Penalty of every split, by exact leave-one-out inside its training part.
+        inner: Leave-one-out R2 inside the training part at that penalty.
+        without: r2 when a group of images is taken out of the whole experiment; 0 where it is not defined.
+        defined: Whether it is defined: the held-out part without the group still has two different measures.
+        dual: Dual coefficients of the fit to each training part, 0 in held-out rows.
+        errors: Measure minus prediction of each image by the fit to all others.
+        leverage: Of each image in the fit to all images.
+        dual_all: Dual coefficients of the fit to all images.
+        alpha_all: Penalty of that fit, by exact leave-one-out.
+        dof: Its effective degrees of freedom, the intercept and nuisance measures included.
+    """
+
+    r2: Float[np.ndarray, "L S M"]
+    alpha: Float[np.ndarray, "L S M"]
+    inner: Float[np.ndarray, "L S M"]
+    without: Float[np.ndarray, "L S G M"]
+    defined: Bool[np.ndarray, "S G M"]
+    dual: Float[np.ndarray, "L S N M"]
+    errors: Float[np.ndarray, "L N M"]
+    leverage: Float[np.ndarray, "L N M"]
+    dual_all: Float[np.ndarray, "L N M"]
+    alpha_all: Float[np.ndarray, "L M"]
+    dof: Float[np.ndarray, "L M"]
+
+
+@contextmanager
+def float64(threads: int = 1) -> Iterator[None]:
+    """Solve in float64, on the host where the accelerator has none (TPU), and with one thread for linear algebra.
+
+    float64 is a property of these small systems, not of the process: the forward pass stays float32. LAPACK's own threads gain
+    nothing on matrices of this size; several wait for each other where another process is busy, or layers are solved side by side
+    (tenfold here), and on many cores they can corrupt memory (jax issue 39292). Only one large system is worth more `threads`.
+    """
+    device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
+    with jax.enable_x64(True), jax.default_device(device), threadpool_limits(threads):
+        yield
+
+
+def score_layers(
+    features: Mapping[str, Float[np.ndarray, "N _"]],
+    targets: Float[np.ndarray, "N M"] | Float[np.ndarray, "S N M"],
+    splits: Bool[np.ndarray, "S N"],
+    alphas: Float[np.ndarray, " A"] = ALPHAS,
+    scaling: ridge.Scaling = "each",
+    *,
+    progress: str | None = None,
+) -> ProbeScores:
+    """Probe every layer on every split with least squares and ridge.
+
+    Equal in float64 to scikit-learn's LinearRegression and RidgeCV, fitted to training parts of
+    StandardScaler().fit_transform(features).
+
+    Args:
+        features: Of each layer.
+        targets: Concept measures; [S, N, M] if each split has its own, such as shuffled ones.
+        splits: True marks the training part. The parts may differ in size.
+        alphas: Penalties to choose from by exact leave-one-out.
+        scaling: See `ridge.standardisation`.
+        progress: Label of a progress bar on stderr; none when absent.
+
+    Returns:
+        Scores in the order of `features`.
+
+    Raises:
+        ValueError: See `contract.check_problem`; penalties that are not positive.
+    """
+    problem = _problem(features, targets, splits, alphas)
+    found = _every_layer(_both, features, problem, scaling=scaling, progress=progress)
+    return ProbeScores(*found)
+
+
+def least_squares(
+    features: Mapping[str, Float[np.ndarray, "N _"]],
+    targets: Float[np.ndarray, "N M"] | Float[np.ndarray, "S N M"],
+    splits: Bool[np.ndarray, "S N"],
+    *,
+    progress: str | None = None,
+) -> Float[np.ndarray, "L S M"]:
+    """Held-out R2 of least squares alone, as in `score_layers`."""
+    problem = _problem(features, targets, splits, ALPHAS)
+    return _every_layer(_least_squares, features, problem, progress=progress)[0]
+
+
+def held_out(
+    features: Mapping[str, Float[np.ndarray, "N _"]],
+    targets: Float[np.ndarray, "N M"] | Float[np.ndarray, "S N M"],
+    splits: Bool[np.ndarray, "S N"],
+    *,
+    alphas: Float[np.ndarray, " A"] = ALPHAS,
+    allow_constant: bool = False,
+    progress: str | None = None,
+) -> ridge.HeldOut:
+    """Ridge alone, as in `score_layers`; of thousands of targets too, such as permuted measures, in chunks of equal size.
+
+    Args:
+        features: See `score_layers`, as are `targets`, `splits` and `progress`.
+        targets: Concept measures.
+        splits: True marks the training part.
+        alphas: Penalties to choose from.
+        allow_constant: Give NaN where a target is constant on a part of a split, as permuted measures of few groups may be.
+        progress: Label of a progress bar on stderr.
+
+    Raises:
+        ValueError: See `score_layers`.
+    """
+    problem = _problem(features, targets, splits, alphas, allow_constant=allow_constant)
+    count = problem.shared.shape[1]
+    chunks = max(1, -(-count // CHUNK))
+    width = -(-count // chunks)
+    found = []
+    for start in range(0, chunks * width, width) if width else [0]:
+        columns = np.arange(start, start + width) % max(count, 1)
+        part = problem._replace(shared=problem.shared[:, columns])
+        found.append(_every_layer(_held_out, features, part, progress=progress))
+    joined = (np.concatenate(values, axis=-1) for values in zip(*found, strict=True))
+    scores = ridge.HeldOut(*(values[..., : count + problem.own.shape[2]] for values in joined))
+    if not allow_constant:
+        return scores
+    constant = np.array(
+        [[np.ptp(targets[mask], axis=0) == 0 for mask in (split, ~split)] for split in splits]
+    ).any(1)
+    return scores._replace(r2=np.where(constant[None], np.nan, scores.r2))
+
+
+def infer(
+    features: Mapping[str, Float[np.ndarray, "N _"]],
+    targets: Float[np.ndarray, "N M"],
+    splits: Bool[np.ndarray, "S N"],
+    groups: Sequence[Any] | np.ndarray | None = None,
+    *,
+    nuisances: Float[np.ndarray, "N K"] | None = None,
+    alphas: Float[np.ndarray, " A"] = ALPHAS,
+    progress: str | None = None,
+) -> Inference:
+    """Fit ridge to every layer and split, leaving out images and groups in turn.
+
+    Args:
+        features: Of each layer.
+        targets: Concept measures, the same for all splits.
+        splits: True marks the training part.
+        groups: Patient, slide or source image of each image, what would be drawn anew in another sample; each image when absent.
+        nuisances: Measures that are fitted without a penalty beside the intercept, in every training part.
+        alphas: Penalties to choose from.
+        progress: Label of a progress bar on stderr; none when absent.
+
+    Raises:
+        ValueError: See `contract.check_problem`; nuisances that are not one row an image, or so many that nothing is left.
+    """
+    problem = _problem(features, targets, splits, alphas, nuisances)
+    members = grouping(groups, len(targets))
+    found = Inference(*_every_layer(_infer, features, problem, members, progress=progress))
+    return found._replace(defined=found.defined[0] > 0)
+
+
+def fit(
+    features: Float[np.ndarray, "N D"],
+    targets: Float[np.ndarray, "N M"],
+    parts: Bool[np.ndarray, "P N"] | None = None,
+    alphas: Float[np.ndarray, " A"] | None = ALPHAS,
+    scaling: ridge.Scaling = "each",
+) -> ridge.Linear:
+    """Fit a linear probe to each of several parts of the images, scaled as everywhere by the sd over all of them.
+
+    Args:
+        features: Of one layer.
+        targets: Concept measures.
+        parts: True marks the images of a part; one part of all images when absent.
+        alphas: Penalties to choose from by exact leave-one-out inside the part; None for least squares of minimum norm.
+        scaling: See `ridge.standardisation`.
+
+    Returns:
+        Weights [P, D, M] in the units of the features, intercepts and penalties [P, M], in NumPy.
+
+    Raises:
+        ValueError: Penalties that are not positive.
+    """
+    if alphas is not None:
+        alphas = np.sort(check_positive("Penalties", alphas))
+    rows, weight = padded(np.ones((1, len(features)), bool) if parts is None else parts)
+    x, y = (np.asarray(values, np.float64) for values in (features, targets))
+    with float64():
+        by = _standardisation(x, scaling=scaling)
+        z = np.asarray(ridge.standardise(x, by))
+        if 2 * z.shape[1] < rows.shape[1]:
+            fits = jax.device_get(_fit_primal(z, y, rows, weight, alphas))
+        else:  # one compilation for all widths
+            dual, alpha = jax.device_get(_fit_dual(z @ z.T, y, rows, weight, alphas))
+            weights = np.stack([z[at].T @ one for at, one in zip(rows, dual, strict=True)])
+            mean, middle = (
+                np.stack([w @ v[at] / w.sum() for at, w in zip(rows, weight, strict=True)]) for v in (z, y)
+            )
+            fits = ridge.Linear(weights, middle - np.einsum("pd,pdm->pm", mean, weights), alpha)
+        return ridge.Linear(*map(np.asarray, jax.vmap(ridge.in_feature_units, (0, None))(fits, by)))
+
+
+def scale_of(features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, " D"]:
+    """Standard deviation of each feature over all images, by which it is divided everywhere; 1 of a constant one."""
+    with float64():
+        return np.asarray(_standardisation(features.astype(np.float64), scaling="each").scale)
+
+
+def grouping(groups: Sequence[Any] | np.ndarray | None, count: int) -> ridge.Groups:
+    """Rows of each group, in the order of their names; every image its own group when `groups` is None.
+
+    Raises:
+        ValueError: Not one group an image, or fewer than two groups.
+    """
+    if groups is None:
+        groups = np.arange(count)
+    if len(groups) != count:
+        raise ValueError(f"{len(groups)} groups for {count} images; expected one each.")
+    names, of = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(
+            f"All {count} images belong to one group ({names[0]}); inference over groups needs at least two."
+        )
+    rows, weight = padded(of[None] == np.arange(len(names))[:, None])
+    return ridge.Groups(rows, weight, of)  # pyright: ignore[reportArgumentType]
+
+
+def plan_memory(layers: int, images: int, splits: int, groups: int, measures: int, held_out: int) -> int:
+    """Bytes that `infer` takes at its largest on a machine with as many workers as layers run side by side.
+
+    For each worker the Gram matrix, its eigenvectors and the operator with room for temporaries (8 N^2), the solves of one split
+    (4 T N + 2 T G); and the results of all layers.
+    """
+    worker = 8 * images**2 + 4 * held_out * images + 2 * held_out * groups + splits * held_out * measures
+    results = layers * measures * (splits * (3 + groups + images) + 3 * images)
+    return 8 * ((_workers() or layers) * worker + results)
+
+
+class _Problem(NamedTuple):
+    """What is the same for all layers: targets of all splits and those of each, splits, penalties, unpenalised columns."""
+
+    shared: Float[np.ndarray, "N M"]
+    own: Float[np.ndarray, "S N O"]
+    parts: ridge.Parts
+    alphas: Float[np.ndarray, " A"]
+    unpenalised: Float[np.ndarray, "N K"]
+
+
+def _problem(
+    features: Mapping[str, np.ndarray],
+    targets: np.ndarray,
+    splits: np.ndarray,
+    alphas: np.ndarray,
+    nuisances: np.ndarray | None = None,
+    allow_constant: bool = False,
+) -> _Problem:
+    if targets.ndim == 2:
+        # One target at a time as a view: check_problem wants the targets of every split.
+        check_problem(
+            features, np.broadcast_to(targets, (len(splits), *targets.shape)), splits, allow_constant
+        )
+        shared, own = targets, np.empty((*splits.shape, 0))
+    else:
+        check_problem(features, targets, splits, allow_constant)
+        shared, own = np.empty((splits.shape[1], 0)), targets
+    return _Problem(
+        np.asarray(shared, np.float64),
+        np.asarray(own, np.float64),
+        ridge.Parts(*padded(~splits), *padded(splits)),  # pyright: ignore[reportArgumentType]
+        np.sort(check_positive("Penalties", alphas)),
+        _unpenalised(nuisances, splits.shape[1]),
+    )
+
+
+def _every_layer(
+    one: Callable[..., Any],
+    features: Mapping[str, np.ndarray],
+    *shared: Any,
+    scaling: ridge.Scaling = "each",
+    progress: str | None = None,
+) -> list[np.ndarray]:
+    """Apply `one` to the Gram matrix of each layer and stack what it returns.
+
+    On a CPU as many layers run side by side as there are processors; elsewhere all of them are one vectorised call.
+    """
+
+    def run(values: np.ndarray) -> Any:
+        # Options of JAX belong to the thread.
+        with jax.enable_x64(True), jax.default_device(device):
+            return jax.device_get(one(_gram(values.astype(np.float64), scaling=scaling), *shared))
+
+    with float64(), tqdm(total=len(features), desc=progress, unit="layer", disable=progress is None) as bar:
+        device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+        if not (workers := _workers()):
+            grams = jnp.stack(
+                [_gram(values.astype(np.float64), scaling=scaling) for values in features.values()]
+            )
+            found = jax.device_get(_vectorised(one)(grams, *shared))
+            bar.update(len(features))
+            return [np.asarray(values) for values in found]
+        with ThreadPoolExecutor(workers, "layer") as pool:
+            futures = [pool.submit(run, values) for values in features.values()]
+            for future in futures:
+                future.add_done_callback(lambda _: bar.update())
+            found = [future.result() for future in futures]
+    return [np.stack(values) for values in zip(*found, strict=True)]
+
+
+@cache
+def _vectorised(one: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for the Gram matrices [L, N, N] of all layers."""
+    return jit(lambda grams, *shared: jax.vmap(one, (0, *(None for _ in shared)))(grams, *shared))
+
+
+def _workers() -> int:
+    """Layers that run side by side, 0 where all of them are one call."""
+    return min(8, os.cpu_count() or 1) if jax.default_backend() in ("cpu", "tpu") else 0
+
+
+_standardisation = jit(ridge.standardisation, static_argnames="scaling")
+
+
+@partial(jit, static_argnames="scaling")
+def _gram(features: Float[Array, "N D"], scaling: ridge.Scaling) -> Float[Array, "N N"]:
+    z = ridge.standardise(features, ridge.standardisation(features, scaling=scaling))
+    return z @ z.T
+
+
+@jit
+def _both(gram: Float[Array, "N N"], problem: _Problem) -> tuple[Array, Array, Array]:
+    shared, own, parts, alphas, columns = problem
+    r2, alpha, _ = ridge.held_out(ridge.decompose(gram, columns), gram, shared, own, parts, alphas)
+    return ridge.least_squares_held_out(gram, shared, own, parts), r2, alpha
+
+
+@jit
+def _least_squares(gram: Float[Array, "N N"], problem: _Problem) -> tuple[Array]:
+    return (ridge.least_squares_held_out(gram, problem.shared, problem.own, problem.parts),)
+
+
+@jit
+def _held_out(gram: Float[Array, "N N"], problem: _Problem) -> ridge.HeldOut:
+    shared, own, parts, alphas, columns = problem
+    return ridge.held_out(ridge.decompose(gram, columns), gram, shared, own, parts, alphas)
+
+
+@jit
+def _infer(gram: Float[Array, "N N"], problem: _Problem, groups: ridge.Groups) -> tuple[Any, ...]:
+    targets, own, parts, alphas, columns = problem
+    spectrum = ridge.decompose(gram, columns)
+    held = ridge.held_out(spectrum, gram, targets, own, parts, alphas)
+    without, defined, dual = jax.lax.map(
+        lambda one: ridge.without_each_group(spectrum, one[0], parts, one[1], groups),
+        (targets.T, held.alpha.T),
+    )
+    whole = ridge.fit(spectrum, targets, alphas)
+    last = (1, 2, 0)
+    return (
+        *held,
+        *(values.transpose(last) for values in (without, defined, dual)),
+        whole.errors,
+        whole.leverage,
+        whole.dual,
+        whole.alpha,
+        ridge.degrees_of_freedom(spectrum, whole.alpha),
+    )
+
+
+@jit
+def _fit_primal(
+    z: Float[Array, "N D"],
+    targets: Float[Array, "N M"],
+    rows: Int[Array, "P n"],
+    weight: Float[Array, "P n"],
+    alphas: Float[Array, " A"] | None,
+) -> ridge.Linear:
+    return ridge.over_splits(
+        lambda part: ridge.linear(z[part[0]], targets[part[0]], alphas, part[1]), (rows, weight)
+    )
+
+
+@jit
+def _fit_dual(
+    gram: Float[Array, "N N"],
+    targets: Float[Array, "N M"],
+    rows: Int[Array, "P n"],
+    weight: Float[Array, "P n"],
+    alphas: Float[Array, " A"] | None,
+) -> tuple[Float[Array, "P n M"], Float[Array, "P M"]]:
+    def one(part: tuple[Array, Array]) -> tuple[Array, Array]:
+        at, weight = part
+        inside = gram[at[:, None], at[None]] * weight[:, None] * weight[None]
+        spectrum, y = ridge.decompose(inside, ridge.constant(weight)), targets[at] * weight[:, None]
+        if alphas is None:
+            return ridge.least_squares(spectrum, y), jnp.zeros(y.shape[1], y.dtype)
+        found = ridge.fit(spectrum, y, alphas)
+        return found.dual, found.alpha
+
+    return ridge.over_splits(one, (rows, weight))
+
+
+def _unpenalised(nuisances: np.ndarray | None, count: int) -> Float[np.ndarray, "N K"]:
+    """Orthonormal basis of the constant and the nuisance measures; measures that depend on others add nothing."""
+    constant = np.full((count, 1), count**-0.5)
+    if nuisances is None:
+        return constant
+    if nuisances.ndim != 2 or len(nuisances) != count or not np.isfinite(nuisances).all():
+        raise ValueError(
+            f"Nuisance measures must be finite numbers [N, K] with one row for each of the {count} images, got "
+            f"{list(nuisances.shape)}."
+        )
+    centred = nuisances - nuisances.mean(0)
+    scale = np.linalg.norm(centred, axis=0)
+    varies = scale > 1e-9 * np.abs(nuisances).max(0)
+    vectors, values, _ = np.linalg.svd(centred[:, varies] / scale[varies], full_matrices=False)
+    basis = np.concatenate([constant, vectors[:, values > 1e-9]], axis=1)
+    if count - basis.shape[1] < 3:
+        raise ValueError(
+            f"{basis.shape[1] - 1} independent nuisance measures leave nothing of {count} images; take fewer."
+        )
+    return basis

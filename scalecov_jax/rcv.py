@@ -1,0 +1,342 @@
+"""Regression concept vectors: the directions in a layer along which a concept measure grows, and what they were fitted on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from scalecov_jax.checkpoints import Network, fingerprints
+from scalecov_jax.features import Features
+from scalecov_jax.probes import evaluate
+
+Vector = Literal["filter", "pattern"]
+VECTORS: tuple[Vector, ...] = ("filter", "pattern")
+STRIP = ("-v", "u-v", "u", "u+v", "+v")
+_FORMAT = "scalecov_jax RCVs, format 1"
+
+
+@dataclass(frozen=True)
+class Rcv:
+    """A linear probe of one concept at one layer, fitted by ridge to all images of a class.
+
+    It has two vectors. The filter w reads the concept: the measure is predicted as features @ w + intercept. The pattern a says
+    how the features change with the concept: Cov(x, y) / Var(y) of each feature. They differ where features are correlated, since
+    the filter also subtracts what disturbs the reading.
+
+    Attributes:
+        measure: Name of the concept measure.
+        image_class: The images it was fitted on; empty where they have no class.
+        weights_name: Name of the weights of the network.
+        layer: Whose pooled features it was fitted on.
+        network: See `checkpoints.fingerprints`; empty for features that came without a network.
+        pooling: How maps became features.
+        alpha: The penalty of ridge, on features divided by `scale`.
+        r2: Mean held-out R2 of the probe over splits.
+        sigma: Standard deviation of the measure over the images.
+        intercept: Of the filter.
+        weights: The filter, in units of the measure per unit of the feature.
+        pattern: In units of the feature per unit of the measure.
+        scale: Standard deviation of each feature over the images; 1 of a constant one.
+
+    Source: Graziani et al. 2018, Regression Concept Vectors (there by least squares); Haufe et al. 2014, On the interpretation of
+        weight vectors of linear models in multivariate neuroimaging; Pahde et al. 2022, Navigating Neural Space (patterns).
+    """
+
+    measure: str
+    image_class: str
+    weights_name: str
+    layer: str
+    network: str
+    pooling: str
+    alpha: float
+    r2: float
+    sigma: float
+    intercept: float
+    weights: Float[np.ndarray, " D"]
+    pattern: Float[np.ndarray, " D"]
+    scale: Float[np.ndarray, " D"]
+
+    def vector(self, kind: Vector = "filter") -> Float[np.ndarray, " D"]:
+        """The filter or the pattern, of unit length.
+
+        Raises:
+            ValueError: It has no length, since nothing can be read from the features, or there is no such vector.
+        """
+        if kind not in VECTORS:
+            raise ValueError(f"An RCV has no vector {kind!r}; expected one of {', '.join(VECTORS)}.")
+        values = self.weights if kind == "filter" else self.pattern
+        length = np.linalg.norm(values)
+        if not length > 0:
+            raise ValueError(
+                f"The {kind} of {self.measure} at {self.layer} has length 0: nothing can be read from these features."
+            )
+        return values / length
+
+    @property
+    def direction(self) -> Float[np.ndarray, " D"]:
+        """The filter, of unit length."""
+        return self.vector()
+
+    def predict(self, features: Features | Float[np.ndarray, "N _"]) -> Float[np.ndarray, " N"]:
+        """The measure that the filter reads, features @ w + intercept.
+
+        Args:
+            features: From `features.compute_features`, or an array whose origin only you know.
+
+        Raises:
+            ValueError: Features of another layer, network or pooling, or of another width.
+        """
+        return self._values(features) @ self.weights + self.intercept
+
+    def step(
+        self,
+        features: Features | Float[np.ndarray, "N _"],
+        sigmas: float = 1.0,
+        kind: Vector = "filter",
+    ) -> Float[np.ndarray, "N _"]:
+        """Features moved by as much as the measure grows by some of its standard deviations.
+
+        Along the filter by the shortest way on which its reading grows so, phi + sigmas sigma w / |w|^2; along the pattern as
+        features grow with the measure on average, phi + sigmas sigma a.
+
+        Args:
+            features: See `predict`.
+            sigmas: How far.
+            kind: Along which vector.
+
+        Raises:
+            ValueError: See `predict` and `vector`.
+        """
+        unit = self.vector(kind)
+        move = unit / np.linalg.norm(self.weights) if kind == "filter" else self.pattern
+        return self._values(features) + sigmas * self.sigma * move[None]
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a file of its own, which `load_rcv` reads."""
+        save_rcvs(Path(path), [self])
+
+    def _values(self, features: Features | np.ndarray) -> Float[np.ndarray, "N D"]:
+        if isinstance(features, Features):
+            check_origin(self, features)
+            features = features.values[self.layer]
+        if features.ndim != 2 or features.shape[1] != len(self.weights):
+            raise ValueError(
+                f"The RCV of {self.measure} at {self.layer} reads features [N, {len(self.weights)}], got {list(features.shape)}; "
+                f"take the pooled features ({self.pooling}) of that layer."
+            )
+        return np.asarray(features, np.float64)
+
+
+def make_rcvs(
+    measures: Mapping[str, Float[np.ndarray, " N"]],
+    features: Mapping[str, Float[np.ndarray, "N _"]],
+    r2: Float[np.ndarray, "L M"],
+    *,
+    networks: Mapping[str, str] | None = None,
+    weights_name: str = "",
+    image_class: str = "",
+    pooling: str = "gap",
+    alphas: Float[np.ndarray, " A"] = evaluate.ALPHAS,
+) -> list[Rcv]:
+    """RCVs of every measure and layer, fitted to all images at once.
+
+    Args:
+        measures: Values of each concept measure.
+        features: Of each layer.
+        r2: Held-out R2 of each layer and measure, such as the mean over splits of `evaluate.held_out`.
+        networks: Fingerprint of each layer; none for features that came without a network.
+        weights_name: For the record, as are `image_class` and `pooling`.
+        image_class: What the images show.
+        pooling: How maps became features.
+        alphas: Penalties of ridge.
+    """
+    targets = np.stack(list(measures.values()), 1).astype(np.float64)
+    centred = targets - targets.mean(0)
+    found = []
+    for at, (layer, values) in enumerate(features.items()):
+        fit = evaluate.fit(values, targets, alphas=alphas)
+        x = values.astype(np.float64)
+        pattern = (x - x.mean(0)).T @ centred / np.square(centred).sum(0)
+        scale = evaluate.scale_of(values)
+        found += [
+            Rcv(
+                name,
+                image_class,
+                weights_name,
+                layer,
+                (networks or {}).get(layer, ""),
+                pooling,
+                float(fit.alpha[0, m]),
+                float(r2[at, m]),
+                float(targets[:, m].std()),
+                float(fit.intercept[0, m]),
+                fit.weights[0, :, m],
+                pattern[:, m],
+                scale,
+            )
+            for m, name in enumerate(measures)
+        ]
+    return found
+
+
+def fit_rcvs(
+    network: Network,
+    layer: str,
+    features: Float[np.ndarray, "N D"],
+    measures: Mapping[str, Float[np.ndarray, " N"]],
+    splits: Bool[np.ndarray, "S N"],
+    *,
+    pooling: str = "gap",
+    alphas: Float[np.ndarray, " A"] = evaluate.ALPHAS,
+) -> list[Rcv]:
+    """RCVs of one layer, where no probe run has written them.
+
+    Args:
+        network: That computed the features.
+        layer: Where.
+        features: Pooled, as by `features.compute_features`.
+        measures: Values of each concept measure.
+        splits: True marks the training part; keep images of a group on one side (`splits.grouped_splits`).
+        pooling: How maps became features.
+        alphas: Penalties of ridge.
+
+    Raises:
+        ValueError: See `evaluate.held_out`.
+    """
+    targets = np.stack(list(measures.values()), 1).astype(np.float64)
+    r2 = evaluate.held_out({layer: features}, targets, splits, alphas=alphas).r2.mean(1)
+    origins = fingerprints(network, [layer])
+    return make_rcvs(measures, {layer: features}, r2, networks=origins, pooling=pooling, alphas=alphas)
+
+
+def check_origin(rcv: Rcv, features: Features) -> None:
+    """Make sure that an RCV may be used on features.
+
+    Raises:
+        ValueError: They are of another layer, network or pooling; says which.
+    """
+    if rcv.layer not in features.values:
+        raise ValueError(
+            f"The RCV of {rcv.measure} was fitted at {rcv.layer}; these features are of {', '.join(features.values)}."
+        )
+    here = features.origins.get(rcv.layer, "")
+    if rcv.network and here and here != rcv.network:
+        raise ValueError(
+            f"The RCV of {rcv.measure} at {rcv.layer} was fitted on the network {rcv.network}; these features are of {here}. "
+            "RCVs are valid for the weights that they were fitted on alone; fit it anew."
+        )
+    if features.pooling and features.pooling != rcv.pooling:
+        raise ValueError(
+            f"The RCV of {rcv.measure} at {rcv.layer} was fitted on features pooled by {rcv.pooling}; these were pooled by "
+            f"{features.pooling}."
+        )
+
+
+def check_rcvs(network: Network, layer: str, rcvs: Sequence[Rcv]) -> None:
+    """Make sure that RCVs belong to a layer of a network.
+
+    Raises:
+        ValueError: Some were fitted at another layer or on another network; names them all.
+    """
+    here = fingerprints(network, [layer])[layer]
+    problems = [
+        f"the RCV of {one.measure} was fitted at {one.layer}, not at {layer}"
+        if one.layer != layer
+        else f"the RCV of {one.measure} was fitted on the network {one.network or 'of unknown origin'}, not on {here}"
+        for one in rcvs
+        if (one.layer, one.network) != (layer, here)
+    ]
+    if problems:
+        raise ValueError(
+            f"RCVs are valid for the layer and the weights that they were fitted on alone: {'; '.join(problems)}. Fit them here."
+        )
+
+
+def save_rcvs(path: Path, rcvs: Sequence[Rcv]) -> None:
+    """Write RCVs to one .npz file: a table of their facts as JSON, and three arrays for each.
+
+    The file is written beside its place and then moved there, so that it is always whole.
+    """
+    arrays, facts = {}, []
+    for number, one in enumerate(rcvs):
+        fields = asdict(one)
+        for name in ("weights", "pattern", "scale"):
+            arrays[f"{name}_{number}"] = fields.pop(name)
+        facts.append(fields)
+    partial = path.with_name(f"{path.name}.partial.npz")
+    np.savez_compressed(partial, format=_FORMAT, facts=json.dumps(facts), **arrays)
+    partial.replace(path)
+
+
+def load_rcvs(path: str | Path) -> list[Rcv]:
+    """Read RCVs that a probe run or `Rcv.save` wrote.
+
+    Raises:
+        ValueError: There is no such file, or it holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["format"]) != _FORMAT:
+                raise KeyError("format")
+            return [
+                Rcv(**facts, **{name: file[f"{name}_{at}"] for name in ("weights", "pattern", "scale")})
+                for at, facts in enumerate(json.loads(str(file["facts"])))
+            ]
+    except FileNotFoundError:
+        raise ValueError(f"There is no file {path}; expected rcvs.npz of a probe run.") from None
+    except Exception as error:
+        raise ValueError(
+            f"{path} holds no RCVs ({type(error).__name__}: {error}); expected rcvs.npz of a probe run."
+        ) from error
+
+
+def load_rcv(
+    path: str | Path, measure: str = "", layer: str = "", *, image_class: str = "", weights_name: str = ""
+) -> Rcv:
+    """The one RCV of a file that fits what is asked for; empty names fit all.
+
+    Raises:
+        ValueError: None fits, or several do; names those that are there.
+    """
+    every = load_rcvs(path)
+    wanted = {"measure": measure, "layer": layer, "image_class": image_class, "weights_name": weights_name}
+    fitting = [
+        one for one in every if all(value in ("", getattr(one, name)) for name, value in wanted.items())
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    asked = ", ".join(f"{name} {value!r}" for name, value in wanted.items() if value) or "any RCV"
+    there = "; ".join(
+        f"{one.measure} at {one.layer}"
+        + f" of {one.image_class}" * bool(one.image_class)
+        + f" ({one.weights_name})"
+        for one in (fitting or every)[:20]
+    )
+    raise ValueError(
+        f"{path}: {'several RCVs fit' if fitting else 'there is no RCV of'} {asked}; there are {there}. Name one of them."
+    )
+
+
+def strip(v: Float[np.ndarray, " D"], mean: Float[np.ndarray, " D"]) -> Float[np.ndarray, "5 D"]:
+    """Directions from -v to +v of an RCV: `STRIP`, each of unit length.
+
+    The strength of an objective does not change its images, only its direction does. So the way from -v to v leads through
+    another direction: u, the part of the mean features that is orthogonal to v, which shows what the images have in common.
+
+    Args:
+        v: The RCV.
+        mean: Features, averaged over the images that it was fitted on.
+
+    Raises:
+        ValueError: One is zero, or both are parallel.
+    """
+    v = v / max(np.linalg.norm(v), 1e-30)
+    u = mean - (mean @ v) * v
+    if not np.linalg.norm(u) > 1e-6 * np.linalg.norm(mean) or not v.any():
+        raise ValueError("A strip needs an RCV and mean features that are not zero and not parallel.")
+    u = u / np.linalg.norm(u)
+    return np.stack([-v, (u - v) / np.sqrt(2), u, (u + v) / np.sqrt(2), v]).astype(np.float32)
