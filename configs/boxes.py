@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.splitting = (
         "auto"  # random, or grouped where images share a group; or stratified, k_fold, grouped_k_fold, ...
     )
-    config.groups = ""  # patients, slides: what stays together in splits, intervals and tests (csv:PATH:COLUMN); empty: as the source says
+    config.groups = ""  # patients or slides (csv:PATH:COLUMN), kept together in splits, intervals and tests; empty: of the source
     config.splits = 25
     config.seed = 0
     config.n_train = ""  # numbers of training images to show where least squares dips, such as 64,128,256

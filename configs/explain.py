@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.layer = "add_16"
     # or logit:CLASS, probability:CLASS (index or name), logit:CLASS,CLASS (their largest),
     # severity (of classes that are grades: sum_k (k - mean k) logit_k),
-    # rcv:CONCEPT@LAYER (the projection on an RCV that is fitted on the images)
+    # rcv:CONCEPT@LAYER (the projection on an RCV of config.rcvs)
     config.target = "predicted"
     # for score_propagation, in place of one target: classes separated by commas, predicted and severity among them; or all
     # (of at most 10)
@@ -42,11 +42,12 @@ def get_config() -> ConfigDict:
     config.randomisation = False
     config.tolerance = 0  # of the pointing game, in pixels of the image (15 as published)
     config.shown = 6  # images drawn
-    config.concepts = "scale,mean_luminance,glcm_contrast"  # for sensitivity and the objective rcv
-    config.splits = 25
-    config.objective = (
-        "channel"  # for feature_visualization; or neuron, layer, or rcv: from -v to +v, fitted on the images
-    )
+    # for sensitivity, the objective rcv and rcv targets: rcvs.npz of a run of scripts/probe.py with these weights
+    config.rcvs = ""
+    config.rcv_class = ""  # whose RCVs, where the file has several classes
+    config.vector = "filter"  # or pattern: what reads the concept, or how features change with it
+    config.concepts = ""  # of that file, separated by commas; all when empty
+    config.objective = "channel"  # for feature_visualization; or neuron, layer, or rcv (from -v to +v)
     config.channels = "0,1,2,3,4,5,6,7"
     config.recipe = "lucid"  # or imvip (three stages, 2048 steps)
     config.steps = 0  # of lucid, in place of 512

@@ -6,8 +6,8 @@ from contextlib import suppress
 import numpy as np
 
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.features import Pooling, compute_features
-from scalecov_jax.images.example import Example, ImageError, Source
+from scalecov_jax.features import Pooling, compute_features, pooled_output
+from scalecov_jax.images.example import Example, ImageError, Source, resize_image
 from scalecov_jax.models.pruning import Pruning, abstract_variables, count_parameters, prune
 
 
@@ -30,7 +30,10 @@ def pruned_network(network: Network, layer: str) -> Network:
 def check_pruning(
     whole: Network, pruned: Network, source: Source, size: int | None = None, pooling: Pooling = "gap"
 ) -> Pruning:
-    """Count what a cut keeps, and compare features of the whole and the pruned network on four images."""
+    """Count what a cut keeps, and compare on four images what the pruned network returns with the feature of the whole one.
+
+    What it returns, pooled, and not what is captured at the layer: a module may go on behind its last captured layer.
+    """
     layer = pruned.card.options["last"]
     some: list[Example] = []
     for index in range(len(source)):
@@ -38,15 +41,17 @@ def check_pruning(
             some.append(source[index])
         if len(some) == 4:
             break
-    first, second = (
-        compute_features(one, some, (layer,), size=size, batch_size=4, pooling=pooling).values[layer]
-        for one in (whole, pruned)
+    captured = compute_features(whole, some, (layer,), size=size, batch_size=4, pooling=pooling).values[layer]
+    size = size or whole.card.input_size
+    images = np.stack([resize_image(one.image, size) for one in some])
+    returned = pooled_output(
+        pruned.module, pruned.variables, images, pruned.card.preprocessing, layer, pooling
     )
     return Pruning(
         layer,
         parameters_to_cut(whole, layer),
         count_parameters(pruned.variables),
-        float(np.abs(first - second).max()),
+        float(np.abs(captured - np.asarray(returned)).max()),
     )
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -108,12 +109,32 @@ def pooled_features(
     captured = {path[-2]: values[0] for path, values in intermediates.items()}
     if missing := [layer for layer in layers if layer not in captured]:
         raise KeyError(f"In this network no module is called {' or '.join(missing)}.")
-    maps = {layer: captured[layer].astype(jnp.float32) for layer in layers}
+    return _pooled({layer: captured[layer] for layer in layers}, module, (height, width), pooling)
+
+
+@partial(jit, static_argnames=("module", "preprocessing", "layer", "pooling"))
+def pooled_output(
+    module: nn.Module,
+    variables: Any,
+    images: UInt8[Array, "N H W 3"],
+    preprocessing: Preprocessing,
+    layer: str,
+    pooling: Pooling = "gap",
+) -> Float[Array, "N D"]:
+    """What a network that ends at `layer` returns, pooled; see `pooled_features` for the arguments."""
+    output = module.apply(variables, preprocess(images, preprocessing))
+    return _pooled({layer: output}, module, (images.shape[1], images.shape[2]), pooling)[layer]
+
+
+def _pooled(
+    maps: Mapping[str, Any], module: nn.Module, size: tuple[int, int], pooling: Pooling
+) -> dict[str, Float[Array, "N D"]]:
+    maps = {layer: one.astype(jnp.float32) for layer, one in maps.items()}
     if pooling == "max":
         return {layer: one.max((1, 2)) if one.ndim == 4 else one for layer, one in maps.items()}
     if pooling == "corrected_gap":
-        for layer, region in clean_regions(module, height, width, layers).items():
-            if region is not None:  # none is: they are checked above
+        for layer, region in clean_regions(module, *size, tuple(maps)).items():
+            if region is not None:  # none is: they are checked before
                 (top, bottom), (left, right) = region
                 maps[layer] = maps[layer][:, top : bottom + 1, left : right + 1]
     return {layer: global_average_pool(one) for layer, one in maps.items()}

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -17,6 +17,7 @@ Vector = Literal["filter", "pattern"]
 VECTORS: tuple[Vector, ...] = ("filter", "pattern")
 STRIP = ("-v", "u-v", "u", "u+v", "+v")
 _FORMAT = "scalecov_jax RCVs, format 1"
+_ARRAYS = ("weights", "pattern", "scale", "mean")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Rcv:
         weights: The filter, in units of the measure per unit of the feature.
         pattern: In units of the feature per unit of the measure.
         scale: Standard deviation of each feature over the images; 1 of a constant one.
+        mean: Mean of each feature over the images.
 
     Source: Graziani et al. 2018, Regression Concept Vectors (there by least squares); Haufe et al. 2014, On the interpretation of
         weight vectors of linear models in multivariate neuroimaging; Pahde et al. 2022, Navigating Neural Space (patterns).
@@ -59,8 +61,9 @@ class Rcv:
     weights: Float[np.ndarray, " D"]
     pattern: Float[np.ndarray, " D"]
     scale: Float[np.ndarray, " D"]
+    mean: Float[np.ndarray, " D"]
 
-    def vector(self, kind: Vector = "filter") -> Float[np.ndarray, " D"]:
+    def vector(self, kind: Vector | str = "filter") -> Float[np.ndarray, " D"]:
         """The filter or the pattern, of unit length.
 
         Raises:
@@ -160,7 +163,8 @@ def make_rcvs(
     for at, (layer, values) in enumerate(features.items()):
         fit = evaluate.fit(values, targets, alphas=alphas)
         x = values.astype(np.float64)
-        pattern = (x - x.mean(0)).T @ centred / np.square(centred).sum(0)
+        mean = x.mean(0)
+        pattern = (x - mean).T @ centred / np.square(centred).sum(0)
         scale = evaluate.scale_of(values)
         found += [
             Rcv(
@@ -174,9 +178,10 @@ def make_rcvs(
                 float(r2[at, m]),
                 float(targets[:, m].std()),
                 float(fit.intercept[0, m]),
-                fit.weights[0, :, m],
+                np.asarray(fit.weights[0, :, m]),
                 pattern[:, m],
                 scale,
+                mean,
             )
             for m, name in enumerate(measures)
         ]
@@ -208,7 +213,7 @@ def fit_rcvs(
         ValueError: See `evaluate.held_out`.
     """
     targets = np.stack(list(measures.values()), 1).astype(np.float64)
-    r2 = evaluate.held_out({layer: features}, targets, splits, alphas=alphas).r2.mean(1)
+    r2 = np.asarray(evaluate.held_out({layer: features}, targets, splits, alphas=alphas).r2).mean(1)
     origins = fingerprints(network, [layer])
     return make_rcvs(measures, {layer: features}, r2, networks=origins, pooling=pooling, alphas=alphas)
 
@@ -257,14 +262,14 @@ def check_rcvs(network: Network, layer: str, rcvs: Sequence[Rcv]) -> None:
 
 
 def save_rcvs(path: Path, rcvs: Sequence[Rcv]) -> None:
-    """Write RCVs to one .npz file: a table of their facts as JSON, and three arrays for each.
+    """Write RCVs to one .npz file: a table of their facts as JSON, and the arrays of each.
 
     The file is written beside its place and then moved there, so that it is always whole.
     """
     arrays, facts = {}, []
     for number, one in enumerate(rcvs):
         fields = asdict(one)
-        for name in ("weights", "pattern", "scale"):
+        for name in _ARRAYS:
             arrays[f"{name}_{number}"] = fields.pop(name)
         facts.append(fields)
     partial = path.with_name(f"{path.name}.partial.npz")
@@ -279,11 +284,11 @@ def load_rcvs(path: str | Path) -> list[Rcv]:
         ValueError: There is no such file, or it holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             if str(file["format"]) != _FORMAT:
                 raise KeyError("format")
             return [
-                Rcv(**facts, **{name: file[f"{name}_{at}"] for name in ("weights", "pattern", "scale")})
+                Rcv(**facts, **{name: file[f"{name}_{at}"] for name in _ARRAYS})
                 for at, facts in enumerate(json.loads(str(file["facts"])))
             ]
     except FileNotFoundError:
@@ -319,6 +324,76 @@ def load_rcv(
     raise ValueError(
         f"{path}: {'several RCVs fit' if fitting else 'there is no RCV of'} {asked}; there are {there}. Name one of them."
     )
+
+
+class RcvRow(NamedTuple):
+    """How far a vector can be relied on (a row of rcvs.csv).
+
+    Attributes:
+        weights: Name of the weights.
+        concept: What it reads.
+        image_class: The images it was fitted on.
+        layer: Where.
+        norm: Length of the filter, in units of the measure per unit of the features.
+        r2: Mean held-out R2 over splits.
+        alpha: Penalty of the fit to all images.
+        mean_angle: Mean angle in degrees between the filters of different splits; None for a single split.
+        largest_angle: Largest of these angles.
+        mean_cosine: Mean cosine with the filters of the other classes; None for a single class.
+        least_cosine: Least of these cosines.
+    """
+
+    weights: str
+    concept: str
+    image_class: str
+    layer: str
+    norm: float
+    r2: float
+    alpha: float
+    mean_angle: float | None
+    largest_angle: float | None
+    mean_cosine: float | None
+    least_cosine: float | None
+
+
+def rcv_rows(
+    rcvs: Mapping[str, Sequence[Rcv]], by_split: Mapping[str, Mapping[str, Float[np.ndarray, "S D M"]]]
+) -> list[RcvRow]:
+    """One row for each class, layer and concept.
+
+    Args:
+        rcvs: Of each class, layer by layer, the concepts of a layer in the order of `by_split`.
+        by_split: Of each class and layer the filters fitted to the training parts.
+    """
+    rows = []
+    for image_class, own in rcvs.items():
+        seen: dict[str, int] = {}
+        for at, one in enumerate(own):
+            column = seen[one.layer] = seen.get(one.layer, -1) + 1
+            angles = np.degrees(np.arccos(_cosines(by_split[image_class][one.layer][:, :, column])))
+            others = [every[at].weights for name, every in rcvs.items() if name != image_class]
+            cosines = _cosines(np.stack([one.weights, *others]))[: len(others)]
+            rows.append(
+                RcvRow(
+                    one.weights_name,
+                    one.measure,
+                    image_class,
+                    one.layer,
+                    float(np.linalg.norm(one.weights)),
+                    one.r2,
+                    one.alpha,
+                    *((float(angles.mean()), float(angles.max())) if angles.size else (None, None)),
+                    *((float(cosines.mean()), float(cosines.min())) if cosines.size else (None, None)),
+                )
+            )
+    return rows
+
+
+def _cosines(vectors: Float[np.ndarray, "K D"]) -> Float[np.ndarray, " P"]:
+    """Of all pairs, those with the first vector in front; vectors of length 0 are at right angles to all."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / np.where(lengths > 0, lengths, 1)
+    return np.clip((unit @ unit.T)[np.triu_indices(len(vectors), 1)], -1, 1)
 
 
 def strip(v: Float[np.ndarray, " D"], mean: Float[np.ndarray, " D"]) -> Float[np.ndarray, "5 D"]:

@@ -15,7 +15,7 @@ from tiny_network import random_network
 from scalecov_jax.cutting import pruned_network
 from scalecov_jax.images.example import Example
 from scalecov_jax.images.patches import Patches
-from scalecov_jax.probes.batch import ALPHAS
+from scalecov_jax.probes.evaluate import ALPHAS
 from scalecov_jax.probes.splits import grouped_splits
 from scalecov_jax.transfer import comparison, results
 from scalecov_jax.transfer.comparison import Prediction

@@ -2,15 +2,14 @@
 
 import itertools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.linear_model import LinearRegression
+from scipy.linalg import lstsq
+from sklearn.linear_model import LinearRegression, RidgeCV
+from sklearn.preprocessing import StandardScaler
 
 from scalecov_jax.paper import covariance, covariance_probes, covariance_tables
 from scalecov_jax.paper.covariance_rows import join, select
-from scalecov_jax.probes import linear
 
 RNG = np.random.default_rng(0)
 K, R, D = 5, 4, 12
@@ -213,24 +212,35 @@ def test_probes_equal_those_of_a_single_layer(width, parts):
     found = covariance_probes.fit(
         seen.scenes, {"trained": targets, "shuffled_measure": targets[:, ::-1]}, parts, ALPHAS
     )
-    with jax.enable_x64(True):
-        for index, (condition, y) in itertools.product(
-            range(C), (("trained", targets), ("shuffled_measure", targets[:, ::-1]))
-        ):
-            for rows, half in ((np.arange(N), None), (parts[1, 0], (1, 0)), (parts[0, 1], (0, 1))):
-                x, t = jnp.asarray(seen.scenes[index, rows]), jnp.asarray(y[index, rows])
-                oracles = {"ridge": linear.fit_ridge(x, t, jnp.asarray(ALPHAS)), "ols": linear.fit_ols(x, t)}
-                for estimator, oracle in oracles.items():
-                    one = found[condition, estimator]
-                    rcv = one.halves[(index, *half)] if half else one.whole[index, :, 0]
-                    np.testing.assert_allclose(rcv, oracle.weights[:, 0], atol=1e-9)
-        x, t = jnp.asarray(seen.scenes[0, parts[1, 0]]), jnp.asarray(targets[0, parts[1, 0]])
-        ridge = linear.fit_ridge(x, t, jnp.asarray(ALPHAS))
-        for index in range(C):
-            read = linear.predict(ridge, jnp.asarray(seen.scenes[index, parts[1, 1]]))
-            np.testing.assert_allclose(found["trained", "ridge"].crossed[0, index, 1], read[:, 0], atol=1e-9)
-        read = linear.predict(ridge, jnp.asarray(seen.scenes[0, parts[1, 1]]))
-    np.testing.assert_allclose(found["trained", "ridge"].held_out[0, 1], read, atol=1e-9)
+
+    def peer(index, rows, y, estimator):
+        """Scikit-learn on features that are divided by their sd over all scenes of the class."""
+        scaler = StandardScaler().fit(seen.scenes[index])
+        z = scaler.transform(seen.scenes[index, rows])
+        if estimator == "ridge":
+            weights = RidgeCV(ALPHAS).fit(z, y[rows]).coef_
+        else:
+            weights = lstsq(z - z.mean(0), y[rows] - y[rows].mean(), cond=1e-6)[0]
+        return weights / scaler.scale_, y[rows].mean() - z.mean(0) @ weights - scaler.mean_ @ (
+            weights / scaler.scale_
+        )
+
+    for index, (condition, y), estimator in itertools.product(
+        range(C), (("trained", targets), ("shuffled_measure", targets[:, ::-1])), ("ridge", "ols")
+    ):
+        for rows, half in ((np.arange(N), None), (parts[1, 0], (1, 0)), (parts[0, 1], (0, 1))):
+            weights, _ = peer(index, rows, y[index, :, 0], estimator)
+            one = found[condition, estimator]
+            rcv = one.halves[(index, *half)] if half else one.whole[index, :, 0]
+            np.testing.assert_allclose(rcv, weights, rtol=1e-6, atol=1e-9)
+    weights, intercept = peer(0, parts[1, 0], targets[0, :, 0], "ridge")
+    for index in range(C):
+        read = seen.scenes[index, parts[1, 1]] @ weights + intercept
+        np.testing.assert_allclose(found["trained", "ridge"].crossed[0, index, 1], read, atol=1e-8)
+    for column in range(targets.shape[2]):
+        weights, intercept = peer(0, parts[1, 0], targets[0, :, column], "ridge")
+        read = seen.scenes[0, parts[1, 1]] @ weights + intercept
+        np.testing.assert_allclose(found["trained", "ridge"].held_out[0, 1, :, column], read, atol=1e-8)
     rcv, half = found["trained", "ridge"].halves[1, 0, 0], seen.scenes[1, parts[0, 0]]
     pattern = found["trained", "ridge"].patterns[1, 0, 0]
     expected = covariance.pattern_translation(half, rcv)

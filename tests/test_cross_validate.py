@@ -11,7 +11,7 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
-from scalecov_jax.probes import batch, logistic, probe, splits
+from scalecov_jax.probes import evaluate, logistic, probe, splits
 from scalecov_jax.probes.contract import Probe, check_problem
 from scalecov_jax.probes.probe import PROBES, cross_validate
 
@@ -45,7 +45,7 @@ def tiled(measure, masks):
 @pytest.mark.parametrize("scaling", ["each", "common"])
 @pytest.mark.parametrize("name", ["ridge", "ols"])
 def test_linear_probes_equal_the_batch(problem, name, scaling):
-    expected = getattr(batch.score_layers(*problem, scaling=scaling), name)
+    expected = getattr(evaluate.score_layers(*problem, scaling=scaling), name)
     np.testing.assert_allclose(cross_validate(PROBES[name], *problem, scaling=scaling), expected, atol=1e-10)
 
 
@@ -56,7 +56,7 @@ def test_every_kind_of_split_can_be_probed(problem, kind):
     masks = splits.make_splits(kind, N, 3, 0, groups=np.arange(N) % 4, values=measure)
     targets = tiled(measure, masks)
     scores = cross_validate(PROBES["ridge"], features, targets, masks)
-    np.testing.assert_allclose(scores, batch.score_layers(features, targets, masks).ridge, atol=1e-10)
+    np.testing.assert_allclose(scores, evaluate.score_layers(features, targets, masks).ridge, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -115,8 +115,7 @@ def test_a_custom_probe_equals_scikit_learn(problem):
     scores = cross_validate(Probe("nearest", nearest, mean_of_nearest), *problem)
     for layer, values in enumerate(features.values()):
         for split, train in enumerate(masks):
-            scaler = StandardScaler().fit(values[train].astype(float))
-            x = scaler.transform(values.astype(float))
+            x = StandardScaler().fit_transform(values.astype(float))
             oracle = KNeighborsRegressor(3).fit(x[train], targets[split][train])
             expected = [
                 1 - np.square(error).sum() / np.square(y - y.mean()).sum()

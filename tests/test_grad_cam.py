@@ -7,8 +7,8 @@ import pytest
 from scipy.special import expit, softmax
 from tiny_network import random_network
 
-from scalecov_jax import checkpoints
-from scalecov_jax.explain import grad_cam, rcv
+from scalecov_jax import checkpoints, rcv
+from scalecov_jax.explain import grad_cam
 from scalecov_jax.explain.gradients import check_gradients, layer_gradients
 from scalecov_jax.explain.target import (
     class_count,
@@ -158,9 +158,25 @@ def test_the_predicted_class_is_that_of_the_largest_logit(network, inputs):
 
 
 def test_projection_on_an_rcv(network, inputs):
-    direction = np.zeros(32, np.float32)
-    direction[3] = 1
-    vector = rcv.Rcv("contrast", "block_2", rcv.fingerprint(network, "block_2"), direction, 0.5)
+    direction = np.zeros(32)
+    direction[3] = 2
+    own = checkpoints.fingerprints(network, ["block_2"])["block_2"]
+    vector = rcv.Rcv(
+        "contrast",
+        "",
+        "tiny",
+        "block_2",
+        own,
+        "gap",
+        1.0,
+        0.5,
+        1.0,
+        0.0,
+        direction,
+        direction,
+        direction,
+        direction,
+    )
     target = rcv_projection(network, vector)
     ours = layer_gradients(network.module, network.variables, inputs.astype(np.float32), "block_2", target)
     np.testing.assert_allclose(ours.scores, np.asarray(ours.activations)[..., 3].mean((1, 2)), rtol=1e-5)

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scalecov_jax.transfer.ridge_heads import ridge_heads
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 from tiny_heads import LONG, SEEDS, D, N, make_problem, predict
 
 from scalecov_jax.transfer import heads
-from scalecov_jax.transfer.ridge_heads import ridge_heads
 from scalecov_jax.transfer.sweep import sweep
 
 

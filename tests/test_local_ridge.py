@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import RidgeCV
 
-from scalecov_jax.probes.batch import ALPHAS
+from scalecov_jax.probes.evaluate import ALPHAS
 from scalecov_jax.probes.local_ridge import local_ridge
 from scalecov_jax.probes.probe import PROBES, cross_validate
 from scalecov_jax.probes.splits import random_splits

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+from sklearn.preprocessing import StandardScaler
 
 from scalecov_jax.probes import logistic
 from scalecov_jax.probes.probe import PROBES, cross_validate
@@ -91,8 +92,10 @@ def test_r2_is_the_brier_skill_score_and_others_can_be_asked_for():
         for score in ({}, {"score": logistic.accuracy}, {"score": logistic.auc})
     )
     for split, train in enumerate(masks):
-        x = layers["layer"].astype(float)
-        fit = logistic.concept_activation_vector(x[train], y[train, None])
+        x = StandardScaler().fit_transform(layers["layer"].astype(float))  # over all images
+        x = x - x[train].mean(0)
+        with jax.enable_x64(True):
+            fit = logistic.fit_logistic(*map(jnp.asarray, (x[train], y[train, None], logistic.ALPHAS)))
         p = 1 / (1 + np.exp(-(x[~train] @ fit.weights[:, 0] + fit.intercept[0])))
         held = y[~train]
         skill = 1 - np.square(p - held).sum() / np.square(held - held.mean()).sum()

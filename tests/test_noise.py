@@ -15,7 +15,7 @@ from scalecov_jax.models.preprocessing import preprocess
 from scalecov_jax.paper import noise, noise_probes
 from scalecov_jax.paper.noise import Clean, clean_layers, map_layers, noise_features
 from scalecov_jax.paper.noise_probes import Design, draws, log_distance, main_window, targets_of, windows
-from scalecov_jax.probes import batch
+from scalecov_jax.probes import evaluate
 from scalecov_jax.report.noise_figures import median_split
 
 MAPS = LAYERS[:3]
@@ -324,7 +324,7 @@ def test_common_scaling_keeps_silent_features_small():
     x[50, 5] = 1.0
     masks = (np.arange(60) < 40)[None]
     each, common = (
-        batch.score_layers({"x": x}, y.reshape(1, 60, 1), masks, scaling=scaling).ridge[0, 0, 0]
+        evaluate.score_layers({"x": x}, y.reshape(1, 60, 1), masks, scaling=scaling).ridge[0, 0, 0]
         for scaling in ("each", "common")
     )
     assert each < -10

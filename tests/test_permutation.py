@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scalecov_jax.probes import inference, permutation
-from scalecov_jax.probes.splits import random_splits
+from scalecov_jax.probes import evaluate, permutation
+from scalecov_jax.probes.splits import grouped_splits, random_splits
 
 ALPHAS = np.logspace(-1, 6, 5)
 
@@ -35,7 +35,7 @@ def test_observed_is_the_mean_over_splits_and_a_signal_is_found():
     features, measure = problem(3, signal=2.0)
     splits = random_splits(40, 5, seed=1)
     test = permutation.permutation_test(features, measure, splits, 199, alphas=ALPHAS)
-    expected = inference.infer(features, measure, splits, alphas=ALPHAS).r2.mean(1)
+    expected = evaluate.infer(features, measure, splits, alphas=ALPHAS).r2.mean(1)
     np.testing.assert_allclose(test.observed, expected, atol=1e-5)
     assert test.p[0, 0] == 1 / 200
     assert test.p_family[0, 0] < 0.05
@@ -46,10 +46,11 @@ def test_observed_is_the_mean_over_splits_and_a_signal_is_found():
 
 
 def test_measures_are_permuted_alike():
-    orders = permutation.orders(20, 50, 0, None)
-    np.testing.assert_array_equal(orders[0], np.arange(20))
-    assert (np.sort(orders, axis=1) == np.arange(20)).all()
-    assert len(np.unique(orders, axis=0)) == 51
+    measures = np.arange(40.0).reshape(20, 2)
+    drawn = permutation.Permuted.draw(measures, 50, 0).rows(np.arange(20))  # N B M
+    assert (np.sort(drawn, axis=0) == measures[:, None]).all()
+    assert len(np.unique(drawn[..., 0].T, axis=0)) == 50
+    np.testing.assert_array_equal(drawn[..., 1], drawn[..., 0] + 1)
     features, measure = problem(0, count=20)
     twice = permutation.permutation_test(
         features, np.repeat(measure, 2, axis=1), random_splits(20, 2, seed=0), 30, alphas=ALPHAS
@@ -57,21 +58,83 @@ def test_measures_are_permuted_alike():
     np.testing.assert_allclose(twice.null[:, 0], twice.null[:, 1], atol=1e-6)
 
 
-def test_blocks_keep_their_measures():
-    blocks = np.array(["b", "a", "b", "c", "a", "b", "c"])
-    orders = permutation.orders(7, 40, 0, blocks)
-    assert (blocks[orders] == blocks).all()
-    assert len(np.unique(orders, axis=0)) > 10
+GROUPS = np.array(["b", "a", "b", "c", "a", "b", "c", "d", "d", "e"])
+
+
+def test_a_measure_of_the_patient_is_permuted_over_patients():
+    age = np.array([{"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4, "e": 0.5}[group] for group in GROUPS])[:, None]
+    drawn = permutation.Permuted.draw(age, 40, 0, GROUPS)
+    assert permutation.exchanged(age, GROUPS) == "groups"
+    for permuted in drawn.rows(np.arange(10))[..., 0].T:
+        ages = [{*permuted[group == GROUPS]} for group in "abcde"]
+        assert all(len(one) == 1 for one in ages)
+        assert {next(iter(one)) for one in ages} == {*age[:, 0]}
+
+
+def test_a_measure_that_varies_inside_patients_too_is_permuted_both_ways():
+    rng = np.random.default_rng(0)
+    measure = rng.normal(size=(10, 1))
+    drawn = permutation.Permuted.draw(measure, 200, 0, GROUPS)
+    assert permutation.exchanged(measure, GROUPS) == "groups, and images within groups"
+    means = {group: measure[group == GROUPS].mean() for group in "abcde"}
+    seen = set()
+    for permuted in drawn.rows(np.arange(10))[..., 0].T:
+        there = {group: permuted[group == GROUPS] for group in "abcde"}
+        np.testing.assert_allclose(sorted(v.mean() for v in there.values()), sorted(means.values()))
+        residual = np.sort(there["b"] - there["b"].mean())
+        np.testing.assert_allclose(residual, np.sort(measure[GROUPS == "b", 0] - means["b"]), atol=1e-12)
+        seen.add(tuple(np.round(there["b"] - there["b"].mean(), 9)))
+    assert len(seen) == 6  # every order of the three images of b
+
+
+def test_a_measure_with_equal_means_is_permuted_inside_patients():
+    measure = np.array([1.0, 0, 0, 1, 1, -1, 0, 0, 1, 0.5])[:, None]
+    for group in "abcde":
+        measure[group == GROUPS] -= measure[group == GROUPS].mean()
+    assert permutation.exchanged(measure, GROUPS) == "images within groups"
+    drawn = permutation.Permuted.draw(measure, 30, 0, GROUPS).rows(np.arange(10))[..., 0]
+    for group in "abcde":
+        rows = group == GROUPS
+        np.testing.assert_allclose(
+            np.sort(drawn[rows], 0), np.repeat(np.sort(measure[rows], 0), 30, 1), atol=1e-12
+        )
+
+
+def test_a_measure_of_the_patient_that_features_read_is_found():
+    """Permuted inside patients alone, nothing would change and p would be 1 whatever the features say."""
+    rng = np.random.default_rng(1)
+    patients = np.repeat(np.arange(24), 3)
+    age = rng.normal(size=24)[patients][:, None]
+    features = {"reads": age + 0.3 * rng.normal(size=(72, 5)), "does not": rng.normal(size=(72, 5))}
+    splits = grouped_splits(patients, 5, 0)
+    test = permutation.permutation_test(features, age, splits, 99, groups=patients, alphas=ALPHAS)
+    assert test.permuted == "groups"
+    assert test.p[0, 0] == 0.01
+    assert test.p[1, 0] > 0.05
+
+
+def test_permuted_measures_may_be_constant_on_a_part_of_a_split():
+    patients = np.repeat(np.arange(6), 4)
+    grade = np.array([0.0, 0, 0, 0, 1, 2])[patients][:, None]
+    features = {"a": np.random.default_rng(0).normal(size=(24, 3))}
+    splits = np.stack([~np.isin(patients, held) for held in ((0, 4), (1, 5), (2, 5))])
+    test = permutation.permutation_test(features, grade, splits, 50, groups=patients, alphas=ALPHAS)
+    assert np.isfinite(test.null).all()
 
 
 @pytest.mark.parametrize(
-    ("permutations", "blocks", "message"),
+    ("permutations", "groups", "message"),
     [
         (18, None, "cannot show p of 5 %"),
-        (99, np.arange(40), "Every block holds a single image"),
-        (99, np.arange(3), "3 blocks for 40 images"),
+        (99, np.arange(40) // 14, r"40 images in 3 groups can be permuted in 6 ways only"),
+        (99, np.arange(3), "3 groups for 40 images"),
     ],
 )
-def test_what_cannot_be_permuted(permutations, blocks, message):
+def test_what_cannot_be_permuted(permutations, groups, message):
+    features, measure = problem(0)
+    if groups is not None and len(groups) == 40:
+        measure = groups[:, None].astype(float)
     with pytest.raises(ValueError, match=message):
-        permutation.permutation_test(*problem(0), random_splits(40, 2, seed=0), permutations, blocks=blocks)
+        permutation.permutation_test(
+            features, measure, random_splits(40, 2, seed=0), permutations, groups=groups
+        )

@@ -11,7 +11,7 @@ from scalecov_jax.features import compute_features
 from scalecov_jax.images.boxes import read_boxes
 from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.port import port
-from scalecov_jax.probes import batch
+from scalecov_jax.probes import evaluate
 from scalecov_jax.probes.splits import random_splits, shuffled
 from scalecov_jax.scores import Score
 from scalecov_jax.selection import select_layers
@@ -35,7 +35,7 @@ def test_scale_of_cars_peaks_where_the_paper_found_it(shared, architecture, file
     features = compute_features(network, source, layers, size=299)
     assert not features.skipped
     targets = np.stack([np.tile(measures, (SPLITS, 1)), shuffled(measures, SPLITS, 0)], -1)
-    solved = batch.score_layers(features.values, targets, random_splits(334, SPLITS, 0))
+    solved = evaluate.score_layers(features.values, targets, random_splits(334, SPLITS, 0))
 
     scores = [
         Score(architecture, file, "trained", "scale", "car", layer, split, estimator, None, float(r2))

@@ -4,17 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import softmax
-from sklearn.linear_model import RidgeCV
-from sklearn.preprocessing import StandardScaler
 from test_grad_cam import gradients_64, tail
 from tiny_network import random_network
 
-from scalecov_jax.cutting import pruned_network
 from scalecov_jax.explain import sensitivity
-from scalecov_jax.explain.rcv import check_rcvs, fingerprint, fit_rcvs
-from scalecov_jax.explain.target import class_logit, class_probability, rcv_projection
-from scalecov_jax.probes.batch import ALPHAS
-from scalecov_jax.probes.splits import random_splits
+from scalecov_jax.explain.target import class_logit, class_probability
 
 LAYER = "block_1"
 
@@ -111,38 +105,6 @@ def test_bidirectional_relevance(computed, along):
     np.testing.assert_allclose(grouped[1] - grouped[0], high - low, rtol=0.4)
     with pytest.raises(ValueError, match="of column 0 are the same for all 12 images"):
         sensitivity.bidirectional_relevance(np.ones((12, 1)), np.ones(1))
-
-
-def test_rcvs_are_ridge_on_all_images_with_held_out_r2(network):
-    """Not the last fold that came out well: the direction uses all images, its R2 none that it was fitted to."""
-    rng = np.random.default_rng(7)
-    features = rng.normal(size=(80, 8)).astype(np.float32)
-    values = features @ rng.normal(size=8) + 0.1 * rng.normal(size=80)
-    measures = {"size": values, "nothing": rng.permutation(values)}
-    size, nothing = fit_rcvs(network, "stem", features, measures, random_splits(80, 10, 0))
-    z = StandardScaler().fit(features)
-    expected = RidgeCV(ALPHAS).fit(z.transform(features), values).coef_ / z.scale_
-    np.testing.assert_allclose(size.direction, expected / np.linalg.norm(expected), atol=1e-5)
-    assert size.r2 > 0.95
-    assert nothing.r2 < 0.1
-    assert np.linalg.norm(nothing.direction) == pytest.approx(1)
-
-
-def test_rcvs_of_another_layer_or_network_are_refused_by_name(network):
-    features = np.random.default_rng(8).normal(size=(30, 8)).astype(np.float32)
-    measures = {"size": features[:, 0].astype(float), "contrast": features[:, 1].astype(float)}
-    rcvs = fit_rcvs(network, "stem", features, measures, random_splits(30, 3, 0))
-    check_rcvs(network, "stem", rcvs)
-    check_rcvs(pruned_network(network, LAYER), "stem", rcvs)  # the same network up to there
-    with pytest.raises(
-        ValueError, match=r"RCV of size was fitted at stem, not at block_1; the RCV of contrast"
-    ):
-        check_rcvs(network, LAYER, rcvs)
-    with pytest.raises(
-        ValueError, match=r"the RCV of size was fitted on the network tiny-\w{12}, not on tiny-"
-    ):
-        rcv_projection(random_network(seed=1), rcvs[0])
-    assert fingerprint(network, "stem") != fingerprint(network, LAYER)
 
 
 def test_probabilities_have_sensitivities_too(network, along):

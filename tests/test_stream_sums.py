@@ -15,6 +15,7 @@ from tiny_network import random_network
 from scalecov_jax import hosts
 from scalecov_jax.features import compute_features
 from scalecov_jax.images.example import Example, ImageError
+from scalecov_jax.probes.permutation import Permuted
 from scalecov_jax.probes.splits import k_folds
 from scalecov_jax.probes.sums import fold_of, moved
 from scalecov_jax.streaming import stream_sums as streaming
@@ -25,9 +26,8 @@ COUNT, FOLDS = 75, 3
 INDICES = np.delete(np.arange(COUNT + 2), [4, 9])
 FOLD = fold_of(k_folds(COUNT, FOLDS, seed=0))
 RNG = np.random.default_rng(0)
-TARGETS = Targets(
-    RNG.normal(size=(COUNT, 3)) + 7, np.argsort(RNG.random((COUNT, 2)), axis=0).astype(np.int32), 2
-)
+VALUES = RNG.normal(size=(COUNT, 3)) + 7
+TARGETS = Targets(VALUES, Permuted.draw(VALUES[:, :2], 2, 0))
 
 
 class Noise:
@@ -93,8 +93,7 @@ def test_sums_are_those_of_features_in_memory(unbroken, expected):
     assert [int(one.count) for one in unbroken.sums["stem"]] == [25, 25, 25]
     columns = TARGETS.rows(np.array([3]))[0]
     np.testing.assert_array_equal(columns[:3], TARGETS.values[3])
-    np.testing.assert_array_equal(columns[3:5], TARGETS.values[TARGETS.orders[3, 0], :2])
-    np.testing.assert_array_equal(columns[5:], TARGETS.values[TARGETS.orders[3, 1], :2])
+    np.testing.assert_array_equal(columns[3:], TARGETS.permuted.rows(np.array([3])).ravel())
 
 
 def test_every_image_is_read_once_and_workers_change_no_bit(unbroken):

@@ -15,7 +15,7 @@ from tiny_network import LAYERS, random_network
 
 from scalecov_jax import checkpoints
 from scalecov_jax.pipelines import probe
-from scalecov_jax.probes import batch, permutation
+from scalecov_jax.probes import evaluate, permutation
 from scalecov_jax.probes.splits import k_folds
 from scalecov_jax.scores import read_scores
 from scalecov_jax.streaming.scores import FoldRow
@@ -106,8 +106,10 @@ def test_scores_are_those_of_the_way_through_memory(settings, streamed, tmp_path
         measure = [float(row["measure"]) for row in csv.DictReader(file) if row["layer"] == LAYERS[0]]
     with np.load(tmp_path / "memory" / "features" / "some_weights-striped_disc-trained.npz") as file:
         features = {layer: file[f"layer_{layer}"] for layer in LAYERS[:3]}
-    shuffled = np.array(measure)[permutation.orders(60, 19, settings["seed"], None)].T
-    solved = batch.score_layers(
+    measure = np.array(measure)[:, None]
+    drawn = permutation.Permuted.draw(measure, 19, settings["seed"]).rows(np.arange(60))[..., 0]
+    shuffled = np.concatenate([measure, drawn], axis=1)
+    solved = evaluate.score_layers(
         features, np.tile(shuffled, (FOLDS, 1, 1)), k_folds(60, FOLDS, settings["seed"]), np.array([10.0])
     )
     scores = solved.ridge.mean(1)

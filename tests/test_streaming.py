@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.metrics import r2_score
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scalecov_jax.probes import batch
+from scalecov_jax.probes import evaluate
 from scalecov_jax.probes.route import choose_route
 from scalecov_jax.probes.splits import k_folds, random_splits
 from scalecov_jax.probes.streamed_ridge import score_folds
@@ -57,7 +56,7 @@ def sums_of(features, targets, splits, **options):
 
 def reference(x, y, folds, alphas):
     """R2 of least squares and ridge, and the penalty: scikit-learn in float64, leaving folds out of the training part."""
-    x = x.astype(np.float64)
+    x = StandardScaler().fit_transform(x.astype(np.float64))
     ols, ridge, chosen = [], [], []
     for out in range(FOLDS):
         train, held = folds != out, folds == out
@@ -65,14 +64,11 @@ def reference(x, y, folds, alphas):
         for inner in set(range(FOLDS)) - {out}:
             rest, left = train & (folds != inner), folds == inner
             for a, alpha in enumerate(alphas):
-                fit = make_pipeline(StandardScaler(), Ridge(alpha)).fit(x[rest], y[rest])
+                fit = Ridge(alpha).fit(x[rest], y[rest])
                 errors[a] += np.square(fit.predict(x[left]) - y[left]).sum()
         chosen.append(alphas[errors.argmin()])
         models = (LinearRegression(), Ridge(chosen[-1]))
-        scores = [
-            r2_score(y[held], make_pipeline(StandardScaler(), model).fit(x[train], y[train]).predict(x[held]))
-            for model in models
-        ]
+        scores = [r2_score(y[held], model.fit(x[train], y[train]).predict(x[held])) for model in models]
         ols.append(scores[0])
         ridge.append(scores[1])
     return np.array(ols), np.array(ridge), np.array(chosen)
@@ -82,7 +78,7 @@ def reference(x, y, folds, alphas):
 def test_scores_equal_scikit_learn_on_the_images(problem, products, gap):
     features, targets, splits = problem
     folds = fold_of(splits)
-    found = score_folds(sums_of(features, targets, splits, products=products), ALPHAS, products=products)
+    found, _ = score_folds(sums_of(features, targets, splits, products=products), ALPHAS, products=products)
     for (row, x), column in itertools.product(enumerate(features.values()), range(3)):
         ols, ridge, alpha = reference(x, targets[:, column], folds, ALPHAS)
         np.testing.assert_allclose(found.ols[row, :, column], ols, rtol=0, atol=gap)
@@ -109,13 +105,13 @@ def test_singular_layers_are_read_as_in_memory():
     features["wider than images"] = features["wider than images"].astype(np.float32)
     targets = features["singular"][:, :2].astype(np.float64) + 0.02 * rng.normal(size=(90, 2))
     one = np.array([0.5])
-    found = score_folds(sums_of(features, targets, splits), one)
-    expected = batch.score_layers(features, np.tile(targets, (FOLDS, 1, 1)), splits, one)
+    found, _ = score_folds(sums_of(features, targets, splits), one)
+    expected = evaluate.score_layers(features, targets, splits, one)
     np.testing.assert_allclose(found.ols, expected.ols, rtol=1e-7, atol=1e-7)
     np.testing.assert_allclose(found.ridge, expected.ridge, rtol=0, atol=1e-9)
     assert found.rank[0].max() <= 10
     assert (found.rank[1] == splits.sum(1) - 1).all()
-    single = score_folds(sums_of(features, targets, splits, products="float32"), one, products="float32")
+    single, _ = score_folds(sums_of(features, targets, splits, products="float32"), one, products="float32")
     for row, gap in enumerate((1e-5, 1e-4)):  # of the second, far below 0 as it interpolates noise
         np.testing.assert_allclose(single.ridge[row], expected.ridge[row], rtol=0, atol=gap)
     assert np.isfinite(single.ols).all()
@@ -149,7 +145,7 @@ def test_a_mean_that_dwarfs_the_spread_costs_nothing():
     splits = k_folds(400, FOLDS, seed=0)
     ols, ridge, _ = reference(x, y[:, 0], fold_of(splits), ALPHAS)
     for products, gap in (("float64", 1e-9), ("float32", 1e-5)):
-        found = score_folds(
+        found, _ = score_folds(
             sums_of({"x": x}, y, splits, products=products, rows=64), ALPHAS, products=products
         )
         np.testing.assert_allclose(found.ols[0, :, 0], ols, rtol=0, atol=gap)

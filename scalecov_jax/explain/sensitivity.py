@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scalecov_jax.rcv import Rcv
+from scalecov_jax.rcv import Rcv, Vector
 
 RANDOM_DIRECTIONS = 1000
 SAME = 1e-5  # sensitivities whose sd is below this part of their size do not differ
@@ -43,9 +43,9 @@ def pooled_gradients(
     return gradients.sum((1, 2)) if gradients.ndim == 4 else gradients
 
 
-def directions(rcvs: Sequence[Rcv]) -> Float[np.ndarray, "C D"]:
-    """The unit vectors of RCVs of one layer, one a row."""
-    return np.stack([one.direction for one in rcvs]).astype(np.float32)
+def directions(rcvs: Sequence[Rcv], vector: Vector = "filter") -> Float[np.ndarray, "C D"]:
+    """The unit vectors of RCVs of one layer, one a row: their filters or their patterns."""
+    return np.stack([one.vector(vector) for one in rcvs]).astype(np.float32)
 
 
 def sensitivities(

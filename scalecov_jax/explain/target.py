@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.models.architecture import check_layer
 from scalecov_jax.models.layers import global_average_pool
-from scalecov_jax.rcv import Rcv, check_rcvs
+from scalecov_jax.rcv import Rcv, Vector, check_rcvs
 
 LOGITS, PROBABILITIES = "pre_softmax", "softmax"
 
@@ -144,14 +144,14 @@ def head_unit(
     return Target(layer, jnp.asarray(kernel), bias, link)
 
 
-def rcv_projection(network: Network, rcv: Rcv) -> Target:
-    """The projection of pooled features on an RCV of unit length.
+def rcv_projection(network: Network, rcv: Rcv, vector: Vector = "filter") -> Target:
+    """The projection of pooled features on an RCV of unit length, its filter or its pattern.
 
     Raises:
         ValueError: The RCV was fitted on another network.
     """
     check_rcvs(network, rcv.layer, [rcv])
-    return Target(rcv.layer, jnp.asarray(rcv.direction))
+    return Target(rcv.layer, jnp.asarray(rcv.vector(vector)))
 
 
 def settled(target: Target, output: Float[Array, "N H W D"] | Float[Array, "N D"]) -> Target:

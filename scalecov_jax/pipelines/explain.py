@@ -31,8 +31,7 @@ from scalecov_jax.images import fundus
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.images.folder import Prepared, evenly, read_folder
 from scalecov_jax.images.sources import RETINA, SCENES, open_source
-from scalecov_jax.models.architecture import available_layers
-from scalecov_jax.pipelines import fitted_rcvs
+from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.pipelines.explained_images import map_images, weigh_concepts
 from scalecov_jax.pipelines.localised import localise, masked
 from scalecov_jax.pipelines.propagation import (
@@ -42,8 +41,10 @@ from scalecov_jax.pipelines.propagation import (
     needed_memory,
 )
 from scalecov_jax.pipelines.randomised_maps import randomise_maps
+from scalecov_jax.pipelines.read_rcvs import chosen_rcvs, needs_rcvs, rcv_strips, rcv_targets
 from scalecov_jax.pipelines.settings import load_networks, names
 from scalecov_jax.pipelines.visualised_channels import picture_size, visualise
+from scalecov_jax.rcv import VECTORS
 from scalecov_jax.report import explain as report
 from scalecov_jax.report.explain_randomised import Forgotten, add_randomisation
 from scalecov_jax.report.localisation import Localised, add_localisation
@@ -90,12 +91,21 @@ def run(
     targets: dict[str, Target] = {}
     source: Source = ()
     skipped: list[Skipped] = []
+    labels = [(settings["objective"], part) for part in names(settings["channels"]) or ("0",)]
+    readable = ""
     if method == "feature_visualization":
         objectives = {name: _objectives(network, settings) for name, network in networks.items()}
+        if settings["objective"] == "rcv":
+            objectives, labels, readable = rcv_strips(networks, settings)
     else:
-        targets = {name: _target(network, settings) for name, network in networks.items()}
-    if method != "feature_visualization" or settings["objective"] == "rcv":
+        if settings["target"].startswith("rcv:"):
+            _check_rcv_target(networks, settings)
+            targets, readable = rcv_targets(networks, settings)
+        targets = {name: _target(network, settings, targets.get(name)) for name, network in networks.items()}
         source, skipped = _open(settings, networks)
+    rcvs = {}
+    if method == "sensitivity":
+        rcvs = chosen_rcvs(networks, settings["layer"], names(settings["concepts"]), settings)
     lesioned: Source = ()
     if method == "score_propagation":
         check_propagation(networks, targets, source, settings)
@@ -111,14 +121,6 @@ def run(
             told += f"\n{len(lesioned)} of them have something in their mask."
         return told
     folder = open_workdir(workdir, settings, resume=resume, overwrite=overwrite)
-    labels = [(settings["objective"], part) for part in names(settings["channels"]) or ("0",)]
-    fitted = ""
-    if method == "feature_visualization" and settings["objective"] == "rcv":
-        strips = fitted_rcvs.rcv_strips(folder, networks, source, settings)
-        objectives, labels, fitted, skipped = *strips[:3], [*skipped, *strips[3]]
-    elif method != "feature_visualization" and settings["target"].startswith("rcv:"):
-        targets, fitted, undecoded = fitted_rcvs.rcv_targets(folder, networks, source, settings)
-        skipped = [*skipped, *undecoded]
     if method == "feature_visualization":
         rows, pictures = visualise(folder, networks, objectives, labels, settings)
         result = report.visualisation(rows, pictures, settings)
@@ -135,7 +137,7 @@ def run(
             write_table(folder / "localisation.csv", Localised, located)
             result = add_localisation(result, located, len(source), settings["seed"])
     elif method == "sensitivity":
-        rows, undecoded = weigh_concepts(folder, networks, targets, source, settings)
+        rows, undecoded = weigh_concepts(folder, networks, targets, source, rcvs, settings)
         result, skipped = report.sensitivity(rows, settings), [*skipped, *undecoded]
     else:
         found = map_images(folder, networks, targets, source, settings)
@@ -144,8 +146,8 @@ def run(
         forgotten = randomise_maps(folder, networks, targets, source, settings)
         write_table(folder / "randomised.csv", Forgotten, forgotten)
         result = add_randomisation(result, forgotten)
-    if fitted:
-        result = result._replace(answer=f"{result.answer} {fitted}", text=f"{result.text}\n{fitted}")
+    if readable:
+        result = result._replace(answer=f"{result.answer} {readable}", text=f"{result.text}\n{readable}")
     facts = provenance(command, settings, networks, started)
     table = report.write(folder, settings["title"], result, tuple(dict.fromkeys(skipped)), facts)
     return f"{table}\n\nReport: {folder / 'report.html'}"
@@ -158,6 +160,7 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         ("objective", _OBJECTIVES),
         ("recipe", tuple(RECIPES)),
         ("prior", tuple(PRIORS)),
+        ("vector", VECTORS),
     ):
         if settings[name] not in known:
             problems.append(f"config.{name} is {settings[name]!r}; expected one of {', '.join(known)}")
@@ -169,7 +172,6 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         "shown": 1,
         "steps": 0,
         "size": 0,
-        "splits": 1,
         "tolerance": 0,
         "kept": 0,
         "deviations": 0,
@@ -207,13 +209,19 @@ def _check_values(settings: Mapping[str, Any]) -> None:
         problems.append(
             f"config.smoothing is {settings['smoothing']!r}; expected pixels such as 0 or 0,4, separated by commas"
         )
+    if needs_rcvs(settings) and not settings["rcvs"]:
+        problems.append(
+            "config.rcvs is empty; expected rcvs.npz of a scripts/probe.py run with these weights, as in "
+            "--config.rcvs=runs/NAME/rcvs.npz"
+        )
     if problems:
         raise ValueError(f"{'; '.join(problems)}.")
 
 
 def _networks(settings: Mapping[str, Any]) -> dict[str, Network]:
     networks = load_networks(settings["weights"], settings["architecture"])
-    if settings["random_weights"]:
+    # A probe run writes RCVs of the trained weights alone.
+    if settings["random_weights"] and not needs_rcvs(settings):
         networks |= {
             f"{name}-random": checkpoints.random_network(network, settings["seed"])
             for name, network in networks.items()
@@ -221,7 +229,15 @@ def _networks(settings: Mapping[str, Any]) -> dict[str, Network]:
     return networks
 
 
-def _target(network: Network, settings: Mapping[str, Any]) -> Target:
+def _check_rcv_target(networks: Mapping[str, Network], settings: Mapping[str, Any]) -> None:
+    concept, _, layer = settings["target"].removeprefix("rcv:").rpartition("@")
+    get_measures([concept])
+    for network in networks.values():
+        last: str = network.module.last  # pyright: ignore[reportAttributeAccessIssue]
+        check_layer(network.architecture, layer, last)
+
+
+def _target(network: Network, settings: Mapping[str, Any], projection: Target | None) -> Target:
     """The target of a network; traces the gradient once, so that layers are refused before anything is computed."""
     kind, _, given = settings["target"].partition(":")
     if kind != "rcv" and LOGITS not in available_layers(network.architecture, network.module):
@@ -232,17 +248,19 @@ def _target(network: Network, settings: Mapping[str, Any]) -> Target:
         )
     size = settings["size"] or network.card.input_size
     inputs = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    target = {
-        "rcv": lambda: _unfitted(network, given, inputs),
-        "predicted": lambda: predicted_logit(network),
-        "severity": lambda: severity(network),
-        "logit": lambda: (
-            group_logit(network, names(given))
-            if "," in given and given not in network.card.class_names
-            else class_logit(network, given)
-        ),
-        "probability": lambda: class_probability(network, given),
-    }[kind]()
+    target = (
+        projection
+        or {
+            "predicted": lambda: predicted_logit(network),
+            "severity": lambda: severity(network),
+            "logit": lambda: (
+                group_logit(network, names(given))
+                if "," in given and given not in network.card.class_names
+                else class_logit(network, given)
+            ),
+            "probability": lambda: class_probability(network, given),
+        }[kind]()
+    )
     if settings["method"] == "score_propagation":
         own = class_targets(network, target, settings)  # their parts are of every layer before it
         if settings["localisation"]:
@@ -267,13 +285,6 @@ def _check_layer(network: Network, layer: str, target: Target, inputs: Any, *, m
         )
 
 
-def _unfitted(network: Network, given: str, inputs: Any) -> Target:
-    """Stands for the projection on an RCV until it is fitted, when all else has been checked."""
-    concept, _, layer = given.rpartition("@")
-    get_measures([concept])
-    return Target(layer, jnp.zeros(_width(network, layer, inputs)))
-
-
 def _width(network: Network, layer: str, inputs: Any) -> int:
     traced = jax.eval_shape(
         lambda variables, inputs: capture(network.module, variables, inputs, (layer,)),
@@ -291,8 +302,7 @@ def _objectives(network: Network, settings: Mapping[str, Any]) -> list[Objective
     size = picture_size(settings)
     width = _width(network, layer, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
     if objective == "rcv":
-        get_measures(names(settings["concepts"]))
-        return []  # fitted when all else has been checked
+        return []  # from the file of RCVs
     make = {"channel": feature_visualization.channel, "neuron": feature_visualization.neuron}[objective]
     return [make(layer, channels, width)]
 

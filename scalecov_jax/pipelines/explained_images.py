@@ -23,8 +23,7 @@ from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Box, Skipped, Source, resize_image
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.preprocessing import preprocess
-from scalecov_jax.pipelines import fitted_rcvs
-from scalecov_jax.pipelines.settings import names
+from scalecov_jax.rcv import Rcv
 from scalecov_jax.report.explain import Concept, Mapped
 
 
@@ -89,11 +88,12 @@ def map_images(
                 }
             return found
 
-        arrays, indices, skipped = cached_features(
+        mapped = cached_features(
             folder / "maps" / f"{name}.npz",
             partial(_gradients, network, source, targets[name], settings, name, use),
         )
-        undecoded += skipped
+        arrays, indices = mapped.values, mapped.indices
+        undecoded += mapped.skipped
         large = np.asarray(grad_cam.upsample(grad_cam.scale_maps(jnp.asarray(arrays["maps"])), size, size))
         examples = [source[int(index)] for index in indices]
         boxes = [_scaled(one.box, one.image.shape[:2], size, settings["tolerance"]) for one in examples]
@@ -130,43 +130,42 @@ def weigh_concepts(
     networks: Mapping[str, Network],
     targets: Mapping[str, Target],
     source: Source,
+    rcvs: Mapping[str, Sequence[Rcv]],
     settings: Mapping[str, Any],
 ) -> tuple[list[Concept], list[Skipped]]:
     """The rows of sensitivity.csv, and images that could not be decoded.
 
     Raises:
-        ValueError: No image can be decoded, or a concept cannot be measured on them.
+        ValueError: No image can be decoded.
         FloatingPointError: See `gradients.check_gradients`.
     """
-    concepts = names(settings["concepts"])
-    measured = fitted_rcvs.measure_concepts(folder / "measures.csv", concepts, source)
     rows: list[Concept] = []
     undecoded: list[Skipped] = []
     for name, network in networks.items():
 
         def use(module: Any, variables: Any, inputs: Any, computed: LayerGradients) -> dict[str, Any]:
-            a = computed.activations
-            return {
-                "features": a.mean((1, 2)) if a.ndim == 4 else a,
-                "gradients": sensitivity.pooled_gradients(computed.gradients),
-            }
+            return {"gradients": sensitivity.pooled_gradients(computed.gradients)}
 
-        arrays, indices, skipped = cached_features(
+        found = cached_features(
             folder / "gradients" / f"{name}.npz",
             partial(_gradients, network, source, targets[name], settings, name, use),
         )
-        undecoded += skipped
-        rcvs, here, groups = fitted_rcvs.fit(
-            network, settings["layer"], arrays["features"], indices, concepts, measured, settings
-        )
-        rows += _concept_rows(name, rcvs, arrays["gradients"][here], groups, settings["seed"])
+        arrays, indices = found.values, found.indices
+        undecoded += found.skipped
+        groups = [source[int(index)].group for index in indices]
+        rows += _concept_rows(name, rcvs[name], arrays["gradients"], groups, settings)
     return rows, undecoded
 
 
 def _concept_rows(
-    weights: str, rcvs: Sequence[Any], gradients: np.ndarray, groups: Sequence[str], seed: int
+    weights: str,
+    rcvs: Sequence[Rcv],
+    gradients: np.ndarray,
+    groups: Sequence[str],
+    settings: Mapping[str, Any],
 ) -> list[Concept]:
-    g, v = jnp.asarray(gradients), jnp.asarray(sensitivity.directions(rcvs))
+    seed = settings["seed"]
+    g, v = jnp.asarray(gradients), jnp.asarray(sensitivity.directions(rcvs, settings["vector"]))
     s, z = np.asarray(sensitivity.sensitivities(g, v)), np.asarray(sensitivity.dimension_free(g, v))
     test = sensitivity.tcav_test(g, v, seed=seed)
     rows = []

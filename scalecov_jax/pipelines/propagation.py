@@ -153,11 +153,12 @@ def divide_scores(
     undecoded: list[Skipped] = []
     for number, (name, network) in enumerate(networks.items()):
         own = class_targets(network, targets[name], settings)
-        arrays, indices, skipped = cached_features(
+        found = cached_features(
             folder / (f"scores_{name}.npz" if number else "scores.npz"),
             partial(_divide, network, name, own, source, settings),
         )
-        undecoded += skipped
+        arrays, indices = found.values, found.indices
+        undecoded += found.skipped
         errors = relative_difference(arrays["sums"], arrays["scores"])
         size = settings["size"] or network.card.input_size
         for row, index in enumerate(indices):

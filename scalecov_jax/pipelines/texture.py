@@ -22,6 +22,7 @@ from scalecov_jax.pipelines.explained_images import map_images, weigh_concepts
 from scalecov_jax.pipelines.settings import load_networks, names
 from scalecov_jax.probes import evaluate
 from scalecov_jax.probes.splits import grouped_splits
+from scalecov_jax.rcv import Rcv, fit_rcvs
 from scalecov_jax.report import texture as report
 from scalecov_jax.report.provenance import provenance
 from scalecov_jax.tables import read_table, write_table
@@ -123,9 +124,10 @@ def _run(
         scores += read_table(kept, TextureScore)
 
     explained = {**settings, "method": "grad_cam", "signed": False, "faithfulness": False, "tolerance": 0}
-    rows, undecoded = weigh_concepts(
-        folder, {"fine_tuned": tuned}, {"fine_tuned": class_logit(tuned, 0)}, held_out, explained
-    )
+    explained["vector"] = "filter"
+    rcvs = {"fine_tuned": _rcvs(tuned, features["fine_tuned"], measured, settings)}
+    own = {"fine_tuned": class_logit(tuned, 0)}
+    rows, undecoded = weigh_concepts(folder, {"fine_tuned": tuned}, own, held_out, rcvs, explained)
     targets = {
         name: class_logit(network, 0)
         if name == "fine_tuned"
@@ -166,6 +168,16 @@ def _scores(
             seed=settings["seed"],
         )
     return rows
+
+
+def _rcvs(network: Network, features: Features, measured: Any, settings: Mapping[str, Any]) -> list[Rcv]:
+    """Of the fine-tuned network, which no probe run knows."""
+    _, here, there = np.intersect1d(features.indices, measured.indices, return_indices=True)
+    groups = [measured.groups[one] for one in there]
+    layer, concepts = settings["layer"], names(settings["concepts"])
+    splits = grouped_splits(groups, settings["splits"], settings["seed"])
+    measures = dict(zip(concepts, measured.values[there].T, strict=True))
+    return fit_rcvs(network, layer, features.values[layer][here], measures, splits)
 
 
 def _linear_head(network: Network, layer: str, features: Features, classes: np.ndarray) -> Target:

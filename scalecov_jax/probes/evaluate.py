@@ -159,7 +159,7 @@ def held_out(
     if not allow_constant:
         return scores
     constant = np.array(
-        [[np.ptp(targets[mask], axis=0) == 0 for mask in (split, ~split)] for split in splits]
+        [[np.ptp(targets[mask], axis=0) == 0 for mask in np.stack([split, ~split])] for split in splits]
     ).any(1)
     return scores._replace(r2=np.where(constant[None], np.nan, scores.r2))
 
@@ -222,7 +222,7 @@ def fit(
     x, y = (np.asarray(values, np.float64) for values in (features, targets))
     with float64():
         by = _standardisation(x, scaling=scaling)
-        z = np.asarray(ridge.standardise(x, by))
+        z = np.asarray(ridge.standardise(jnp.asarray(x), by))
         if 2 * z.shape[1] < rows.shape[1]:
             fits = jax.device_get(_fit_primal(z, y, rows, weight, alphas))
         else:  # one compilation for all widths
@@ -274,11 +274,11 @@ def plan_memory(layers: int, images: int, splits: int, groups: int, measures: in
 class _Problem(NamedTuple):
     """What is the same for all layers: targets of all splits and those of each, splits, penalties, unpenalised columns."""
 
-    shared: Float[np.ndarray, "N M"]
-    own: Float[np.ndarray, "S N O"]
+    shared: Float[Any, "N M"]
+    own: Float[Any, "S N O"]
     parts: ridge.Parts
-    alphas: Float[np.ndarray, " A"]
-    unpenalised: Float[np.ndarray, "N K"]
+    alphas: Float[Any, " A"]
+    unpenalised: Float[Any, "N K"]
 
 
 def _problem(
@@ -362,7 +362,7 @@ def _gram(features: Float[Array, "N D"], scaling: ridge.Scaling) -> Float[Array,
 
 
 @jit
-def _both(gram: Float[Array, "N N"], problem: _Problem) -> tuple[Array, Array, Array]:
+def _both(gram: Float[Array, "N N"], problem: _Problem) -> tuple[Any, ...]:
     shared, own, parts, alphas, columns = problem
     r2, alpha, _ = ridge.held_out(ridge.decompose(gram, columns), gram, shared, own, parts, alphas)
     return ridge.least_squares_held_out(gram, shared, own, parts), r2, alpha

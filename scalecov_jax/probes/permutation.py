@@ -85,7 +85,9 @@ def permutation_test(
     every = np.concatenate([measures[:, None], drawn.rows(np.arange(count))], axis=1)  # N B+1 M
     targets = every.transpose(0, 2, 1).reshape(count, -1)
     r2 = held_out(features, targets, splits, alphas=alphas, allow_constant=True, progress=progress).r2
-    scores = np.nanmean(r2, axis=1)  # over the splits on both parts of which a measure varies
+    # The mean over the splits on both parts of which a measure varies; 0, no better than the mean, where there are none.
+    there = np.isfinite(r2)
+    scores = np.where(there, r2, 0).sum(1) / np.maximum(there.sum(1), 1)
     tests = compare_orders(scores.reshape(len(features), kinds, -1))
     return tests._replace(permuted=exchanged(measures, groups))
 

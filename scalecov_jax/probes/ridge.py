@@ -32,13 +32,15 @@ Computations, 2.1.4 and 3.2.11 (inverses and Schur complements of blocks).
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Float, Int
 
+AnyArray: TypeAlias = Array | np.ndarray
 Scaling = Literal["each", "common"]
 
 MANY = 32  # targets from which the operator, formed in float64, is applied to them in float32
@@ -65,19 +67,22 @@ class Standardisation(NamedTuple):
 
 
 class Spectrum(NamedTuple):
-    """A Gram matrix on the complement of the unpenalised columns: K = U diag(w) U^T.
+    """A Gram matrix on the complement of the unpenalised columns: K + shift C C^T = U diag(w) U^T.
 
-    There are r = N pairs, or r = D where D < N; the directions that are missing then have eigenvalue 0.
+    The shift keeps the columns C away from other directions of eigenvalue 0, with which rounding would mix them. There are r = N
+    pairs, or r = D where D < N and nothing is shifted; the directions that are missing then have eigenvalue 0.
 
     Attributes:
         values: The eigenvalues w, ascending, none negative.
         vectors: The eigenvectors U.
         unpenalised: The orthonormal columns C, the constant first.
+        shift: Eigenvalue of the columns C.
     """
 
     values: Float[Array, " r"]
     vectors: Float[Array, "N r"]
     unpenalised: Float[Array, "N K"]
+    shift: Float[Array, ""]
 
 
 class Fit(NamedTuple):
@@ -122,9 +127,9 @@ class HeldOut(NamedTuple):
         inner: Leave-one-out R2 inside the training part at that penalty; it knows nothing of the held-out part.
     """
 
-    r2: Float[Array, "*L S M"]
-    alpha: Float[Array, "*L S M"]
-    inner: Float[Array, "*L S M"]
+    r2: Float[AnyArray, "*L S M"]
+    alpha: Float[AnyArray, "*L S M"]
+    inner: Float[AnyArray, "*L S M"]
 
 
 def standardisation(
@@ -164,8 +169,11 @@ def decompose(gram: Float[Array, "N N"], unpenalised: Float[Array, "N K"]) -> Sp
     """Eigendecomposition of a Gram matrix on the complement of orthonormal columns; rounding errors below 0 become 0."""
     inside = unpenalised @ (unpenalised.T @ gram)
     both = gram - inside - inside.T + inside @ unpenalised @ unpenalised.T
-    values, vectors = jnp.linalg.eigh((both + both.T) / 2, symmetrize_input=False)
-    return Spectrum(jnp.maximum(values, 0.0), vectors, unpenalised)
+    mean = jnp.trace(both) / len(gram)
+    shift = jnp.where(mean > 0, mean, 1.0)
+    both = (both + both.T) / 2 + shift * unpenalised @ unpenalised.T
+    values, vectors = jnp.linalg.eigh(both, symmetrize_input=False)
+    return Spectrum(jnp.maximum(values, 0.0), vectors, unpenalised, shift)
 
 
 def decompose_features(z: Float[Array, "N D"], unpenalised: Float[Array, "N K"]) -> Spectrum:
@@ -175,16 +183,18 @@ def decompose_features(z: Float[Array, "N D"], unpenalised: Float[Array, "N K"])
     z = z - unpenalised @ (unpenalised.T @ z)
     values, turn = jnp.linalg.eigh(z.T @ z, symmetrize_input=False)
     values = jnp.where(values > ABSENT**2 * values[-1], values, 0.0)
-    return Spectrum(values, z @ turn / jnp.where(values > 0, jnp.sqrt(values), jnp.inf)[None], unpenalised)
+    vectors = z @ turn / jnp.where(values > 0, jnp.sqrt(values), jnp.inf)[None]
+    return Spectrum(values, vectors, unpenalised, jnp.zeros((), z.dtype))
 
 
 def operator(spectrum: Spectrum, alpha: Float[Array, ""]) -> Float[Array, "N N"]:
     """P of a penalty."""
-    w, u, c = spectrum
-    columns = (c * jnp.where(jnp.arange(c.shape[1]) > 0, 1 - LITTLE, 1.0)[None]) @ c.T / alpha
+    w, u, c, shift = spectrum
+    little = jnp.where(jnp.arange(c.shape[1]) > 0, LITTLE / alpha, 0.0)
     if u.shape[0] == u.shape[1]:
-        return (u / (w + alpha)[None]) @ u.T - columns
-    return (jnp.eye(len(u), dtype=u.dtype) - (u * (w / (w + alpha))[None]) @ u.T) / alpha - columns
+        return (u / (w + alpha)[None]) @ u.T - (c * (1 / (shift + alpha) - little)[None]) @ c.T
+    inside = jnp.eye(len(u), dtype=u.dtype) - (u * (w / (w + alpha))[None]) @ u.T
+    return inside / alpha - (c * (1 / alpha - little)[None]) @ c.T
 
 
 def fit(spectrum: Spectrum, targets: Float[Array, "N M"], alphas: Float[Array, " A"]) -> Fit:
@@ -210,13 +220,13 @@ def _path(
     spectrum: Spectrum, targets: Float[Array, "N M"], alphas: Float[Array, " A"]
 ) -> tuple[Float[Array, "A N"], Float[Array, "A N M"]]:
     """The diagonal of P and P y for every penalty, without forming P."""
-    w, u, c = spectrum
+    w, u, c, shift = spectrum
     squares, columns = jnp.square(c).sum(1), c @ (c.T @ targets)
     if u.shape[0] == u.shape[1]:
-        shrinkage = 1 / (w[None] + alphas[:, None])
-        diagonal = shrinkage @ jnp.square(u).T - squares[None] / alphas[:, None]
+        shrinkage, shifted = 1 / (w[None] + alphas[:, None]), 1 / (shift + alphas)
+        diagonal = shrinkage @ jnp.square(u).T - squares[None] * shifted[:, None]
         dual = (
-            jnp.einsum("nr,ar,rm->anm", u, shrinkage, u.T @ targets) - columns[None] / alphas[:, None, None]
+            jnp.einsum("nr,ar,rm->anm", u, shrinkage, u.T @ targets) - columns[None] * shifted[:, None, None]
         )
         return diagonal, dual
     kept = w[None] / (w[None] + alphas[:, None])
@@ -227,14 +237,15 @@ def _path(
 
 def degrees_of_freedom(spectrum: Spectrum, alpha: Float[Array, " M"]) -> Float[Array, " M"]:
     """Effective degrees of freedom of a fit to all rows: the number of unpenalised columns + sum w / (w + alpha)."""
-    w = spectrum.values[:, None]
-    return spectrum.unpenalised.shape[1] + (w / (w + alpha[None])).sum(0)
+    w, shift, count = spectrum.values[:, None], spectrum.shift, spectrum.unpenalised.shape[1]
+    return count * (1 - shift / (shift + alpha)) + (w / (w + alpha[None])).sum(0)
 
 
 def least_squares(spectrum: Spectrum, targets: Float[Array, "N M"]) -> Float[Array, "N M"]:
     """Dual coefficients of least squares of minimum norm on all rows, without directions that are `ABSENT`."""
-    w, u, _ = spectrum
+    w, u, c, _ = spectrum
     there = w > ABSENT**2 * w[-1]
+    targets = targets - c @ (c.T @ targets)
     return u @ (jnp.where(there, 1 / jnp.where(there, w, 1.0), 0.0)[:, None] * (u.T @ targets))
 
 
@@ -247,9 +258,9 @@ class Linear(NamedTuple):
         alpha: The penalty on standardised features; 0 for least squares.
     """
 
-    weights: Float[Array, "D M"]
-    intercept: Float[Array, " M"]
-    alpha: Float[Array, " M"]
+    weights: Float[AnyArray, "D M"]
+    intercept: Float[AnyArray, " M"]
+    alpha: Float[AnyArray, " M"]
 
 
 def linear(
@@ -453,7 +464,7 @@ def _substitute(factor: Float[Array, "T T"], right: Float[Array, "T R"]) -> Floa
 
 def least_squares_held_out(
     gram: Float[Array, "N N"], targets: Float[Array, "N M"], own: Float[Array, "S N O"], parts: Parts
-) -> Float[Array, "S M"]:
+) -> Float[Array, "S MO"]:
     """Held-out R2 of least squares of minimum norm on every split; see `held_out` for the arguments and what it returns."""
     shared, own = targets - targets.mean(0)[None], own - own.mean(1)[:, None]
 
@@ -561,7 +572,7 @@ def _factor(p: Float[Array, "N N"], part: Parts) -> Float[Array, "T T"]:
 
 def _spread(
     shared: Array, own: Array, rows: Int[Array, "S n"], weight: Float[Array, "S n"]
-) -> Float[Array, "S M"]:
+) -> Float[Array, "S MO"]:
     """Sum of squares of each split's rows about their mean, of targets that are about 0 on average."""
     splits = jnp.arange(len(rows))[:, None]
     mask = jnp.zeros(own.shape[:2], weight.dtype).at[splits, rows].add(weight)

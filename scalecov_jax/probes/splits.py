@@ -11,6 +11,9 @@ from scipy.stats import rankdata
 HELD_OUT = 0.3  # of the images, as published
 Kind = Literal["auto", "random", "stratified", "grouped", "k_fold", "grouped_k_fold", "leave_one_group_out"]
 
+# Kinds that know nothing of groups, and those that keep groups together instead.
+UNGROUPED: dict[str, Kind] = {"random": "grouped", "stratified": "grouped", "k_fold": "grouped_k_fold"}
+
 
 def make_splits(
     kind: Kind | str,

@@ -52,6 +52,28 @@ class FoldScores(NamedTuple):
     rank: Int[np.ndarray, "L K"]
 
 
+class FoldRcvs(NamedTuple):
+    """Ridge of the first m targets of one layer, fitted to all images and then to the images outside each fold.
+
+    Attributes:
+        weights: In units of the target per unit of the feature.
+        intercept: Of each.
+        alpha: Penalty of the fit to all images, by the errors of each fold under a fit to the others.
+        pattern: Cov(x, y) / Var(y) over all images.
+        scale: Standard deviation of each feature; 1 of a constant one.
+        mean: Of each feature.
+        sigma: Standard deviation of each target.
+    """
+
+    weights: Float[np.ndarray, "K1 D m"]
+    intercept: Float[np.ndarray, "K1 m"]
+    alpha: Float[np.ndarray, " m"]
+    pattern: Float[np.ndarray, "D m"]
+    scale: Float[np.ndarray, " D"]
+    mean: Float[np.ndarray, " D"]
+    sigma: Float[np.ndarray, " m"]
+
+
 class _Part(NamedTuple):
     """Training part: mean of features and targets, 1 / sd over all images (0 of a constant feature), decomposition, V^T b."""
 
@@ -68,18 +90,20 @@ def score_folds(
     alphas: Float[np.ndarray, " A"] = ALPHAS,
     *,
     products: Products = "float64",
+    rcvs: int = 0,
     progress: str | None = None,
-) -> FoldScores:
+) -> tuple[FoldScores, list[FoldRcvs]]:
     """Hold out each fold in turn.
 
     Args:
         layers: Of each layer the sums of every fold.
         alphas: Penalties to choose from.
         products: In what the sums were formed, see `sums.add`: says what can be rounding.
+        rcvs: Number of the first targets whose vectors are wanted.
         progress: Label of a progress bar on stderr; none when absent.
 
     Returns:
-        Scores in the order of `layers`.
+        Scores in the order of `layers`, and the vectors of each layer.
 
     Raises:
         ValueError: Fewer than three folds, penalties that are not positive, sums that are not finite, a fold with fewer than two
@@ -97,15 +121,16 @@ def score_folds(
             disable=progress is None,
         ) as bar,
     ):
-        every = [_one_layer(sums, alphas, products, bar) for sums in layers.values()]
-    return FoldScores(*map(np.stack, zip(*every, strict=True)))
+        every = [_one_layer(sums, alphas, products, rcvs, bar) for sums in layers.values()]
+    scores, vectors = zip(*every, strict=True)
+    return FoldScores(*map(np.stack, zip(*scores, strict=True))), list(vectors)
 
 
 def _one_layer(
-    sums: Sequence[Sums], alphas: np.ndarray, products: Products, bar: tqdm
-) -> tuple[np.ndarray, ...]:
-    count = len(sums)
-    inverse = _inverse_sd(merge(*sums), np.float64(_NOISE[products]))
+    sums: Sequence[Sums], alphas: np.ndarray, products: Products, rcvs: int, bar: tqdm
+) -> tuple[tuple[np.ndarray, ...], FoldRcvs]:
+    count, every = len(sums), merge(*sums)
+    inverse = _inverse_sd(every, np.float64(_NOISE[products]))
     inner = np.zeros((count, len(alphas), len(sums[0].y)))
     for pair in itertools.combinations(range(count), 2):
         part = _decompose(_without(sums, pair), inverse)
@@ -113,11 +138,13 @@ def _one_layer(
             inner[out] += _path_errors(part, sums[held], alphas)
         bar.update()
     best = inner.argmin(1)
-    rows = []
+    rows, fits, outside = [], [], np.zeros((len(alphas), len(sums[0].y)))
     for out in range(count):
         train = _without(sums, (out,))
         part = _decompose(train, inverse)
         alpha = alphas[best[out]]
+        fits.append(_linear(part, alpha, rcvs))
+        outside += _path_errors(part, sums[out], alphas)
         spread = _spread(sums[out])
         floor = np.float64(max(10 * train.count * np.finfo(float).eps, _ABSENT[products]))
         ols, ridge, rank = _errors(part, sums[out], alpha, floor)
@@ -131,7 +158,30 @@ def _one_layer(
             )
         )
         bar.update()
-    return tuple(map(np.stack, zip(*rows, strict=True)))
+    alpha = alphas[outside.argmin(0)]
+    fits.insert(0, _linear(_decompose(every, inverse), alpha, rcvs))
+    weights, intercept = (np.stack(values) for values in zip(*fits, strict=True))
+    mean, middle = every.x / every.count, every.y / every.count
+    variance = (every.yy / every.count - np.square(middle))[:rcvs]
+    together = every.xy / every.count - mean[:, None] * middle[None]
+    known = np.asarray(inverse)
+    vectors = FoldRcvs(
+        weights,
+        intercept,
+        alpha[:rcvs],
+        together[:, :rcvs] / variance[None],
+        np.where(known > 0, 1 / np.where(known > 0, known, 1), 1.0),
+        mean + every.shift_x,
+        np.sqrt(variance),
+    )
+    return tuple(map(np.stack, zip(*rows, strict=True))), vectors
+
+
+def _linear(part: _Part, alpha: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and intercepts of the first targets in the units of the features."""
+    coefficients = np.asarray(part.rotated) / (np.asarray(part.values)[:, None] + alpha[None])
+    weights = (np.asarray(part.vectors) @ coefficients[:, :count]) * np.asarray(part.inverse)[:, None]
+    return weights, np.asarray(part.intercept)[:count] - np.asarray(part.mean) @ weights
 
 
 def _without(sums: Sequence[Sums], out: tuple[int, ...]) -> Sums:

@@ -15,6 +15,7 @@ from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.models.pruning import Pruning, cumulative_parameters
 from scalecov_jax.probes.sample_size import SizeScore
+from scalecov_jax.rcv import RcvRow, rcv_rows, save_rcvs
 from scalecov_jax.report import evidence as report_evidence
 from scalecov_jax.report import evidence_answer, figures, page, sample_size, sketches, style
 from scalecov_jax.report.probing_answer import answer, evidence_of, summarise, warnings
@@ -54,6 +55,7 @@ def write_results(
     if swept := [score for result in every for one in result.classes.values() for score in one.sizes]:
         write_table(workdir / sample_size.FILE, SizeScore, swept)
     _write_evidence(workdir, every)
+    _write_rcvs(workdir, every)
     parts, answers = [], []
     (workdir / "figures").mkdir(exist_ok=True)
     for network, result, pruning in results.values():
@@ -146,6 +148,17 @@ def _write_evidence(workdir: Path, results: Sequence[ProbeResult]) -> None:
     write_table(workdir / "contrasts.csv", evidence_table.ContrastRow, contrasts)
     write_table(workdir / "choices.csv", evidence_table.ChoiceRow, choices)
     write_table(workdir / "images.csv", evidence_table.CaseRow, cases)
+
+
+def _write_rcvs(workdir: Path, results: Sequence[ProbeResult]) -> None:
+    """rcvs.npz with the vectors, and rcvs.csv with how far each can be relied on."""
+    rcvs, rows = [], []
+    for result in results:
+        own = {name: one.rcvs for name, one in result.classes.items()}
+        rcvs += [one for every in own.values() for one in every]
+        rows += rcv_rows(own, {name: one.split_rcvs for name, one in result.classes.items()})
+    save_rcvs(workdir / "rcvs.npz", rcvs)
+    write_table(workdir / "rcvs.csv", RcvRow, rows)
 
 
 def _architecture_parts(

@@ -12,6 +12,7 @@ from scalecov_jax.features import describe_undefined
 from scalecov_jax.images.example import Skipped, count_reasons
 from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.models.pruning import Pruning
+from scalecov_jax.probes.splits import UNGROUPED, share_groups
 from scalecov_jax.report import evidence_answer, figures, page
 from scalecov_jax.selection import interpolates
 
@@ -82,6 +83,14 @@ def warnings(result: ProbeResult) -> list[str]:
             f"{name}: {result.pooling} is undefined at {describe_undefined(result.undefined)}. These layers are left out, and "
             "the best layer is the best of the others."
         )
+    if result.splitting in UNGROUPED:
+        for image_class, one in result.classes.items():
+            if share_groups(one.groups):
+                messages.append(
+                    f"{name}, {image_class}: splits of kind {result.splitting} put images of one group (patient, slide or "
+                    "source) into both the training and the held-out part, so R² is too high for new groups. Take "
+                    f"config.splitting={UNGROUPED[result.splitting]}."
+                )
     for n_train in sorted({*result.n_train.values()}):
         classes = ", ".join(one for one, count in result.n_train.items() if count == n_train)
         layers = [layer for layer, rank in result.ranks.items() if interpolates(rank / n_train)]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from scalecov_jax.checkpoints import Network, random_network
+from scalecov_jax.checkpoints import Network, fingerprints, random_network
 from scalecov_jax.concepts.compute import Measured
 from scalecov_jax.design import Design, check_design, measure
 from scalecov_jax.experiment import ProbeResult, layers_to_probe
@@ -23,7 +23,7 @@ from scalecov_jax.images.example import ImageError, Source
 from scalecov_jax.probes.contract import check_problem
 from scalecov_jax.probes.permutation import Permuted, shuffled
 from scalecov_jax.probes.splits import make_splits
-from scalecov_jax.probes.streamed_ridge import FoldScores, score_folds
+from scalecov_jax.probes.streamed_ridge import FoldRcvs, FoldScores, score_folds
 from scalecov_jax.probes.sums import Products, fold_of
 from scalecov_jax.scores import Condition
 from scalecov_jax.selection import select_layers
@@ -31,7 +31,7 @@ from scalecov_jax.streaming.scores import FoldRow, Solved, class_result, fold_ro
 from scalecov_jax.streaming.state import differences, digest, keeper, resume
 from scalecov_jax.streaming.stream_sums import FLUSH, State, Targets, Unreadable, stream_sums
 
-FORMAT = "2"  # of the sums; raise it when the same images and weights give others
+FORMAT = "3"  # of the sums; raise it when the same images and weights give others
 
 
 def probe_streamed(
@@ -117,7 +117,15 @@ def probe_streamed(
             solved[condition] = _once(at, facts, design, stream, products, label)
         names = (network.architecture.name, weights, image_class)
         classes[image_class] = class_result(
-            solved, of_class, folds, layers, design, names, layer_widths(network, layers, size)
+            solved,
+            of_class,
+            folds,
+            layers,
+            design,
+            names,
+            layer_widths(network, layers, size),
+            fingerprints(network, layers),
+            pooling,
         )
         rows += fold_rows(solved["trained"], classes[image_class], layers, design, names)
     selected = {
@@ -201,13 +209,19 @@ def _once(
     state = resume(folder / "states", facts)
     state = stream(state=state, keep=keeper(folder / "states", facts))
     solving = f"{label}: solving" if label and is_first() else None
-    scores = score_folds(state.sums, design.alphas, products=products, progress=solving)
-    solved = Solved(scores, state.unreadable)
+    count = len(design.concepts)
+    scores, rcvs = score_folds(state.sums, design.alphas, products=products, rcvs=count, progress=solving)
+    solved = Solved(scores, dict(zip(state.sums, rcvs, strict=True)), state.unreadable)
 
     def write() -> None:
         unfinished = path.with_suffix(".partial.npz")
         unreadable = json.dumps(solved.unreadable)
-        np.savez(unfinished, facts=json.dumps(noted), unreadable=unreadable, **scores._asdict())
+        vectors = {
+            f"{name}/{layer}": values
+            for layer, one in solved.rcvs.items()
+            for name, values in one._asdict().items()
+        }
+        np.savez(unfinished, facts=json.dumps(noted), unreadable=unreadable, **scores._asdict(), **vectors)
         unfinished.replace(path)
 
     on_first(write)
@@ -223,4 +237,6 @@ def _read(path: Path, facts: dict[str, str]) -> Solved:
             )
         logging.info("Taking the scores of %s.", path)
         scores = FoldScores(*(file[name] for name in FoldScores._fields))
-        return Solved(scores, tuple(Unreadable(*one) for one in json.loads(str(file["unreadable"]))))
+        layers = [name.removeprefix("sigma/") for name in file.files if name.startswith("sigma/")]
+        rcvs = {layer: FoldRcvs(*(file[f"{name}/{layer}"] for name in FoldRcvs._fields)) for layer in layers}
+        return Solved(scores, rcvs, tuple(Unreadable(*one) for one in json.loads(str(file["unreadable"]))))

@@ -13,7 +13,8 @@ from scalecov_jax.experiment import ClassResult
 from scalecov_jax.features import pooled_features
 from scalecov_jax.images.example import Skipped
 from scalecov_jax.probes.permutation import compare_orders
-from scalecov_jax.probes.streamed_ridge import FoldScores
+from scalecov_jax.probes.streamed_ridge import FoldRcvs, FoldScores
+from scalecov_jax.rcv import Rcv
 from scalecov_jax.scores import Condition, Score
 from scalecov_jax.streaming.stream_sums import Unreadable
 
@@ -43,9 +44,10 @@ class FoldRow(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """The scores of one pass and the images that could not be read."""
+    """The scores and vectors of one pass and the images that could not be read."""
 
     scores: FoldScores
+    rcvs: Mapping[str, FoldRcvs]
     unreadable: tuple[Unreadable, ...]
 
 
@@ -71,6 +73,8 @@ def class_result(
     design: Design,
     names: tuple[str, str, str],
     widths: dict[str, int],
+    origins: Mapping[str, str],
+    pooling: str,
 ) -> ClassResult:
     """What was measured on the images of one class; there is no evidence.
 
@@ -82,8 +86,10 @@ def class_result(
         design: What was regressed.
         names: Of the architecture, the weights, and the class of images.
         widths: Features of each layer D.
+        origins: Fingerprint of the network at each layer.
+        pooling: How maps became features.
     """
-    trained, unreadable = solved["trained"]
+    trained, vectors, unreadable = solved["trained"]
     count = len(design.concepts)
     scores = []
     conditions: tuple[Condition, ...] = ("trained", "shuffled_measure", "random_weights")
@@ -117,7 +123,17 @@ def class_result(
         ranks,
         tuple(Skipped(one.name, one.reason, one.detail) for one in unreadable),
         (),
-    )
+        tuple(
+            Rcv(
+                concept, names[2], names[1], layer, origins[layer], pooling, float(one.alpha[m]),
+                float(trained.ridge[row, :, m].mean()), float(one.sigma[m]), float(one.intercept[0, m]),
+                one.weights[0, :, m], one.pattern[:, m], one.scale, one.mean,
+            )
+            for row, (layer, one) in enumerate(vectors.items())
+            for m, concept in enumerate(design.concepts)
+        ),
+        {layer: one.weights[1:] for layer, one in vectors.items()},
+    )  # fmt: skip
 
 
 def fold_rows(
