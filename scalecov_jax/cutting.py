@@ -52,6 +52,7 @@ def check_pruning(
         parameters_to_cut(whole, layer),
         count_parameters(pruned.variables),
         float(np.abs(captured - np.asarray(returned)).max()),
+        float(np.abs(captured).max()),
     )
 
 

@@ -43,7 +43,7 @@ def only(evidence, layers=slice(None), concepts=slice(None)):
 
     def cut(known):
         own = layers if len(known.value) == len(evidence.layers) else slice(None)
-        return Known(known.value[own, concepts], known.deviation[own, concepts])
+        return Known(known.value[own, concepts], known.deviation[own, concepts], known.sample)
 
     tests, cases = evidence.permutation, evidence.cases
     return evidence._replace(
@@ -51,11 +51,13 @@ def only(evidence, layers=slice(None), concepts=slice(None)):
         concepts=evidence.concepts[concepts],
         r2=cut(evidence.r2),
         splits=evidence.splits[layers][..., concepts],
-        nested=Known(evidence.nested.value[:, concepts], evidence.nested.deviation[:, concepts]),
+        nested=Known(
+            evidence.nested.value[:, concepts], evidence.nested.deviation[:, concepts], evidence.nested.sample
+        ),
         chosen=np.minimum(evidence.chosen[:, concepts], len(evidence.layers[layers]) - 1),
         controls={name: cut(known) for name, known in evidence.controls.items()},
         partial=cut(evidence.partial),
-        permutation=type(tests)(*(values[layers, concepts] for values in tests)),
+        permutation=type(tests)(*(values[layers, concepts] for values in tests[:-1]), tests.permuted),
         r2_left_out=evidence.r2_left_out[layers, concepts],
         dof=evidence.dof[layers, concepts],
         alpha=evidence.alpha[layers, concepts],
@@ -123,7 +125,7 @@ def test_findings_hold_the_numbers_of_the_tables(found):
         f"gives R² {n(choice.r2)} ({n(choice.low)} to {n(choice.high)}); the {n(choice.best_r2)} of" in text
     )
     assert f"{best.layer} reads more than it would of permuted measures: p 0.050, family-wise" in text
-    assert "(19 permutations, smallest possible p 0.050)." in text
+    assert "(19 permutations of images, smallest possible p 0.050)." in text
     for against, what in (
         ("random_weights", "above the same layer with random weights"),
         ("pixels", "above the pixels alone"),

@@ -96,7 +96,8 @@ def test_r2_is_the_brier_skill_score_and_others_can_be_asked_for():
         x = x - x[train].mean(0)
         with jax.enable_x64(True):
             fit = logistic.fit_logistic(*map(jnp.asarray, (x[train], y[train, None], logistic.ALPHAS)))
-        p = 1 / (1 + np.exp(-(x[~train] @ fit.weights[:, 0] + fit.intercept[0])))
+        weights, intercept = np.asarray(fit.weights)[:, 0], float(fit.intercept[0])
+        p = 1 / (1 + np.exp(-(x[~train] @ weights + intercept)))
         held = y[~train]
         skill = 1 - np.square(p - held).sum() / np.square(held - held.mean()).sum()
         np.testing.assert_allclose(brier[0, split, 0], skill, rtol=1e-8)

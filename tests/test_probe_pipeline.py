@@ -21,6 +21,8 @@ from scalecov_jax.features import compute_features
 from scalecov_jax.images.sources import open_source
 from scalecov_jax.pipelines import probe, prune
 from scalecov_jax.probes.sample_size import SizeScore
+from scalecov_jax.probes.splits import make_splits
+from scalecov_jax.rcv import RcvRow, load_rcv, load_rcvs
 from scalecov_jax.scores import read_scores
 from scalecov_jax.selection import select_layers
 from scalecov_jax.tables import read_table
@@ -334,7 +336,7 @@ def weighed(settings, tmp_path_factory):
         **settings,
         "concept": "log_scale,mean_red",
         "scenes": 60,
-        "splitting": "grouped",
+        "splitting": "auto",
         "groups": f"csv:{folder / 'patients.csv'}:patient",
         "permutations": 39,
         "nuisances": "mean_green,box_centre_x",
@@ -382,6 +384,100 @@ def test_evidence_is_tabled_for_every_class_concept_and_layer(weighed):
     cases = read_table(workdir / "images.csv", evidence_table.CaseRow)
     assert len(cases) == 2 * 2 * 2 * 60
     assert {row.group for row in cases} == {f"patient {index}" for index in range(40)}
+
+
+def test_one_definition_of_every_number(weighed):
+    """Scores, tables, headline, summary and cut are of one ridge R2, and name one layer."""
+    _, workdir = weighed
+    scores, summary = read_scores(workdir / "scores.csv"), summary_of(workdir)
+    layers = read_table(workdir / "layers.csv", evidence_table.LayerRow)
+    for row in layers:
+        r2 = [
+            s.r2
+            for s in scores
+            if (s.condition, s.estimator, s.concept, s.layer) == ("trained", "ridge", row.concept, row.layer)
+            and row.image_class in (s.image_class, "all")
+        ]
+        assert row.r2 == pytest.approx(np.mean(r2), abs=1e-12)
+        assert row.low < row.r2 < row.high <= 1
+    peaks = {}
+    for row in read_table(workdir / "contrasts.csv", evidence_table.ContrastRow):
+        if row.against == "peak" and row.difference == 0:
+            peaks[row.concept, row.image_class] = row.layer
+        if row.against == "peak":  # no statement contradicts another
+            (layer,) = (
+                one
+                for one in layers
+                if (one.concept, one.image_class, one.layer) == (row.concept, row.image_class, row.layer)
+            )
+            assert layer.may_be_best or row.high < 0
+    assert len(peaks) == 2 * 3
+    for concept in ("log_scale", "mean_red"):
+        selected = summary["concepts"][concept]["selected"]["ridge"]
+        (best,) = (
+            row
+            for row in layers
+            if (row.concept, row.image_class, row.layer) == (concept, "all", selected["layer"])
+        )
+        assert peaks[concept, "all"] == selected["layer"]
+        assert selected["r2_mean"] == pytest.approx(best.r2, abs=1e-12)
+    cut = summary["pruning"]["layer"]
+    assert cut == summary["selected"]["ridge"]["layer"]
+    assert checkpoints.load(workdir / "pruned" / "some_weights").module.last == cut
+
+
+def test_the_vectors_are_files(weighed, weights):
+    _, workdir = weighed
+    rcvs = load_rcvs(workdir / "rcvs.npz")
+    assert {(one.measure, one.image_class, one.layer) for one in rcvs} == {
+        (concept, name, layer)
+        for concept in ("log_scale", "mean_red")
+        for name in CLASSES
+        for layer in ("stem", "block_1")
+    }
+    rows = read_table(workdir / "rcvs.csv", RcvRow)
+    layers = read_table(workdir / "layers.csv", evidence_table.LayerRow)
+    cases = read_table(workdir / "images.csv", evidence_table.CaseRow)
+    network = checkpoints.load(weights)
+    for row in rows:
+        (layer,) = (
+            one
+            for one in layers
+            if (one.concept, one.image_class, one.layer) == (row.concept, row.image_class, row.layer)
+        )
+        assert (row.r2, row.alpha) == (pytest.approx(layer.r2), pytest.approx(layer.alpha))
+        assert 0 < row.mean_angle < row.largest_angle < 180
+        assert row.mean_cosine == row.least_cosine  # of two classes
+        rcv = load_rcv(workdir / "rcvs.npz", row.concept, row.layer, image_class=row.image_class)
+        assert row.norm == pytest.approx(np.linalg.norm(rcv.weights))
+        source, _ = open_source("scenes", row.image_class, count=60, seed=5, size=32)
+        read = rcv.predict(compute_features(network, source, (row.layer,), batch_size=16))
+        measured = [
+            one.measure
+            for one in cases
+            if (one.concept, one.image_class, one.layer) == (row.concept, row.image_class, row.layer)
+        ]
+        assert np.mean(read) == pytest.approx(np.mean(measured), abs=1e-5)
+        assert np.std(measured) == pytest.approx(rcv.sigma)
+    with pytest.raises(ValueError, match="was fitted on the network tiny"):
+        rcvs[0].predict(compute_features(random_network(seed=3), source, ("stem", "block_1"), batch_size=16))
+
+
+def test_patients_stay_together_unless_asked_for(weighed):
+    """Splits, intervals and tests go by the groups that are given."""
+    changed, workdir = weighed
+    groups = np.array([f"patient {index // 3}" for index in range(60)])
+    for mask in make_splits("auto", 60, SPLITS, 5, groups=groups):
+        assert not {*groups[mask]} & {*groups[~mask]}
+    summary = summary_of(workdir)
+    assert summary["n_train"] == dict.fromkeys(CLASSES, 42)
+    assert not any("into both the training and the held-out part" in text for text in summary["warnings"])
+    assert "39 permutations of groups, and images within groups" in (workdir / "report.html").read_text()
+    apart = {**changed, "splitting": "random", "permutations": 0, "concept": "log_scale", "probes": ""}
+    run({**apart, "nuisances": "", "pixels": False}, workdir.parent / "apart")
+    told = summary_of(workdir.parent / "apart")["warnings"]
+    assert sum("into both the training and the held-out part" in text for text in told) == len(CLASSES)
+    assert all("config.splitting=grouped." in text for text in told if "into both" in text)
 
 
 def test_scores_hold_every_concept_and_probe(weighed):
@@ -548,7 +644,7 @@ def test_photographs_that_cannot_be_used(photographs, tmp_path, boxes, broken, c
         ({"probes": "lasso"}, "There is no probe lasso; there are ridge"),
         (
             {"splitting": "groupd"},
-            "config.splitting is 'groupd'; expected one of random, stratified, grouped",
+            "config.splitting is 'groupd'; expected one of auto, random, stratified, grouped",
         ),
         ({"permutations": 5}, "config.permutations is 5; expected 0 for none, or at least 19"),
         ({"groups": "patients.csv"}, "expected csv:PATH:COLUMN"),

@@ -20,12 +20,19 @@ class Pruning(NamedTuple):
         parameters_after: Parameters of the pruned network.
         max_difference: Largest absolute difference between the pooled output of the pruned network and the feature captured
             in the whole one.
+        largest: Largest absolute value of that feature; None if not known.
     """
 
     layer: str
     parameters_before: int
     parameters_after: int
     max_difference: float
+    largest: float | None = None
+
+    @property
+    def relative_difference(self) -> float:
+        """Largest difference in units of the largest feature."""
+        return self.max_difference / (self.largest or 1.0)
 
 
 def prune(module: nn.Module, variables: Any, architecture: Architecture, layer: str) -> tuple[nn.Module, Any]:

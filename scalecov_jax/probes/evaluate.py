@@ -158,9 +158,7 @@ def held_out(
     scores = ridge.HeldOut(*(values[..., : count + problem.own.shape[2]] for values in joined))
     if not allow_constant:
         return scores
-    constant = np.array(
-        [[np.ptp(targets[mask], axis=0) == 0 for mask in np.stack([split, ~split])] for split in splits]
-    ).any(1)
+    constant = np.stack([_constant(targets[mask]) | _constant(targets[~mask]) for mask in splits])
     return scores._replace(r2=np.where(constant[None], np.nan, scores.r2))
 
 
@@ -200,6 +198,8 @@ def fit(
     parts: Bool[np.ndarray, "P N"] | None = None,
     alphas: Float[np.ndarray, " A"] | None = ALPHAS,
     scaling: ridge.Scaling = "each",
+    *,
+    scale_over: Bool[np.ndarray, "P N"] | None = None,
 ) -> ridge.Linear:
     """Fit a linear probe to each of several parts of the images, scaled as everywhere by the sd over all of them.
 
@@ -209,6 +209,7 @@ def fit(
         parts: True marks the images of a part; one part of all images when absent.
         alphas: Penalties to choose from by exact leave-one-out inside the part; None for least squares of minimum norm.
         scaling: See `ridge.standardisation`.
+        scale_over: For each part the images over which the sd is taken, where some must have no influence; all when absent.
 
     Returns:
         Weights [P, D, M] in the units of the features, intercepts and penalties [P, M], in NumPy.
@@ -218,21 +219,42 @@ def fit(
     """
     if alphas is not None:
         alphas = np.sort(check_positive("Penalties", alphas))
-    rows, weight = padded(np.ones((1, len(features)), bool) if parts is None else parts)
+    parts = np.ones((1, len(features)), bool) if parts is None else parts
+    rows, weight = padded(parts)
     x, y = (np.asarray(values, np.float64) for values in (features, targets))
+    samples, sample_of = np.unique(
+        np.ones_like(parts) if scale_over is None else scale_over, axis=0, return_inverse=True
+    )
+    found = [np.empty((len(parts), *shape)) for shape in ((x.shape[1], y.shape[1]), y.shape[1:], y.shape[1:])]
     with float64():
-        by = _standardisation(x, scaling=scaling)
-        z = np.asarray(ridge.standardise(jnp.asarray(x), by))
-        if 2 * z.shape[1] < rows.shape[1]:
-            fits = jax.device_get(_fit_primal(z, y, rows, weight, alphas))
-        else:  # one compilation for all widths
-            dual, alpha = jax.device_get(_fit_dual(z @ z.T, y, rows, weight, alphas))
-            weights = np.stack([z[at].T @ one for at, one in zip(rows, dual, strict=True)])
-            mean, middle = (
-                np.stack([w @ v[at] / w.sum() for at, w in zip(rows, weight, strict=True)]) for v in (z, y)
-            )
-            fits = ridge.Linear(weights, middle - np.einsum("pd,pdm->pm", mean, weights), alpha)
-        return ridge.Linear(*map(np.asarray, jax.vmap(ridge.in_feature_units, (0, None))(fits, by)))
+        for number, sample in enumerate(samples):
+            own = np.flatnonzero(sample_of == number)
+            by = _standardisation(x, sample.astype(np.float64), scaling=scaling)
+            z = (x - np.asarray(by.mean)) / np.asarray(by.scale)
+            for values, fitted in zip(found, _fit(z, y, rows[own], weight[own], alphas), strict=True):
+                values[own] = fitted
+            found[0][own] /= np.asarray(by.scale)[:, None]
+            found[1][own] -= np.einsum("d,pdm->pm", np.asarray(by.mean), found[0][own])
+    return ridge.Linear(*found)
+
+
+def _fit(
+    z: Float[np.ndarray, "N D"],
+    y: Float[np.ndarray, "N M"],
+    rows: np.ndarray,
+    weight: np.ndarray,
+    alphas: Any,
+) -> ridge.Linear:
+    if 2 * z.shape[1] < rows.shape[1]:
+        return jax.device_get(_fit_primal(z, y, rows, weight, alphas))
+    dual, alpha = jax.device_get(
+        _fit_dual(z @ z.T, y, rows, weight, alphas)
+    )  # one compilation for all widths
+    weights = np.stack([z[at].T @ one for at, one in zip(rows, dual, strict=True)])
+    mean, middle = (
+        np.stack([w @ values[at] / w.sum() for at, w in zip(rows, weight, strict=True)]) for values in (z, y)
+    )
+    return ridge.Linear(weights, middle - np.einsum("pd,pdm->pm", mean, weights), alpha)
 
 
 def scale_of(features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, " D"]:
@@ -305,6 +327,10 @@ def _problem(
         np.sort(check_positive("Penalties", alphas)),
         _unpenalised(nuisances, splits.shape[1]),
     )
+
+
+def _constant(values: np.ndarray) -> np.ndarray:
+    return np.ptp(values, axis=0) == 0
 
 
 def _every_layer(

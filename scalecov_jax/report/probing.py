@@ -69,7 +69,7 @@ def write_results(
         title,
         " ".join(answers),
         parts,
-        [message for _, result, _ in results.values() for message in warnings(result)],
+        [message for _, result, cut in results.values() for message in warnings(result, cut)],
         {reason: sorted(names) for reason, names in sorted(named.items())},
         [*_evidence_sections(every, sources), *sample_size.sections(workdir), *sections],
         provenance,

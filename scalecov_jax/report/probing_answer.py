@@ -16,6 +16,8 @@ from scalecov_jax.probes.splits import UNGROUPED, share_groups
 from scalecov_jax.report import evidence_answer, figures, page
 from scalecov_jax.selection import interpolates
 
+SAME = 1e-3  # of the largest feature: a pruned network differs by rounding alone
+
 
 def evidence_of(result: ProbeResult) -> dict[str, Evidence]:
     """The evidence of each class, and of all of them together where there are several; none where images were streamed."""
@@ -47,7 +49,7 @@ def summarise(result: ProbeResult, pruning: Pruning, skipped: Sequence[Skipped])
         "undefined": dict(result.undefined),
         "pruning": pruning._asdict(),
         "skipped": count_reasons([*skipped, *result.skipped]),
-        "warnings": warnings(result),
+        "warnings": warnings(result, pruning),
     }
 
 
@@ -75,9 +77,17 @@ def _evidence_summary(result: ProbeResult, concept: str) -> dict[str, Any]:
     return found
 
 
-def warnings(result: ProbeResult) -> list[str]:
-    """Sentences on layers left out, where least squares interpolates, and where ridge met values it had never seen."""
+def warnings(result: ProbeResult, pruning: Pruning) -> list[str]:
+    """Sentences on a cut that changes the features, layers left out, groups that were split, least squares that interpolates,
+    and ridge that met values it had never seen.
+    """
     messages, name = [], plain_name(result.architecture)
+    if pruning.relative_difference > SAME:
+        messages.append(
+            f"{name}: the network cut after {pruning.layer} returns something else than the output of that layer (largest "
+            f"difference {pruning.max_difference:.2g}, largest feature {pruning.largest:.2g}). Something follows the layer "
+            "before the cut, such as an activation; put it inside the layer."
+        )
     if result.undefined:
         messages.append(
             f"{name}: {result.pooling} is undefined at {describe_undefined(result.undefined)}. These layers are left out, and "

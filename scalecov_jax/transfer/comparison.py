@@ -244,7 +244,10 @@ def select_cuts(
     inner = np.stack(masks)
     # One call for all seeds, so that each width of layer is compiled once.
     candidates = {layer: features[layer] for layer in list(features)[:-1]}
-    predicted = sweep(candidates, patches.area, inner, range(len(inner)), head="ridge", progress=True)
+    predicted = sweep(
+        candidates, patches.area, inner, range(len(inner)), head="ridge", progress=True,
+        scale_over=np.repeat(train, splits, axis=0),
+    )  # fmt: skip
     held_out = np.repeat(train, splits, axis=0) & ~inner
     error = {
         layer: np.array(
