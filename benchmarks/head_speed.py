@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from scalecov_jax.probes import evaluate
 from scalecov_jax.probes.splits import random_splits
 from scalecov_jax.transfer.heads import train_heads
-from scalecov_jax.transfer.ridge_heads import ridge_heads
 
 ROWS = flags.DEFINE_integer("rows", 10_000, "Images N.")
 WIDTH = flags.DEFINE_integer("width", 2048, "Features D.")
@@ -28,7 +28,7 @@ EPOCHS = flags.DEFINE_integer("epochs", 50, "Passes over the rows.")
 BATCH = flags.DEFINE_integer("batch_size", 256, "Rows of a batch.")
 REPEATS = flags.DEFINE_integer("repeats", 3, "Interleaved repetitions, of which the median counts.")
 RIDGE = flags.DEFINE_bool(
-    "ridge", False, "Time ridge_heads too, once, for one seed (minutes where D is large)."
+    "ridge", False, "Time evaluate.fit too, once, for one seed (minutes where D is large)."
 )
 
 
@@ -86,7 +86,7 @@ def main(_: list[str]) -> None:
     )
     print(f"loop of {SEEDS.value} single trainings / {SEEDS.value} seeds together: {looped / many:.2f}")
     if RIDGE.value:
-        wall, _ = seconds(lambda: ridge_heads(features, targets, train[:1]))
+        wall, _ = seconds(lambda: evaluate.fit(features, targets[:, None], train[:1]))
         print(f"ridge, 1 seed, with compilation: {wall:.2f} s")
 
 

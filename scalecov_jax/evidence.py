@@ -64,7 +64,7 @@ class Evidence(NamedTuple):
         r2_left_out: Leave-one-out R2 of all images.
         dof: Effective degrees of freedom of the fit to all images.
         alpha: Its penalty.
-        dual: Dual coefficients of the fit to each training part (`ridge`); None for pooled classes.
+        dual: Dual coefficients (`ridge`) of the fit to all images, then of those to each training part; None for pooled classes.
         cases: Of each image; None for pooled classes.
     """
 
@@ -86,7 +86,7 @@ class Evidence(NamedTuple):
     r2_left_out: Float[np.ndarray, "L M"]
     dof: Float[np.ndarray, "L M"]
     alpha: Float[np.ndarray, "L M"]
-    dual: Float[np.ndarray, "L S N M"] | None
+    dual: Float[np.ndarray, "L S1 N M"] | None
     cases: "Cases | None"
 
 
@@ -210,7 +210,7 @@ def weigh(
         1 - np.square(trained.errors).sum(1) / np.square(measures - measures.mean(0)).sum(0),
         trained.dof,
         trained.alpha_all,
-        trained.dual,
+        np.concatenate([trained.dual_all[:, None], trained.dual], axis=1),
         Cases(
             measures,
             measures[None] - trained.errors,

@@ -277,15 +277,20 @@ def probe_class(
         label if progress else None,
     )
     assert evidence.dual is not None
+    fits = {
+        layer: evaluate.weights_of(values, dual, measures)
+        for (layer, values), dual in zip(of_trained.items(), evidence.dual, strict=True)
+    }
     rcvs = make_rcvs(
         dict(zip(design.concepts, measures.T, strict=True)),
         of_trained,
+        {layer: (weights[0], intercept[0], scale) for layer, (weights, intercept, scale) in fits.items()},
+        evidence.alpha,
         evidence.r2.value,
         networks=trained.origins,
         weights_name=weights,
         image_class=image_class,
         pooling=trained.pooling,
-        alphas=design.alphas,
     )
     swept = (
         sample_size.sweep(
@@ -309,14 +314,11 @@ def probe_class(
         groups,
         int(splits[0].sum()),
         {layer: values.shape[1] for layer, values in of_trained.items()},
-        {layer: _independent(values) for layer, values in of_trained.items()},
+        _independent(of_trained),
         trained.skipped,
         tuple(swept),
         tuple(rcvs),
-        {
-            layer: _weights(values, dual)
-            for (layer, values), dual in zip(of_trained.items(), evidence.dual, strict=True)
-        },
+        {layer: found[1:] for layer, (found, _, _) in fits.items()},
     )
 
 
@@ -347,18 +349,13 @@ def layers_to_probe(
     return defined, undefined
 
 
-def _independent(features: Float[np.ndarray, "N D"]) -> int:
-    count, width = features.shape
-    rank = sample_size.rank(features)
-    return rank if rank < count - 1 else width
-
-
-def _weights(
-    features: Float[np.ndarray, "N D"], dual: Float[np.ndarray, "S N M"]
-) -> Float[np.ndarray, "S D M"]:
-    """Weights in the units of the features from dual coefficients, which sum to 0, so that no mean matters."""
-    scale = evaluate.scale_of(features)
-    return np.einsum("nd,snm->sdm", features / np.square(scale), dual, optimize=True)
+def _independent(features: Mapping[str, Float[np.ndarray, "N _"]]) -> dict[str, int]:
+    """Rank of each layer; its width where more images would be needed to tell."""
+    found = evaluate.ranks(features)
+    return {
+        layer: found[layer] if found[layer] < len(values) - 1 else values.shape[1]
+        for layer, values in features.items()
+    }
 
 
 def _scores(

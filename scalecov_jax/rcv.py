@@ -137,35 +137,36 @@ class Rcv:
 def make_rcvs(
     measures: Mapping[str, Float[np.ndarray, " N"]],
     features: Mapping[str, Float[np.ndarray, "N _"]],
+    fits: Mapping[str, tuple[Float[np.ndarray, "_ M"], Float[np.ndarray, " M"], Float[np.ndarray, " _"]]],
+    alpha: Float[np.ndarray, "L M"],
     r2: Float[np.ndarray, "L M"],
     *,
     networks: Mapping[str, str] | None = None,
     weights_name: str = "",
     image_class: str = "",
     pooling: str = "gap",
-    alphas: Float[np.ndarray, " A"] = evaluate.ALPHAS,
 ) -> list[Rcv]:
-    """RCVs of every measure and layer, fitted to all images at once.
+    """RCVs of every measure and layer.
 
     Args:
         measures: Values of each concept measure.
         features: Of each layer.
+        fits: Of each layer weights and intercepts of the fit to all images, and the sd of each feature (`evaluate.weights_of`).
+        alpha: Penalties of these fits.
         r2: Held-out R2 of each layer and measure, such as the mean over splits of `evaluate.held_out`.
         networks: Fingerprint of each layer; none for features that came without a network.
         weights_name: For the record, as are `image_class` and `pooling`.
         image_class: What the images show.
         pooling: How maps became features.
-        alphas: Penalties of ridge.
     """
     targets = np.stack(list(measures.values()), 1).astype(np.float64)
     centred = targets - targets.mean(0)
     found = []
     for at, (layer, values) in enumerate(features.items()):
-        fit = evaluate.fit(values, targets, alphas=alphas)
-        x = values.astype(np.float64)
-        mean = x.mean(0)
-        pattern = (x - mean).T @ centred / np.square(centred).sum(0)
-        scale = evaluate.scale_of(values)
+        weights, intercept, scale = fits[layer]
+        mean = values.mean(0, dtype=np.float64)
+        with evaluate.float64():
+            pattern = (values - mean).T @ centred / np.square(centred).sum(0)
         found += [
             Rcv(
                 name,
@@ -174,11 +175,11 @@ def make_rcvs(
                 layer,
                 (networks or {}).get(layer, ""),
                 pooling,
-                float(fit.alpha[0, m]),
+                float(alpha[at, m]),
                 float(r2[at, m]),
                 float(targets[:, m].std()),
-                float(fit.intercept[0, m]),
-                np.asarray(fit.weights[0, :, m]),
+                float(intercept[m]),
+                weights[:, m],
                 pattern[:, m],
                 scale,
                 mean,
@@ -210,12 +211,20 @@ def fit_rcvs(
         alphas: Penalties of ridge.
 
     Raises:
-        ValueError: See `evaluate.held_out`.
+        ValueError: See `evaluate.infer`.
     """
     targets = np.stack(list(measures.values()), 1).astype(np.float64)
-    r2 = np.asarray(evaluate.held_out({layer: features}, targets, splits, alphas=alphas).r2).mean(1)
-    origins = fingerprints(network, [layer])
-    return make_rcvs(measures, {layer: features}, r2, networks=origins, pooling=pooling, alphas=alphas)
+    found = evaluate.infer({layer: features}, targets, splits, alphas=alphas)
+    weights, intercept, scale = evaluate.weights_of(features, found.dual_all, targets)
+    return make_rcvs(
+        measures,
+        {layer: features},
+        {layer: (weights[0], intercept[0], scale)},
+        found.alpha_all,
+        found.r2.mean(1),
+        networks=fingerprints(network, [layer]),
+        pooling=pooling,
+    )
 
 
 def check_origin(rcv: Rcv, features: Features) -> None:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
 from scalecov_jax.models.compilation import jit
@@ -74,8 +74,13 @@ def float64(threads: int = 1) -> Iterator[None]:
     (tenfold here), and on many cores they can corrupt memory (jax issue 39292). Only one large system is worth more `threads`.
     """
     device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
-    with jax.enable_x64(True), jax.default_device(device), threadpool_limits(threads):
+    with jax.enable_x64(True), jax.default_device(device), _libraries().limit(limits=threads):
         yield
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()  # to find them takes longer than many a solve
 
 
 def score_layers(
@@ -257,10 +262,34 @@ def _fit(
     return ridge.Linear(weights, middle - np.einsum("pd,pdm->pm", mean, weights), alpha)
 
 
-def scale_of(features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, " D"]:
-    """Standard deviation of each feature over all images, by which it is divided everywhere; 1 of a constant one."""
+def weights_of(
+    features: Float[np.ndarray, "N D"], dual: Float[np.ndarray, "P N M"], targets: Float[np.ndarray, "N M"]
+) -> tuple[Float[np.ndarray, "P D M"], Float[np.ndarray, "P M"], Float[np.ndarray, " D"]]:
+    """Weights and intercepts in the units of the features from dual coefficients, and the sd of each feature (1 if constant).
+
+    Args:
+        features: Of one layer.
+        dual: Of several fits, 0 for images that had no part in a fit; without nuisances they sum to 0.
+        targets: The concept measures of the fits.
+    """
     with float64():
-        return np.asarray(_standardisation(features.astype(np.float64), scaling="each").scale)
+        x = features.astype(np.float64)
+        scale = np.asarray(_standardisation(x, scaling="each").scale)
+        weights = (x / np.square(scale)).T @ dual
+        part = (dual != 0).any(2)
+        part[~part.any(1)] = (
+            True  # a fit that reads nothing is the mean of its images, of which all are as good as any
+        )
+        mean, middle = (part @ values / part.sum(1, keepdims=True) for values in (x, targets))
+        return weights, middle - np.einsum("pd,pdm->pm", mean, weights), scale
+
+
+def ranks(features: Mapping[str, Float[np.ndarray, "N _"]]) -> dict[str, int]:
+    """Linearly independent features of each layer about their mean, up to the rounding of float32.
+
+    Pooling is linear: a sum of two 1x1 convolutions of 64 channels (ResNet50's add_1) has 256 pooled features of rank 128.
+    """
+    return dict(zip(features, map(int, _every_layer(_rank, features)[0]), strict=True))
 
 
 def grouping(groups: Sequence[Any] | np.ndarray | None, count: int) -> ridge.Groups:
@@ -425,6 +454,14 @@ def _infer(gram: Float[Array, "N N"], problem: _Problem, groups: ridge.Groups) -
         whole.alpha,
         ridge.degrees_of_freedom(spectrum, whole.alpha),
     )
+
+
+@jit
+def _rank(gram: Float[Array, "N N"]) -> tuple[Array]:
+    mean = gram.mean(0)
+    centred = gram - mean[None] - mean[:, None] + mean.mean()
+    floor = jnp.square(10 * jnp.finfo(jnp.float32).eps) * jnp.trace(centred)
+    return ((jnp.linalg.eigvalsh(centred, symmetrize_input=False) > floor).sum(),)
 
 
 @jit

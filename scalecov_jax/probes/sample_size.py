@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from scalecov_jax.probes.evaluate import ALPHAS, score_layers
+from scalecov_jax.probes.evaluate import ALPHAS, ranks, score_layers
 from scalecov_jax.scores import ESTIMATORS, Estimator
 
 MIN_HELD_OUT = 10  # images; R2 on fewer says nothing
@@ -16,8 +16,7 @@ MIN_HELD_OUT = 10  # images; R2 on fewer says nothing
 class SizeScore(NamedTuple):
     """Held-out R2 of one layer with one size of the training part (a row of sample_size.csv).
 
-    `width` is the number of features D, `rank` how many of them are linearly independent over all images: pooling is linear, so
-    that a sum of two 1x1 convolutions of 64 channels (ResNet50's add_1) has 256 pooled features of rank 128.
+    `width` is the number of features D, `rank` how many of them are linearly independent over all images (`evaluate.ranks`).
     """
 
     weights: str
@@ -102,7 +101,7 @@ def sweep(
     count = len(measures)
     kept = usable_sizes(sizes, count)
     orders = [np.random.default_rng((seed, split, 2)).permutation(count) for split in range(splits)]
-    ranks = {layer: rank(values) for layer, values in features.items()}
+    independent = ranks(features)
     rows = []
     # One call a size: padded to the largest, the small ones would cost as much.
     for size in tqdm(kept, desc=progress, unit="size", disable=progress is None):
@@ -116,7 +115,7 @@ def sweep(
                 image_class,
                 layer,
                 values.shape[1],
-                ranks[layer],
+                independent[layer],
                 size,
                 split,
                 estimator,
@@ -153,12 +152,3 @@ def dips(rows: Sequence[SizeScore]) -> list[Dip]:
             ridge = medians(rows, layer, "ridge")[1][lowest]
             found.append(Dip(layer, width, rank, int(sizes[lowest]), float(ols[lowest]), float(ridge)))
     return found
-
-
-def rank(features: Float[np.ndarray, "N D"]) -> int:
-    """Linearly independent features about their mean, up to the rounding of float32."""
-    centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
-    scale = centred.std(0)
-    z = centred[:, scale > 0] / scale[scale > 0]
-    gram = z.T @ z if z.shape[1] < len(z) else z @ z.T  # whose eigenvalues are squared singular values
-    return int((np.linalg.eigvalsh(gram) > np.square(10 * np.finfo(np.float32).eps) * z.size).sum())
