@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from scalecov_jax.probes import evaluate, statistics
-from scalecov_jax.probes.evaluate import ALPHAS
+from scalecov_jax.probes.evaluate import ALPHAS, ProbeScores
 from scalecov_jax.probes.permutation import Permutation, compare_orders, permutation_test
 
 
@@ -54,11 +54,10 @@ class Evidence(NamedTuple):
         n_test: Images in one held-out part.
         r2: Held-out R2.
         splits: Of each split.
-        penalties: Of each split, by leave-one-out inside its training part.
         nested: R2 of the layer that leave-one-out inside each training part chose.
         chosen: That layer's index for each split and measure.
         controls: R2 of what the layers are compared with, by name: random_weights, pixels, nuisances.
-        by_split: Of random_weights and pixels, R2 and penalty of each split; empty for pooled classes.
+        by_split: Of every split by condition (trained, random_weights, shuffled_measure); empty for pooled classes.
         partial: R2 beyond the nuisance measures; None without any.
         permutation: Tests against permuted measures; None if not asked for.
         r2_left_out: Leave-one-out R2 of all images.
@@ -76,11 +75,10 @@ class Evidence(NamedTuple):
     n_test: float
     r2: Known
     splits: Float[np.ndarray, "L S M"]
-    penalties: Float[np.ndarray, "L S M"]
     nested: Known
     chosen: Int[np.ndarray, "S M"]
     controls: Mapping[str, Known]
-    by_split: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    by_split: Mapping[str, ProbeScores]
     partial: Known | None
     permutation: Permutation | None
     r2_left_out: Float[np.ndarray, "L M"]
@@ -112,6 +110,7 @@ def weigh(
     concepts: Sequence[str],
     splits: Bool[np.ndarray, "S N"],
     *,
+    shuffled: Float[np.ndarray, "S N M"] | None = None,
     groups: Sequence[str] | np.ndarray | None = None,
     random_weights: Mapping[str, Float[np.ndarray, "N _"]] | None = None,
     pixels: Float[np.ndarray, "N _"] | None = None,
@@ -128,6 +127,7 @@ def weigh(
         measures: One column a concept.
         concepts: Their names.
         splits: True marks the training part.
+        shuffled: For each split the measures in another order, as a control of the scores; least squares is scored only with it.
         groups: See `evaluate.infer`; permutations keep to them too (`permutation`).
         random_weights: Features of the same layers with random weights, as a control.
         pixels: Features made of the pixels alone, as a control (`controls.pixel_features`).
@@ -146,13 +146,19 @@ def weigh(
     compared |= {} if pixels is None else {"pixels": {"all": pixels}}
     kinds = [kind for kind, some in compared.items() for _ in some]
     every = {f"{kind} {layer}": values for kind, some in compared.items() for layer, values in some.items()}
-    found = evaluate.infer(every, measures, splits, groups, alphas=alphas, progress=progress)
+    found = evaluate.infer(
+        every, measures, splits, groups, shuffled=shuffled, alphas=alphas, progress=progress
+    )
+    kinds_of = np.array(kinds)
+    by_split = {} if shuffled is None else _by_split(found, kinds_of, measures.shape[1])
+    found = found._replace(
+        **{name: getattr(found, name)[..., : measures.shape[1]] for name in ("r2", "alpha", "inner")}
+    )
     everything = _known(found.r2, found.without, found.defined, sample)
-    controls, by_split = {}, {}
+    controls = {}
     for name in dict.fromkeys(kind for kind in kinds if kind != "trained"):
         rows = [index for index, kind in enumerate(kinds) if kind == name]
         controls[name] = Known(everything.value[rows], everything.deviation[rows], sample)
-        by_split[name] = found.r2[rows], found.alpha[rows]
     own = slice(0, len(layers))
     trained = evaluate.Inference(
         *(getattr(found, name) if name == "defined" else getattr(found, name)[own] for name in found._fields)
@@ -200,7 +206,6 @@ def weigh(
         float((~splits).sum(1).mean()),
         Known(everything.value[own], everything.deviation[own], sample),
         trained.r2,
-        trained.alpha,
         nested,
         chosen,
         controls,
@@ -270,7 +275,6 @@ def pool(classes: Sequence[Evidence]) -> Evidence:
         n_test=float(np.mean([one.n_test for one in classes])),
         r2=mean([one.r2 for one in classes]),
         splits=np.mean([one.splits for one in classes], axis=0),
-        penalties=np.exp(np.mean([np.log(one.penalties) for one in classes], axis=0)),
         nested=mean([one.nested for one in classes]),
         chosen=np.concatenate([one.chosen for one in classes]),
         controls={name: mean([one.controls[name] for one in classes]) for name in first.controls},
@@ -283,6 +287,21 @@ def pool(classes: Sequence[Evidence]) -> Evidence:
         dual=None,
         cases=None,
     )
+
+
+def _by_split(found: evaluate.Inference, kinds: np.ndarray, count: int) -> dict[str, ProbeScores]:
+    """Scores of the layers with trained and with random weights, and of shuffled measures with trained ones."""
+
+    def scores(kind: str, columns: slice) -> ProbeScores:
+        rows = np.flatnonzero(kinds == kind)
+        return ProbeScores(*(values[rows][..., columns] for values in (found.ols, found.r2, found.alpha)))
+
+    measures = slice(0, count)
+    return {
+        "trained": scores("trained", measures),
+        "random_weights": scores("random_weights", measures),
+        "shuffled_measure": scores("trained", slice(count, None)),
+    }
 
 
 def _known(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from scalecov_jax.checkpoints import Network, random_network
 from scalecov_jax.concepts.compute import Measured, check_measures
@@ -22,12 +22,11 @@ from scalecov_jax.models.folding import folded
 from scalecov_jax.models.receptive_field import undefined_layers
 from scalecov_jax.probes import evaluate, sample_size
 from scalecov_jax.probes.controls import pixel_features
-from scalecov_jax.probes.evaluate import least_squares, score_layers
 from scalecov_jax.probes.permutation import shuffled
 from scalecov_jax.probes.probe import PROBES, cross_validate
 from scalecov_jax.probes.splits import make_splits
 from scalecov_jax.rcv import Rcv, make_rcvs
-from scalecov_jax.scores import Condition, Score
+from scalecov_jax.scores import CONDITIONS, Condition, Score
 from scalecov_jax.selection import Selected, select_layers
 
 
@@ -251,11 +250,17 @@ def probe_class(
         design.splitting, len(kept), design.splits, design.seed, groups=groups, values=measures[:, 0]
     )
     label = f"{weights} {image_class}"
+    real = np.tile(measures, (len(splits), 1, 1))
+    logging.info(
+        "Solving %d layers x %d splits x %d penalties x %d measures for %s.",
+        len(of_trained), len(splits), len(design.alphas), measures.shape[1], image_class,
+    )  # fmt: skip
     evidence = weigh(
         of_trained,
         measures,
         design.concepts,
         splits,
+        shuffled=shuffled(measures, len(splits), design.seed, groups),
         groups=groups,
         random_weights=of_random,
         pixels=pixel_features(source, kept, seed=design.seed) if design.pixels else None,
@@ -263,19 +268,15 @@ def probe_class(
         permutations=design.permutations,
         alphas=design.alphas,
         seed=design.seed,
-        progress=f"{label} ridge" if progress else None,
+        progress=label if progress else None,
     )
-    scores = _scores(
-        of_trained,
-        of_random,
-        measures,
-        groups,
-        splits,
-        design,
-        evidence,
-        (architecture, weights, image_class),
-        label if progress else None,
-    )
+    further = {
+        name: cross_validate(
+            PROBES[name], of_trained, real, splits, progress=f"{label} {name}" if progress else None
+        )
+        for name in design.probes
+    }
+    scores = _scores(evidence, further, (architecture, weights, image_class))
     assert evidence.dual is not None
     fits = {
         layer: evaluate.weights_of(values, dual, measures)
@@ -359,41 +360,15 @@ def _independent(features: Mapping[str, Float[np.ndarray, "N _"]]) -> dict[str, 
 
 
 def _scores(
-    trained: Mapping[str, np.ndarray],
-    random_weights: Mapping[str, np.ndarray],
-    measures: Float[np.ndarray, "N M"],
-    groups: Sequence[str],
-    splits: Bool[np.ndarray, "S N"],
-    design: Design,
-    evidence: Evidence,
-    names: tuple[str, str, str],
-    progress: str | None,
+    evidence: Evidence, further: Mapping[str, Float[np.ndarray, "L S M"]], names: tuple[str, str, str]
 ) -> list[Score]:
     """Both estimators under three conditions, and the further probes on the trained network; see `probe`."""
-    count = len(splits)
-    real = np.tile(measures, (count, 1, 1))
-    control = shuffled(measures, count, design.seed, groups)
-    logging.info(
-        "Solving %d layers x %d splits x %d penalties x %d measures for %s.",
-        len(trained), count, len(design.alphas), measures.shape[1], names[2],
-    )  # fmt: skip
-    bar = progress and f"{progress} least squares"
-    both = score_layers(
-        trained, np.concatenate([real, control], axis=-1), splits, design.alphas, progress=bar
-    )
-    first, second = np.arange(measures.shape[1]), measures.shape[1] + np.arange(measures.shape[1])
-    bare = least_squares(random_weights, measures, splits, progress=bar and f"{bar}, random weights")
-    # Ridge of the measures as they are is that of the evidence.
-    solved: list[tuple[Condition, str, np.ndarray, np.ndarray | None]] = [
-        ("trained", "ols", both.ols[..., first], None),
-        ("trained", "ridge", evidence.splits, evidence.penalties),
-        ("shuffled_measure", "ols", both.ols[..., second], None),
-        ("shuffled_measure", "ridge", both.ridge[..., second], both.alpha[..., second]),
-        ("random_weights", "ols", bare, None),
-        ("random_weights", "ridge", *evidence.by_split["random_weights"]),
-    ]
-    for name in design.probes:
-        r2 = cross_validate(PROBES[name], trained, real, splits, progress=progress and f"{progress} {name}")
+    solved: list[tuple[Condition, str, np.ndarray, np.ndarray | None]] = []
+    for condition in CONDITIONS:
+        ols, ridge, alpha = evidence.by_split[condition]
+        solved.append((condition, "ols", ols, None))
+        solved.append((condition, "ridge", ridge, alpha))
+    for name, r2 in further.items():
         solved.append(("trained", name, r2, None))
     architecture, weights, image_class = names
     return [
@@ -410,7 +385,7 @@ def _scores(
             float(r2[row, split, column]),
         )
         for condition, estimator, r2, alpha in solved
-        for column, concept in enumerate(design.concepts)
-        for row, layer in enumerate(trained)
-        for split in range(count)
+        for column, concept in enumerate(evidence.concepts)
+        for row, layer in enumerate(evidence.layers)
+        for split in range(r2.shape[1])
     ]

@@ -109,9 +109,9 @@ def test_least_squares_of_minimum_norm_equals_lapack(problem):
     splits = SPLITS["random"]
     control = shuffled(measures, len(splits), seed=1)
     both = evaluate.score_layers(features, np.concatenate([np.tile(measures, (3, 1, 1)), control], 2), splits)
-    np.testing.assert_allclose(
-        both.ols[..., :2], evaluate.least_squares(features, measures, splits), atol=1e-12
-    )
+    inferred = evaluate.infer(features, measures, splits, shuffled=control, alphas=evaluate.ALPHAS)
+    for values, name in ((inferred.ols, "ols"), (inferred.r2, "ridge"), (inferred.alpha, "alpha")):
+        np.testing.assert_allclose(values, getattr(both, name), atol=1e-9)
     for layer, x in enumerate(standardised(features).values()):
         for split, train in enumerate(splits):
             for target, y in enumerate(np.concatenate([measures, control[split]], axis=1).T):

@@ -39,9 +39,10 @@ class Inference(NamedTuple):
     """Ridge on every layer; L layers, S splits, N images, G groups of images, M concept measures.
 
     Attributes:
-        r2: Held-out R2 of every split.
+        r2: Held-out R2 of every split, of the measures and then of the shuffled ones.
         alpha: Penalty of every split, by exact leave-one-out inside its training part.
         inner: Leave-one-out R2 inside the training part at that penalty.
+        ols: Held-out R2 of least squares, where there are shuffled measures; else [L, S, 0].
         without: r2 when a group of images is taken out of the whole experiment; 0 where it is not defined.
         defined: Whether it is defined: the held-out part without the group still has two different measures.
         dual: Dual coefficients of the fit to each training part, 0 in held-out rows.
@@ -52,9 +53,10 @@ class Inference(NamedTuple):
         dof: Its effective degrees of freedom, the intercept and nuisance measures included.
     """
 
-    r2: Float[np.ndarray, "L S M"]
-    alpha: Float[np.ndarray, "L S M"]
-    inner: Float[np.ndarray, "L S M"]
+    r2: Float[np.ndarray, "L S MO"]
+    alpha: Float[np.ndarray, "L S MO"]
+    inner: Float[np.ndarray, "L S MO"]
+    ols: Float[np.ndarray, "L S _"]
     without: Float[np.ndarray, "L S G M"]
     defined: Bool[np.ndarray, "S G M"]
     dual: Float[np.ndarray, "L S N M"]
@@ -116,18 +118,6 @@ def score_layers(
     return ProbeScores(*found)
 
 
-def least_squares(
-    features: Mapping[str, Float[np.ndarray, "N _"]],
-    targets: Float[np.ndarray, "N M"] | Float[np.ndarray, "S N M"],
-    splits: Bool[np.ndarray, "S N"],
-    *,
-    progress: str | None = None,
-) -> Float[np.ndarray, "L S M"]:
-    """Held-out R2 of least squares alone, as in `score_layers`."""
-    problem = _problem(features, targets, splits, ALPHAS)
-    return _every_layer(_least_squares, features, problem, progress=progress)[0]
-
-
 def held_out(
     features: Mapping[str, Float[np.ndarray, "N _"]],
     targets: Float[np.ndarray, "N M"] | Float[np.ndarray, "S N M"],
@@ -173,6 +163,7 @@ def infer(
     splits: Bool[np.ndarray, "S N"],
     groups: Sequence[Any] | np.ndarray | None = None,
     *,
+    shuffled: Float[np.ndarray, "S N O"] | None = None,
     nuisances: Float[np.ndarray, "N K"] | None = None,
     alphas: Float[np.ndarray, " A"] = ALPHAS,
     progress: str | None = None,
@@ -184,6 +175,8 @@ def infer(
         targets: Concept measures, the same for all splits.
         splits: True marks the training part.
         groups: Patient, slide or source image of each image, what would be drawn anew in another sample; each image when absent.
+        shuffled: Further measures of each split, of which held-out scores are wanted and nothing else. With them come the scores
+            of least squares, since both take a decomposition of each training part.
         nuisances: Measures that are fitted without a penalty beside the intercept, in every training part.
         alphas: Penalties to choose from.
         progress: Label of a progress bar on stderr; none when absent.
@@ -192,6 +185,8 @@ def infer(
         ValueError: See `contract.check_problem`; nuisances that are not one row an image, or so many that nothing is left.
     """
     problem = _problem(features, targets, splits, alphas, nuisances)
+    if shuffled is not None:
+        problem = problem._replace(own=shuffled)
     members = grouping(groups, len(targets))
     found = Inference(*_every_layer(_infer, features, problem, members, progress=progress))
     return found._replace(defined=found.defined[0] > 0)
@@ -419,34 +414,31 @@ def _gram(features: Float[Array, "N D"], scaling: ridge.Scaling) -> Float[Array,
 @jit
 def _both(gram: Float[Array, "N N"], problem: _Problem) -> tuple[Any, ...]:
     shared, own, parts, alphas, columns = problem
-    r2, alpha, _ = ridge.held_out(ridge.decompose(gram, columns), gram, shared, own, parts, alphas)
-    return ridge.least_squares_held_out(gram, shared, own, parts), r2, alpha
+    found = ridge.held_out(ridge.decompose(gram, columns), gram, shared, own, parts, alphas, ols=True)
+    return found.ols, found.r2, found.alpha
 
 
 @jit
-def _least_squares(gram: Float[Array, "N N"], problem: _Problem) -> tuple[Array]:
-    return (ridge.least_squares_held_out(gram, problem.shared, problem.own, problem.parts),)
-
-
-@jit
-def _held_out(gram: Float[Array, "N N"], problem: _Problem) -> ridge.HeldOut:
+def _held_out(gram: Float[Array, "N N"], problem: _Problem) -> tuple[Any, ...]:
     shared, own, parts, alphas, columns = problem
-    return ridge.held_out(ridge.decompose(gram, columns), gram, shared, own, parts, alphas)
+    return ridge.held_out(ridge.decompose(gram, columns), gram, shared, own, parts, alphas)[:3]
 
 
 @jit
 def _infer(gram: Float[Array, "N N"], problem: _Problem, groups: ridge.Groups) -> tuple[Any, ...]:
     targets, own, parts, alphas, columns = problem
     spectrum = ridge.decompose(gram, columns)
-    held = ridge.held_out(spectrum, gram, targets, own, parts, alphas)
+    held = ridge.held_out(spectrum, gram, targets, own, parts, alphas, ols=own.shape[2] > 0)
+    nothing = jnp.zeros((len(own), 0))
     without, defined, dual = jax.lax.map(
         lambda one: ridge.without_each_group(spectrum, one[0], parts, one[1], groups),
-        (targets.T, held.alpha.T),
+        (targets.T, held.alpha[:, : targets.shape[1]].T),
     )
     whole = ridge.fit(spectrum, targets, alphas)
     last = (1, 2, 0)
     return (
-        *held,
+        *held[:3],
+        nothing if held.ols is None else held.ols,
         *(values.transpose(last) for values in (without, defined, dual)),
         whole.errors,
         whole.leverage,

@@ -125,11 +125,13 @@ class HeldOut(NamedTuple):
         r2: On the held-out part, against its own mean.
         alpha: The penalty.
         inner: Leave-one-out R2 inside the training part at that penalty; it knows nothing of the held-out part.
+        ols: Held-out R2 of least squares of minimum norm; None if not asked for.
     """
 
     r2: Float[AnyArray, "*L S M"]
     alpha: Float[AnyArray, "*L S M"]
     inner: Float[AnyArray, "*L S M"]
+    ols: Float[AnyArray, "*L S M"] | None = None
 
 
 def standardisation(
@@ -312,13 +314,15 @@ def held_out(
     own: Float[Array, "S N O"],
     parts: Parts,
     alphas: Float[Array, " A"],
+    ols: bool = False,
 ) -> HeldOut:
     """Ridge on every split, equal to refitting it on each training part.
 
-    Three ways lead there. Where a training part is no larger than the rest, or splits have targets of their own, each training
-    part gets a decomposition. Thousands of targets, such as permuted ones, go through P: with `MANY` or more it is formed in
-    float64 and applied in float32, which costs R2 about 1e-6, and rarely the choice between two penalties that leave-one-out
-    finds equally good. And where all images read a target well, few penalties need trying, which is faster than a decomposition.
+    Three ways lead there. Each training part gets a decomposition where it is no larger than the rest, where splits have targets
+    of their own, or where least squares is asked for as well. Thousands of targets, such as permuted ones, go through P: with
+    `MANY` or more it is formed in float64 and applied in float32, which costs R2 about 1e-6, and rarely the choice between two
+    penalties that leave-one-out finds equally good. And where all images read a target well, few penalties need trying, which is
+    faster than a decomposition.
 
     Args:
         spectrum: From `decompose`.
@@ -327,14 +331,16 @@ def held_out(
         own: Further targets that differ between splits, such as shuffled ones; there may be none.
         parts: The splits.
         alphas: Penalties to choose from, all positive and in ascending order.
+        ols: Whether to add least squares.
 
     Returns:
         One column for each of `targets`, then one for each of `own`.
     """
     y, own = targets - targets.mean(0)[None], own - own.mean(1)[:, None]
-    count, many = len(y), y.shape[1] >= MANY
-    if parts.train.shape[1] <= parts.test.shape[1] or own.shape[2] or (count <= EXHAUSTIVE and not many):
-        press, squares, best = _by_refitting(spectrum.unpenalised, gram, y, own, parts, alphas)
+    count, many, fitted = len(y), y.shape[1] >= MANY, None
+    refit = ols or own.shape[2] or (count <= EXHAUSTIVE and not many)
+    if refit or parts.train.shape[1] <= parts.test.shape[1]:
+        press, squares, best, fitted = _by_refitting(spectrum.unpenalised, gram, y, own, parts, alphas)
     elif many or jax.default_backend() not in ("cpu", "tpu"):
         press, squares, best = _by_deletion(spectrum, y, parts, alphas, None)
     else:
@@ -343,21 +349,23 @@ def held_out(
         press, squares, best = jax.lax.cond(
             (curve.min(0) < READ * jnp.square(y).sum(0)).all(),
             lambda: _by_deletion(spectrum, y, parts, alphas, curve),
-            lambda: _by_refitting(spectrum.unpenalised, gram, y, own, parts, alphas),
+            lambda: _by_refitting(spectrum.unpenalised, gram, y, own, parts, alphas)[:3],
         )
+    spread = _spread(y, own, parts.test, parts.test_weight)
     return HeldOut(
-        1 - squares / _spread(y, own, parts.test, parts.test_weight),
+        1 - squares / spread,
         alphas[best],
         1 - press / _spread(y, own, parts.train, parts.train_weight),
+        1 - fitted / spread if ols and fitted is not None else None,
     )
 
 
 def _by_refitting(
     unpenalised: Float[Array, "N K"], gram: Array, shared: Array, own: Array, parts: Parts, alphas: Array
-) -> tuple[Array, Array, Array]:
-    """Least leave-one-out squares, held-out squares and place of the penalty; for training parts smaller than the rest."""
+) -> tuple[Array, Array, Array, Array]:
+    """Least leave-one-out squares, held-out squares, place of the penalty, and held-out squares of least squares."""
 
-    def one_split(arguments: tuple[Array, Parts]) -> tuple[Array, Array, Array]:
+    def one_split(arguments: tuple[Array, Parts]) -> tuple[Array, Array, Array, Array]:
         own, (test, test_weight, train, train_weight) = arguments
         y = jnp.concatenate([shared, own], axis=1)
         inside = gram[train[:, None], train[None]] * train_weight[:, None] * train_weight[None]
@@ -366,12 +374,17 @@ def _by_refitting(
         there = lengths > 1e-10
         basis = basis * there[None]
         known = y[train] * train_weight[:, None]
-        found = fit(decompose(inside, basis), known, alphas)
-        rest = basis.T @ (known - inside @ found.dual) / jnp.where(there, lengths, 1.0)[:, None]
-        predicted = gram[test[:, None], train[None]] @ found.dual + unpenalised[test] @ (turn.T @ rest)
-        missed = (y[test] - predicted) * test_weight[:, None]
+        spectrum = decompose(inside, basis)
+        found = fit(spectrum, known, alphas)
+
+        def held_out_squares(dual: Array) -> Array:
+            rest = basis.T @ (known - inside @ dual) / jnp.where(there, lengths, 1.0)[:, None]
+            predicted = gram[test[:, None], train[None]] @ dual + unpenalised[test] @ (turn.T @ rest)
+            return jnp.square((y[test] - predicted) * test_weight[:, None]).sum(0)
+
         best = (alphas[:, None] == found.alpha[None]).argmax(0)
-        return jnp.square(found.errors).sum(0), jnp.square(missed).sum(0), best
+        ols = held_out_squares(least_squares(spectrum, known))
+        return jnp.square(found.errors).sum(0), held_out_squares(found.dual), best, ols
 
     return over_splits(one_split, (own, parts))
 
@@ -460,25 +473,6 @@ def _substitute(factor: Float[Array, "T T"], right: Float[Array, "T R"]) -> Floa
         block = factor[rows, rows]
         done.append(solve_triangular(block, jnp.eye(len(block), dtype=block.dtype), lower=True) @ rest)
     return jnp.concatenate(done)
-
-
-def least_squares_held_out(
-    gram: Float[Array, "N N"], targets: Float[Array, "N M"], own: Float[Array, "S N O"], parts: Parts
-) -> Float[Array, "S MO"]:
-    """Held-out R2 of least squares of minimum norm on every split; see `held_out` for the arguments and what it returns."""
-    shared, own = targets - targets.mean(0)[None], own - own.mean(1)[:, None]
-
-    def one_split(arguments: tuple[Array, Parts]) -> Array:
-        own, (test, test_weight, train, train_weight) = arguments
-        y = jnp.concatenate([shared, own], axis=1)
-        inside = gram[train[:, None], train[None]] * train_weight[:, None] * train_weight[None]
-        known = y[train] * train_weight[:, None]
-        dual = least_squares(decompose(inside, constant(train_weight)), known)
-        intercept = (known - inside @ dual).sum(0) / train_weight.sum()
-        missed = y[test] - gram[test[:, None], train[None]] @ dual - intercept[None]
-        return jnp.square(missed * test_weight[:, None]).sum(0)
-
-    return 1 - over_splits(one_split, (own, parts)) / _spread(shared, own, parts.test, parts.test_weight)
 
 
 class WithoutGroups(NamedTuple):
