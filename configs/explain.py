@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.shown = 6  # images drawn
     # for sensitivity, the objective rcv and rcv targets: rcvs.npz of a run of scripts/probe.py with these weights
     config.rcvs = ""
-    config.rcv_class = ""  # whose RCVs, where the file has several classes
+    config.rcv_class = ""  # whose RCVs, where the file has several classes; those of image_class when empty
     config.vector = "filter"  # or pattern: what reads the concept, or how features change with it
     config.concepts = ""  # of that file, separated by commas; all when empty
     config.objective = "channel"  # for feature_visualization; or neuron, layer, or rcv (from -v to +v)

@@ -29,16 +29,18 @@ def chosen_rcvs(
         ValueError: The file has none that were fitted on a network's layer, several classes and none chosen, or lacks a concept;
             names those that are there.
     """
-    path, image_class = settings["rcvs"], settings["rcv_class"]
-    every = load_rcvs(path)
+    path, every = settings["rcvs"], load_rcvs(settings["rcvs"])
     found: dict[str, list[Rcv]] = {}
     for name, network in networks.items():
         here = fingerprints(network, [layer])[layer]
-        own = [one for one in every if one.network == here and image_class in ("", one.image_class)]
+        own = [one for one in every if one.network == here]
         classes = list(dict.fromkeys(one.image_class for one in own))
-        if len(classes) > 1:
+        wanted = settings["rcv_class"] or settings["image_class"]
+        if wanted in classes:
+            own = [one for one in own if one.image_class == wanted]
+        elif len(classes) > 1 or (classes and settings["rcv_class"]):
             raise ValueError(
-                f"{path} has RCVs of the classes {', '.join(classes)}; choose one by config.rcv_class."
+                f"{path} has RCVs of the classes {', '.join(classes)}, none of them {wanted!r}; choose one by config.rcv_class."
             )
         by_concept = {one.measure: one for one in own}
         missing = [concept for concept in concepts if concept not in by_concept]
