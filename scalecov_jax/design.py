@@ -10,7 +10,9 @@ from scalecov_jax.concepts.compute import Measured, check_measures, measure_all
 from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.images.example import Source
 from scalecov_jax.probes import evaluate, sample_size
+from scalecov_jax.probes.permutation import Permuted
 from scalecov_jax.probes.probe import PROBES
+from scalecov_jax.probes.splits import make_splits
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def measure(source: Source, design: Design, cache: Path | None = None, progress:
     """Concept and nuisance measures of a source, before any forward pass.
 
     Raises:
-        ValueError: See `compute.measure_all` and `compute.check_measures`; training parts that cannot be cut.
+        ValueError: See `compute.measure_all` and `compute.check_measures`; splits, permutations or training parts that cannot be
+            had of these images and groups.
     """
     measured = measure_all(
         get_measures((*design.concepts, *design.nuisances)),
@@ -65,8 +68,20 @@ def measure(source: Source, design: Design, cache: Path | None = None, progress:
         cache=cache and cache / "measures.csv",
         progress="measures" if progress else None,
     )
-    for values in measured.values.T[: len(design.concepts)]:
+    measures = measured.values[:, : len(design.concepts)]
+    for values in measures.T:
         check_measures(values, measured.names)
+    # Refused here and not after the forward passes.
+    make_splits(
+        design.splitting,
+        len(measures),
+        design.splits,
+        design.seed,
+        groups=measured.groups,
+        values=measures[:, 0],
+    )
+    if design.permutations:
+        Permuted.draw(measures, 1, design.seed, measured.groups)
     if design.sizes:
         sample_size.usable_sizes(design.sizes, len(measured.values))
     return measured
