@@ -1,9 +1,10 @@
 """Pooled features of every block in one pass, against what a user would take instead, on the same cores in one run.
 
 Peers, each in its own process: Keras on TensorFlow and on JAX (one model with every block as an output, pooled inside), Keras on
-TensorFlow with a model a layer (as rcvtool extracts), and torch (torchvision, channels last, hooks). A peer that is not
-installed is left out and named. Rounds go through all of them in turn, so that a slow minute of the machine hits all alike.
-Needs `pip install .[benchmarks]`, and torch and torchvision for the last one. Takes about ten minutes on 2 cores.
+TensorFlow with a model per layer (as rcvtool extracts), torch (torchvision, channels last, hooks), and OpenVINO (the Keras model
+with every block as an output, pooled inside, converted; float32 like the others). A peer that is not installed is left out and
+named. Rounds go through all of them in turn, so that a slow minute of the machine hits all alike. Needs `pip install
+.[benchmarks]`, and torch and torchvision for torch. Takes about ten minutes on 2 cores.
 
   python benchmarks/extraction_speed.py --output=docs/extraction_speed.csv
 """
@@ -16,11 +17,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import app, flags
 
-PEERS = ("ours", "keras_tensorflow", "keras_jax", "one_layer_at_a_time", "torch")
+PEERS = ("ours", "keras_tensorflow", "keras_jax", "one_layer_at_a_time", "torch", "openvino")
 KERAS = {"inception_v3": ("InceptionV3", [f"mixed{i}" for i in range(11)])}
 KERAS["resnet50"] = (
     "ResNet50",
@@ -66,14 +68,28 @@ def ours(network: str, images: np.ndarray) -> Callable[[], object]:
 
 def keras(network: str, images: np.ndarray, backend: str) -> Callable[[], object]:
     """One model with all blocks as outputs."""
+    taps = keras_taps(network, backend)
+    return lambda: taps.predict_on_batch(images.astype(np.float32) / 127.5 - 1)
+
+
+def keras_taps(network: str, backend: str) -> Any:
+    """A Keras model from preprocessed images to the pooled output of every block."""
     os.environ["KERAS_BACKEND"] = backend
     import keras
 
     name, layers = KERAS[network]
     model = getattr(keras.applications, name)(weights=None)
     pool = keras.layers.GlobalAveragePooling2D()
-    taps = keras.Model(model.input, [pool(model.get_layer(layer).output) for layer in layers])
-    return lambda: taps.predict_on_batch(images.astype(np.float32) / 127.5 - 1)
+    return keras.Model(model.input, [pool(model.get_layer(layer).output) for layer in layers])
+
+
+def openvino(network: str, images: np.ndarray) -> Callable[[], object]:
+    """The same Keras model, converted and compiled for this batch; bfloat16, which it takes where it can, is ruled out."""
+    import openvino
+
+    converted = openvino.convert_model(keras_taps(network, "tensorflow"), input=list(images.shape))
+    compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda: compiled([images.astype(np.float32) / 127.5 - 1])
 
 
 def one_layer_at_a_time(network: str, images: np.ndarray) -> Callable[[], object]:
@@ -123,6 +139,7 @@ def work(peer: str, network: str) -> None:
         "keras_jax": lambda: keras(network, images, "jax"),
         "one_layer_at_a_time": lambda: one_layer_at_a_time(network, images),
         "torch": lambda: torch(network, images),
+        "openvino": lambda: openvino(network, images),
     }
     try:
         step = makers[peer]()

@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from scalecov_jax import feature_store
 from scalecov_jax.checkpoints import Network
+from scalecov_jax.compilation import jit
 from scalecov_jax.feature_store import FeatureStore
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Skipped, Source
-from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.folding import fold, folded
-from scalecov_jax.models.layers import WHOLE, global_average_pool
+from scalecov_jax.models.layers import WHOLE, mean_by_rows
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.models.pruning import prune
 from scalecov_jax.models.receptive_field import check_size, check_variables, clean_regions, undefined_layers
@@ -111,7 +111,7 @@ def pooled_features(
             if region is not None:  # none is: they are checked above
                 (top, bottom), (left, right) = region
                 maps[layer] = maps[layer][:, top : bottom + 1, left : right + 1]
-    return {layer: global_average_pool(one) for layer, one in maps.items()}
+    return {layer: mean_by_rows(one) for layer, one in maps.items()}
 
 
 def check_pooling(

@@ -11,9 +11,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from quick_keras import quick_keras
 
 from scalecov_jax.checkpoints import Card, Network, network
+from scalecov_jax.compilation import jit
 from scalecov_jax.models import parity
 from scalecov_jax.models.architecture import ARCHITECTURES, get_architecture
-from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.layers import average_pool, convolve, halve, max_pool
 from scalecov_jax.models.pruning import (

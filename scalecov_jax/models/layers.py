@@ -205,3 +205,19 @@ class Softmax(nn.Module):
 def global_average_pool(x: Float[Array, "N H W D"] | Float[Array, "N D"]) -> Float[Array, "N D"]:
     """Mean over the pixels of feature maps; vectors pass unchanged."""
     return x.mean((1, 2)) if x.ndim == 4 else x
+
+
+def mean_by_rows(x: Float[Array, "N H W D"] | Float[Array, "N D"]) -> Float[Array, "N D"]:
+    """`global_average_pool` as a loop that adds whole rows; vectors pass unchanged.
+
+    XLA's own mean on a CPU is merged with what computes the map and repeats that, and walks each channel across all pixels: with
+    all its blocks pooled, ResNet50 falls from 22 to 14 images/s. A loop stays apart, reads the map once in the order in which it
+    lies in memory, and rounds less, for a sum of H sums has fewer terms.
+    """
+    if x.ndim != 4 or jax.default_backend() != "cpu":
+        return global_average_pool(x)
+
+    def add_row(row: Array, total: Float[Array, "N W D"]) -> Float[Array, "N W D"]:
+        return total + jax.lax.dynamic_index_in_dim(x, row, axis=1, keepdims=False)
+
+    return jax.lax.fori_loop(1, x.shape[1], add_row, x[:, 0]).sum(1) / (x.shape[1] * x.shape[2])
