@@ -15,7 +15,7 @@ from scalecov_jax.compilation import jit
 from scalecov_jax.models import parity
 from scalecov_jax.models.architecture import ARCHITECTURES, get_architecture
 from scalecov_jax.models.folding import fold
-from scalecov_jax.models.layers import average_pool, convolve, halve, max_pool
+from scalecov_jax.models.layers import average_pool, convolve, forward_only, halve, max_pool, mean_by_rows
 from scalecov_jax.models.pruning import (
     abstract_variables,
     count_parameters,
@@ -82,6 +82,46 @@ def test_every_convolution_used_equals_numpy_under_our_compiler_options(kernel, 
     expected = np.einsum("nyxchw,hwcd->nyxd", windows, weights)
     found = jit(partial(convolve, stride=stride, padding=padding))(jnp.asarray(x), jnp.asarray(weights))
     np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="lowerings for a CPU")
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [
+        ((3, 3, 80, 80), 1, "SAME"),  # by tiles
+        ((3, 3, 64, 96), 1, "VALID"),
+        ((3, 3, 80, 80), 1, 1),
+        ((3, 3, 3, 32), 2, "VALID"),  # by shifts
+        ((3, 3, 3, 8), 2, "SAME"),
+        ((3, 3, 1, 8), 1, "SAME"),
+    ],
+)
+@pytest.mark.parametrize("size", [(14, 17), (35, 16)])
+def test_convolutions_of_the_forward_pass_equal_laxs(kernel, stride, padding, size):
+    rng = np.random.default_rng(0)
+    x, weights = (rng.normal(size=shape).astype(np.float32) for shape in ((2, *size, kernel[2]), kernel))
+    pads = [(padding, padding)] * 2 if isinstance(padding, int) else padding
+    numbers = ("NHWC", "HWIO", "NHWC")
+    with jax.enable_x64(True):
+        wide = (jnp.asarray(array, jnp.float64) for array in (x, weights))
+        expected = np.asarray(
+            jax.lax.conv_general_dilated(*wide, (stride, stride), pads, dimension_numbers=numbers)
+        )
+    with forward_only():
+        compiled = jit(partial(convolve, stride=stride, padding=padding))
+        found = compiled(jnp.asarray(x), jnp.asarray(weights))
+        assert "conv_general_dilated" not in str(jax.make_jaxpr(compiled)(x, weights))
+    np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
+    assert "conv_general_dilated" in str(
+        jax.make_jaxpr(partial(convolve, stride=stride, padding=padding))(x, weights)
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 5, 3), (2, 1, 4, 3), (2, 3)])
+def test_the_mean_by_rows_is_the_mean(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    expected = x.mean((1, 2), dtype=np.float64) if len(shape) == 4 else x
+    np.testing.assert_allclose(jit(mean_by_rows)(x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
