@@ -84,37 +84,24 @@ def test_every_convolution_used_equals_numpy_under_our_compiler_options(kernel, 
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="lowerings for a CPU")
-@pytest.mark.parametrize(
-    ("kernel", "stride", "padding"),
-    [
-        ((3, 3, 80, 80), 1, "SAME"),  # by tiles
-        ((3, 3, 64, 96), 1, "VALID"),
-        ((3, 3, 80, 80), 1, 1),
-        ((3, 3, 3, 32), 2, "VALID"),  # by shifts
-        ((3, 3, 3, 8), 2, "SAME"),
-        ((3, 3, 1, 8), 1, "SAME"),
-    ],
-)
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a lowering for a CPU")
+@pytest.mark.parametrize("padding", ["SAME", "VALID", 1])
 @pytest.mark.parametrize("size", [(14, 17), (35, 16)])
-def test_convolutions_of_the_forward_pass_equal_laxs(kernel, stride, padding, size):
+def test_convolutions_by_tiles_equal_laxs_in_float64(padding, size):
     rng = np.random.default_rng(0)
-    x, weights = (rng.normal(size=shape).astype(np.float32) for shape in ((2, *size, kernel[2]), kernel))
+    x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in ((2, *size, 64), (3, 3, 64, 96)))
     pads = [(padding, padding)] * 2 if isinstance(padding, int) else padding
-    numbers = ("NHWC", "HWIO", "NHWC")
     with jax.enable_x64(True):
-        wide = (jnp.asarray(array, jnp.float64) for array in (x, weights))
+        wide = (jnp.asarray(array, jnp.float64) for array in (x, kernel))
         expected = np.asarray(
-            jax.lax.conv_general_dilated(*wide, (stride, stride), pads, dimension_numbers=numbers)
+            jax.lax.conv_general_dilated(*wide, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
         )
+    assert "conv_general_dilated" in str(jax.make_jaxpr(partial(convolve, padding=padding))(x, kernel))
     with forward_only():
-        compiled = jit(partial(convolve, stride=stride, padding=padding))
-        found = compiled(jnp.asarray(x), jnp.asarray(weights))
-        assert "conv_general_dilated" not in str(jax.make_jaxpr(compiled)(x, weights))
+        by_tiles = partial(convolve, padding=padding)
+        assert "conv_general_dilated" not in str(jax.make_jaxpr(by_tiles)(x, kernel))
+        found = jit(by_tiles)(jnp.asarray(x), jnp.asarray(kernel))
     np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
-    assert "conv_general_dilated" in str(
-        jax.make_jaxpr(partial(convolve, stride=stride, padding=padding))(x, weights)
-    )
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 5, 3), (2, 1, 4, 3), (2, 3)])

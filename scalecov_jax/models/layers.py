@@ -26,7 +26,10 @@ _FORWARD_ONLY = ContextVar("forward_only", default=False)
 
 @contextmanager
 def forward_only() -> Iterator[None]:
-    """What is traced inside may be lowered in ways that suit a CPU's forward pass, but neither gradients nor receptive fields."""
+    """Let what is traced inside be lowered to suit a CPU's forward pass, not gradients or the search for receptive fields.
+
+    To be entered inside the function that is compiled: JAX keeps what it traced and does not see this.
+    """
     token = _FORWARD_ONLY.set(jax.default_backend() == "cpu")
     try:
         yield
@@ -40,8 +43,8 @@ def convolve(
     """Convolve with square strides; equal to `lax.conv_general_dilated`, lowered as is fastest on the backend.
 
     It is the backend's own convolution (on a CPU to be compiled by `compilation.jit`), but for depthwise ones on a CPU: these
-    are a sum of shifted maps, 3 to 56 times as fast there. Under `forward_only` so is the first layer of a network, and 3x3
-    convolutions of many channels go by tiles. All forms agree to float32 rounding (tested).
+    are a sum of shifted maps, 3 to 56 times as fast there. Under `forward_only` 3x3 convolutions of many channels go by tiles.
+    All forms agree to float32 rounding (tested).
 
     Args:
         x: Images or feature maps.
@@ -49,58 +52,49 @@ def convolve(
         stride: Step in pixels along both axes.
         padding: SAME, VALID, or the number of zeros on every side.
     """
-    height, width, inputs, outputs = kernel.shape
+    inputs, outputs = kernel.shape[2:]
     depthwise = inputs == 1 < x.shape[-1]
     if depthwise and jax.default_backend() == "cpu":
-        return _convolve_by_shifts(x, kernel, stride, padding)
-    if _FORWARD_ONLY.get():
-        if height * width * inputs <= 27:  # RGB and 3x3; for 7x7 the compiler's is twice as fast
-            return _convolve_by_shifts(x, kernel, stride, padding)
-        # Tiles are worth their sums where there are many products for each number read, and where all fit in the caches.
-        worth = inputs * outputs >= 38 * (inputs + outputs) and 14 <= x.shape[1] <= 35
-        if (height, width, stride) == (3, 3, 1) and worth and x.dtype == jnp.float32:
-            return _convolve_by_tiles(x, kernel, padding)
+        return _convolve_depthwise(x, kernel[:, :, 0], stride, padding)
+    pads = [(padding, padding)] * 2 if isinstance(padding, int) else padding
+    # Tiles are worth their sums where there are many products for each number read, and where all of it fits in the caches.
+    worth = inputs * outputs >= 38 * (inputs + outputs) and 14 <= x.shape[1] <= 35
+    if _FORWARD_ONLY.get() and worth and (*kernel.shape[:2], stride) == (3, 3, 1) and x.dtype == jnp.float32:
+        return _convolve_by_tiles(x, kernel, pads)
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        _pads(x, kernel, stride, padding),
+        pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1] if depthwise else 1,
     )
 
 
-def _pads(x: Array, kernel: Array, stride: int, padding: Padding) -> Sequence[tuple[int, int]]:
-    if isinstance(padding, int):
-        return [(padding, padding)] * 2
-    return jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), padding)
-
-
-def _convolve_by_shifts(
-    x: Float[Array, "N H W C"], kernel: Float[Array, "h w _ D"], stride: int, padding: Padding
-) -> Float[Array, "N H2 W2 D"]:
-    """The sum over the pixels and channels of the kernel, in float32 at least, for the sum is as long as the kernel."""
-    side_h, side_w, inputs, outputs = kernel.shape
-    padded = jnp.pad(x, ((0, 0), *_pads(x, kernel, stride, padding), (0, 0)))
-    height, width = (
-        (side - size) // stride + 1 for side, size in zip(padded.shape[1:3], kernel.shape[:2], strict=True)
+def _convolve_depthwise(
+    x: Float[Array, "N H W C"], kernel: Float[Array, "h w C"], stride: int, padding: Padding
+) -> Float[Array, "N H2 W2 C"]:
+    """The sum over the pixels of the kernel, in float32 at least, for the sum is as long as the kernel."""
+    sizes = kernel.shape[:2]
+    pads = (
+        [(padding, padding)] * 2
+        if isinstance(padding, int)
+        else jax.lax.padtype_to_pads(x.shape[1:3], sizes, (stride, stride), padding)
     )
-    kernel = kernel.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(
-        side_h, side_w, inputs, 1, 1, 1, outputs
-    )
-    maps = [padded] if inputs == 1 else jnp.split(padded, inputs, axis=-1)
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    height, width = ((side - size) // stride + 1 for side, size in zip(padded.shape[1:3], sizes, strict=True))
+    kernel = kernel.astype(jnp.promote_types(x.dtype, jnp.float32))
     terms = (
-        one[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
-        * kernel[i, j, channel]
-        for i in range(side_h)
-        for j in range(side_w)
-        for channel, one in enumerate(maps)
+        padded[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
+        * kernel[i, j].reshape(1, 1, 1, -1)
+        for i in range(sizes[0])
+        for j in range(sizes[1])
     )
     return reduce(jnp.add, terms).astype(x.dtype)
 
 
 def _convolve_by_tiles(
-    x: Float[Array, "N H W C"], kernel: Float[Array, "3 3 C D"], padding: Padding
+    x: Float[Array, "N H W C"], kernel: Float[Array, "3 3 C D"], padding: str | Sequence[tuple[int, int]]
 ) -> Float[Array, "N H2 W2 D"]:
     """Winograd's F(2x2, 3x3): each tile of 2x2 outputs from 16 products in place of 36.
 
@@ -122,7 +116,11 @@ def _convolve_by_tiles(
     def outputs(a: Array, b: Array, c: Array, d: Array) -> tuple[Array, Array]:
         return a + b + c, b - c - d
 
-    pads = _pads(x, kernel, 1, padding)
+    pads = (
+        jax.lax.padtype_to_pads(x.shape[1:3], (3, 3), (1, 1), padding)
+        if isinstance(padding, str)
+        else padding
+    )
     sizes = [side + sum(pad) - 2 for side, pad in zip(x.shape[1:3], pads, strict=True)]
     whole = [(before, after + size % 2) for (before, after), size in zip(pads, sizes, strict=True)]
     padded = jnp.pad(x, ((0, 0), *whole, (0, 0)))
