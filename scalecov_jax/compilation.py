@@ -1,10 +1,10 @@
 """How JAX compiles here: right numbers and fast convolutions on a CPU, and compiled programs kept between runs.
 
 jaxlib 0.10 to 0.12 hands parts of a program on a CPU to YNNPACK, by default among them sums fused with what is summed. Some of
-these are compiled wrongly, without any notice: a batched product times its operand, summed along the last axis, reads memory
-that was never written (0.10.2 and 0.12.0), and sums of squared products are off by 0.8 % from 16,385 rows on (0.10.2). With no
-fusion for YNNPACK all are right, and convolutions, which it takes 1.1 to 2.2 times as long for on two cores, run on XLA's own
-kernels. Hence one option, set for the whole process on import and for each function of this package where it is compiled.
+these are compiled wrongly, without any notice: a product times its operand, summed along the last axis, gives anything up to
+1e301 or NaN (0.10.2 and 0.12.0), and sums of squared products are off by 0.8 % from 16,385 rows on (0.10.2). With no fusion for
+YNNPACK all are right, and convolutions, which it takes 1.1 to 2.2 times as long for on two cores, run on XLA's own kernels.
+Hence one option, set for the whole process on import and for each function of this package where it is compiled.
 
 Nothing here imports JAX before it is needed: `import scalecov_jax` stays light.
 """
@@ -21,10 +21,7 @@ from typing import Any
 import numpy as np
 
 FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
-KNOWN = (
-    (0, 10),
-    (0, 13),
-)  # jaxlib from, and before: XLA ends a process whose XLA_FLAGS name a flag that it does not know
+KNOWN = (0, 10), (0, 13)  # jaxlib from, and before: XLA ends a process whose flags it does not know
 
 # Without LLVM's optimisations, which come after the fusions and have no part in the fault, the self-test compiles faster.
 _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -36,9 +33,7 @@ def protect_process() -> None:
     Other flags stay, and so does this one if it is set already. Where the backend runs, it has read its flags: a warning then
     says that only functions of this package are safe.
     """
-    flags = os.environ.get("XLA_FLAGS", "").strip()
-    if flags and not flags.startswith("-") and Path(flags).is_file():  # XLA takes it for a file of flags
-        flags = Path(flags).read_text().strip()
+    flags = xla_flags()
     if f"--{FUSIONS}" in flags or not _flag_is_known():
         return
     bridge = sys.modules.get("jax._src.xla_bridge")
@@ -52,6 +47,12 @@ def protect_process() -> None:
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+def xla_flags() -> str:
+    """What XLA_FLAGS says, or the file that it names."""
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    return Path(flags).read_text().strip() if not flags.startswith("-") and Path(flags).is_file() else flags
 
 
 def jaxlib_version() -> str:
@@ -113,7 +114,7 @@ def compiler_options() -> dict[str, str]:
 
     if jax.default_backend() != "cpu":
         return {}
-    given = re.search(rf"--{FUSIONS}=(\S*)", os.environ.get("XLA_FLAGS", ""))
+    given = re.search(rf"--{FUSIONS}=(\S*)", xla_flags())
     options = {FUSIONS: given[1] if given else ""}
     try:
         wrong = wrong_patterns(options)
@@ -124,7 +125,7 @@ def compiler_options() -> dict[str, str]:
     if wrong:
         raise FloatingPointError(
             f"jaxlib {jaxlib_version()} computes {' and '.join(wrong)} wrongly on this CPU: NumPy gives other numbers. The "
-            f"compiler's options are {options or 'its own'}, and XLA_FLAGS is {os.environ.get('XLA_FLAGS', '')!r}. Take "
+            f"compiler's options are {options or 'its own'}, and XLA_FLAGS is {xla_flags()!r}. Take "
             f"--{FUSIONS} out of XLA_FLAGS if it is there, or install the versions of constraints.txt (Python 3.11) or "
             "constraints-3.13.txt."
         )

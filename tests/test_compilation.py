@@ -109,6 +109,10 @@ def test_flags_in_a_file_are_kept(tmp_path):
     code = "import scalecov_jax, jax, os; jax.devices(); print(os.environ['XLA_FLAGS'])"
     run = python(code, flags=str(tmp_path / "flags"))
     assert run.stdout.strip() == f"--xla_cpu_multi_thread_eigen=true --{compilation.FUSIONS}=", run.stderr
+    (tmp_path / "flags").write_text(f"--{compilation.FUSIONS}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT")
+    code = "from scalecov_jax.compilation import compiler_options; print(*compiler_options().values())"
+    run = python(code, flags=str(tmp_path / "flags"))
+    assert run.stdout.strip() == "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT", run.stderr
 
 
 def test_a_jaxlib_that_was_not_tested_gets_no_flag_that_might_end_the_process(monkeypatch):

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.compilation import compiler_options
+from scalecov_jax.compilation import compiler_options, xla_flags
 
 _PACKAGES = ("scalecov-jax", "jax", "jaxlib", "flax", "numpy", "scipy", "scikit-learn", "orbax-checkpoint")
 
@@ -43,7 +43,7 @@ def provenance(
         "device": f"{jax.device_count()} x {device.device_kind} ({machine})",
         "compiler": "\n".join(
             [
-                f"XLA_FLAGS={os.environ.get('XLA_FLAGS', '')}",
+                f"XLA_FLAGS={xla_flags()}",
                 *(f"{name}={value}" for name, value in compiler_options().items()),
             ]
         ),
