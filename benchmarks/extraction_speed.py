@@ -3,8 +3,9 @@
 Peers, each in its own process: Keras on TensorFlow and on JAX (one model with every block as an output, pooled inside), Keras on
 TensorFlow with a model per layer (as rcvtool extracts), torch (torchvision, channels last, hooks), and OpenVINO (the Keras model
 with every block as an output, pooled inside, converted; float32 like the others). A peer that is not installed is left out and
-named. Rounds go through all of them in turn, so that a slow minute of the machine hits all alike. Needs `pip install
-.[benchmarks]`, and torch and torchvision for torch. Takes about ten minutes on 2 cores.
+named. Rounds go through all of them in turn, so that a slow minute of the machine hits all alike; the processor seconds of a step
+hardly depend on what else the machine does. Needs `pip install .[benchmarks]`, and torch and torchvision for torch. Takes about
+ten minutes on 2 cores.
 
   python benchmarks/extraction_speed.py --output=docs/extraction_speed.csv
 """
@@ -130,7 +131,7 @@ def torch(network: str, images: np.ndarray) -> Callable[[], object]:
 
 
 def work(peer: str, network: str) -> None:
-    """Answer each line on stdin with the seconds of one step."""
+    """Answer each line on stdin with the seconds of one step: on the clock, and of all processors."""
     size = SIZES[network]
     images = np.random.default_rng(0).integers(0, 256, (BATCH.value, size, size, 3)).astype(np.uint8)
     makers = {
@@ -145,18 +146,20 @@ def work(peer: str, network: str) -> None:
         step = makers[peer]()
     except ImportError as error:
         sys.exit(f"not installed: {error}")
-    start = time.perf_counter()
-    step()
-    print(time.perf_counter() - start, flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
+
+    def timed() -> None:
+        start, used = time.perf_counter(), time.process_time()
         step()
-        print(time.perf_counter() - start, flush=True)
+        print(time.perf_counter() - start, time.process_time() - used, flush=True)
+
+    timed()
+    for _ in sys.stdin:
+        timed()
 
 
-def measure(network: str) -> dict[str, list[float]]:
-    """Seconds of every step of every peer, the first (with compilation) in front."""
-    seconds: dict[str, list[float]] = {}
+def measure(network: str) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of every step of every peer, on the clock and of all processors, the first (with compilation) in front."""
+    seconds: dict[str, list[tuple[float, float]]] = {}
     workers: dict[str, subprocess.Popen[str]] = {}
     for peer in dict.fromkeys(("ours", *CHOSEN.value)):
         command = [
@@ -174,20 +177,25 @@ def measure(network: str) -> dict[str, list[float]]:
         if not (line := worker.stdout.readline()):
             print(f"{peer} is left out: {worker.stderr.read().strip().splitlines()[-1]}")
             continue
-        seconds[peer], workers[peer] = [float(line)], worker
+        seconds[peer], workers[peer] = [_pair(line)], worker
     for number in range(ROUNDS.value + 1):
         for peer, worker in workers.items():
             assert worker.stdin is not None
             assert worker.stdout is not None
             worker.stdin.write("go\n")
             worker.stdin.flush()
-            taken = float(worker.stdout.readline())
+            taken = _pair(worker.stdout.readline())
             if number:  # the first warms up the caches after the others' start
                 seconds[peer].append(taken)
         print(f"{network}: round {number} of {ROUNDS.value}", file=sys.stderr)
     for worker in workers.values():
         worker.communicate()
     return seconds
+
+
+def _pair(line: str) -> tuple[float, float]:
+    clock, processors = map(float, line.split())
+    return clock, processors
 
 
 def main(_: list[str]) -> None:
@@ -198,8 +206,10 @@ def main(_: list[str]) -> None:
     rows = []
     for network in NETWORKS.value:
         seconds = measure(network)
-        rates = {peer: BATCH.value / statistics.median(times[1:]) for peer, times in seconds.items()}
-        for peer, times in seconds.items():
+        used = {peer: statistics.median(cpu for _, cpu in steps[1:]) for peer, steps in seconds.items()}
+        clocks = {peer: [clock for clock, _ in steps] for peer, steps in seconds.items()}
+        rates = {peer: BATCH.value / statistics.median(times[1:]) for peer, times in clocks.items()}
+        for peer, times in clocks.items():
             rows.append(
                 {
                     "network": network,
@@ -208,6 +218,8 @@ def main(_: list[str]) -> None:
                     "slowest": f"{BATCH.value / max(times[1:]):.2f}",
                     "fastest": f"{BATCH.value / min(times[1:]):.2f}",
                     "ours_over_peer": f"{rates['ours'] / rates[peer]:.2f}",
+                    "processor_seconds": f"{used[peer]:.3f}",
+                    "peer_over_ours": f"{used[peer] / used['ours']:.2f}",
                     "first_step_seconds": f"{times[0]:.1f}",
                 }
             )
