@@ -1,9 +1,11 @@
 """Pooled features of every block in one pass, against what a user would take instead, on the same cores in one run.
 
 Peers, each in its own process: Keras on TensorFlow and on JAX (one model with every block as an output, pooled inside), Keras on
-TensorFlow with a model a layer (as rcvtool extracts), and torch (torchvision, channels last, hooks). A peer that is not
-installed is left out and named. Rounds go through all of them in turn, so that a slow minute of the machine hits all alike.
-Needs `pip install .[benchmarks]`, and torch and torchvision for the last one. Takes about ten minutes on 2 cores.
+TensorFlow with a model per layer (as rcvtool extracts), torch (torchvision, channels last, hooks), and OpenVINO (the Keras model
+with every block as an output, pooled inside, converted; float32 like the others). A peer that is not installed is left out and
+named. Rounds go through all of them in turn, so that a slow minute of the machine hits all alike; the processor seconds of a step
+hardly depend on what else the machine does. Needs `pip install .[benchmarks]`, and torch and torchvision for torch. Takes about
+ten minutes on 2 cores.
 
   python benchmarks/extraction_speed.py --output=docs/extraction_speed.csv
 """
@@ -16,11 +18,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import app, flags
 
-PEERS = ("ours", "keras_tensorflow", "keras_jax", "one_layer_at_a_time", "torch")
+PEERS = ("ours", "keras_tensorflow", "keras_jax", "one_layer_at_a_time", "torch", "openvino")
 KERAS = {"inception_v3": ("InceptionV3", [f"mixed{i}" for i in range(11)])}
 KERAS["resnet50"] = (
     "ResNet50",
@@ -66,14 +69,28 @@ def ours(network: str, images: np.ndarray) -> Callable[[], object]:
 
 def keras(network: str, images: np.ndarray, backend: str) -> Callable[[], object]:
     """One model with all blocks as outputs."""
+    taps = keras_taps(network, backend)
+    return lambda: taps.predict_on_batch(images.astype(np.float32) / 127.5 - 1)
+
+
+def keras_taps(network: str, backend: str) -> Any:
+    """A Keras model from preprocessed images to the pooled output of every block."""
     os.environ["KERAS_BACKEND"] = backend
     import keras
 
     name, layers = KERAS[network]
     model = getattr(keras.applications, name)(weights=None)
     pool = keras.layers.GlobalAveragePooling2D()
-    taps = keras.Model(model.input, [pool(model.get_layer(layer).output) for layer in layers])
-    return lambda: taps.predict_on_batch(images.astype(np.float32) / 127.5 - 1)
+    return keras.Model(model.input, [pool(model.get_layer(layer).output) for layer in layers])
+
+
+def openvino(network: str, images: np.ndarray) -> Callable[[], object]:
+    """The same Keras model, converted and compiled for this batch; bfloat16, which it takes where it can, is ruled out."""
+    import openvino
+
+    converted = openvino.convert_model(keras_taps(network, "tensorflow"), input=list(images.shape))
+    compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda: compiled([images.astype(np.float32) / 127.5 - 1])
 
 
 def one_layer_at_a_time(network: str, images: np.ndarray) -> Callable[[], object]:
@@ -114,7 +131,7 @@ def torch(network: str, images: np.ndarray) -> Callable[[], object]:
 
 
 def work(peer: str, network: str) -> None:
-    """Answer each line on stdin with the seconds of one step."""
+    """Answer each line on stdin with the seconds of one step: on the clock, and of all processors."""
     size = SIZES[network]
     images = np.random.default_rng(0).integers(0, 256, (BATCH.value, size, size, 3)).astype(np.uint8)
     makers = {
@@ -123,23 +140,26 @@ def work(peer: str, network: str) -> None:
         "keras_jax": lambda: keras(network, images, "jax"),
         "one_layer_at_a_time": lambda: one_layer_at_a_time(network, images),
         "torch": lambda: torch(network, images),
+        "openvino": lambda: openvino(network, images),
     }
     try:
         step = makers[peer]()
     except ImportError as error:
         sys.exit(f"not installed: {error}")
-    start = time.perf_counter()
-    step()
-    print(time.perf_counter() - start, flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
+
+    def timed() -> None:
+        start, used = time.perf_counter(), time.process_time()
         step()
-        print(time.perf_counter() - start, flush=True)
+        print(time.perf_counter() - start, time.process_time() - used, flush=True)
+
+    timed()
+    for _ in sys.stdin:
+        timed()
 
 
-def measure(network: str) -> dict[str, list[float]]:
-    """Seconds of every step of every peer, the first (with compilation) in front."""
-    seconds: dict[str, list[float]] = {}
+def measure(network: str) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of every step of every peer, on the clock and of all processors, the first (with compilation) in front."""
+    seconds: dict[str, list[tuple[float, float]]] = {}
     workers: dict[str, subprocess.Popen[str]] = {}
     for peer in dict.fromkeys(("ours", *CHOSEN.value)):
         command = [
@@ -157,20 +177,25 @@ def measure(network: str) -> dict[str, list[float]]:
         if not (line := worker.stdout.readline()):
             print(f"{peer} is left out: {worker.stderr.read().strip().splitlines()[-1]}")
             continue
-        seconds[peer], workers[peer] = [float(line)], worker
+        seconds[peer], workers[peer] = [_pair(line)], worker
     for number in range(ROUNDS.value + 1):
         for peer, worker in workers.items():
             assert worker.stdin is not None
             assert worker.stdout is not None
             worker.stdin.write("go\n")
             worker.stdin.flush()
-            taken = float(worker.stdout.readline())
+            taken = _pair(worker.stdout.readline())
             if number:  # the first warms up the caches after the others' start
                 seconds[peer].append(taken)
         print(f"{network}: round {number} of {ROUNDS.value}", file=sys.stderr)
     for worker in workers.values():
         worker.communicate()
     return seconds
+
+
+def _pair(line: str) -> tuple[float, float]:
+    clock, processors = map(float, line.split())
+    return clock, processors
 
 
 def main(_: list[str]) -> None:
@@ -181,8 +206,10 @@ def main(_: list[str]) -> None:
     rows = []
     for network in NETWORKS.value:
         seconds = measure(network)
-        rates = {peer: BATCH.value / statistics.median(times[1:]) for peer, times in seconds.items()}
-        for peer, times in seconds.items():
+        used = {peer: statistics.median(cpu for _, cpu in steps[1:]) for peer, steps in seconds.items()}
+        clocks = {peer: [clock for clock, _ in steps] for peer, steps in seconds.items()}
+        rates = {peer: BATCH.value / statistics.median(times[1:]) for peer, times in clocks.items()}
+        for peer, times in clocks.items():
             rows.append(
                 {
                     "network": network,
@@ -191,6 +218,8 @@ def main(_: list[str]) -> None:
                     "slowest": f"{BATCH.value / max(times[1:]):.2f}",
                     "fastest": f"{BATCH.value / min(times[1:]):.2f}",
                     "ours_over_peer": f"{rates['ours'] / rates[peer]:.2f}",
+                    "processor_seconds": f"{used[peer]:.3f}",
+                    "peer_over_ours": f"{used[peer] / used['ours']:.2f}",
                     "first_step_seconds": f"{times[0]:.1f}",
                 }
             )

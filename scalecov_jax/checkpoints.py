@@ -16,6 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array
 from orbax.checkpoint import v1 as ocp
 
+from scalecov_jax.compilation import jit
 from scalecov_jax.models.architecture import Architecture, check_layer, get_architecture
 from scalecov_jax.models.preprocessing import PREPROCESSINGS, Preprocessing
 from scalecov_jax.models.pruning import abstract_variables, trace_variables
@@ -92,7 +93,7 @@ def random_network(like: Network, seed: int) -> Network:
 def _initial_values(like: Network, seed: int, wanted: list[bool]) -> Iterator[Array]:
     """The initial values of some variables; the compiler leaves out whatever they do not need."""
 
-    @jax.jit
+    @jit
     def initialise(key: Any) -> list[Any]:
         images = jnp.zeros((1, like.card.input_size, like.card.input_size, 3))
         leaves = jax.tree.leaves(like.module.init(key, images))

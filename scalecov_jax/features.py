@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from scalecov_jax import feature_store
 from scalecov_jax.checkpoints import Network, fingerprints
+from scalecov_jax.compilation import jit
 from scalecov_jax.feature_store import FeatureStore
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Skipped, Source
-from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.folding import fold, folded
-from scalecov_jax.models.layers import WHOLE, global_average_pool
+from scalecov_jax.models.layers import WHOLE, forward_only, mean_by_rows
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.models.pruning import prune
 from scalecov_jax.models.receptive_field import check_size, check_variables, clean_regions, undefined_layers
@@ -99,12 +99,13 @@ def pooled_features(
     """
     height, width = images.shape[1:3]
     check_pooling(module, (height, width), layers, pooling)
-    applied: Any = module.apply(
-        jax.tree.map(lambda leaf: leaf.astype(dtype), variables),
-        preprocess(images, preprocessing).astype(dtype),
-        capture_intermediates=lambda captured, _: captured.name in layers,
-        mutable=["intermediates"],
-    )
+    with forward_only():
+        applied: Any = module.apply(
+            jax.tree.map(lambda leaf: leaf.astype(dtype), variables),
+            preprocess(images, preprocessing).astype(dtype),
+            capture_intermediates=lambda captured, _: captured.name in layers,
+            mutable=["intermediates"],
+        )
     intermediates: dict[Any, Any] = flatten_dict(applied[1].get("intermediates", {}))
     captured = {path[-2]: values[0] for path, values in intermediates.items()}
     if missing := [layer for layer in layers if layer not in captured]:
@@ -137,7 +138,7 @@ def _pooled(
             if region is not None:  # none is: they are checked before
                 (top, bottom), (left, right) = region
                 maps[layer] = maps[layer][:, top : bottom + 1, left : right + 1]
-    return {layer: global_average_pool(one) for layer, one in maps.items()}
+    return {layer: mean_by_rows(one) for layer, one in maps.items()}
 
 
 def check_pooling(

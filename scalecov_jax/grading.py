@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from tqdm import tqdm
 
 from scalecov_jax import training
-from scalecov_jax.models.compilation import jit
+from scalecov_jax.compilation import jit
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.training import TrainState, descend, initial_state

@@ -13,8 +13,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
 from scalecov_jax import training
+from scalecov_jax.compilation import jit
 from scalecov_jax.images import scenes
-from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.preprocessing import preprocess
 from scalecov_jax.training import TrainState, descend, initial_state
 

@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Int, Key
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
+from scalecov_jax.compilation import jit
+
 
 class TrainState(NamedTuple):
     """Everything that an interrupted training needs to go on with the same bits."""
@@ -36,7 +38,7 @@ def initial_state(
     module: nn.Module, optimizer: optax.GradientTransformation, key: Key[Array, ""], size: int
 ) -> TrainState:
     """A freshly initialised network."""
-    variables = jax.jit(module.init)(key, jnp.zeros((1, size, size, 3)))
+    variables = jit(module.init)(key, jnp.zeros((1, size, size, 3)))
     return TrainState(
         variables["params"],
         variables.get("batch_stats", {}),

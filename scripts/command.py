@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from scalecov_jax.models.compilation import keep_programs
+from scalecov_jax.compilation import keep_programs
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for the results; must be new, unless --resume or --overwrite."

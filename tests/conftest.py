@@ -10,6 +10,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("scalecov_jax", "beartype.beartype")
+import scalecov_jax  # noqa: E402, F401 - before a test starts the backend
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # What one test compiled is kept for all tests of this run, in all of its processes and those that tests start.

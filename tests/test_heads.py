@@ -141,9 +141,9 @@ def test_sweep(problem, capsys, head):
 def test_one_compilation_a_shape(problem):
     features, targets, train = problem
     heads.train_heads(features, targets, train, SEEDS, **LONG)
-    before = heads._train._cache_size()
+    before = heads._train.program()._cache_size()
     heads.train_heads(features + 1, targets, train[::-1], SEEDS[::-1], learning_rate=1e-3, **LONG)
-    assert heads._train._cache_size() == before
+    assert heads._train.program()._cache_size() == before
 
 
 @pytest.mark.parametrize(

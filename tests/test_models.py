@@ -11,11 +11,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from quick_keras import quick_keras
 
 from scalecov_jax.checkpoints import Card, Network, network
+from scalecov_jax.compilation import jit
 from scalecov_jax.models import parity
 from scalecov_jax.models.architecture import ARCHITECTURES, get_architecture
-from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.folding import fold
-from scalecov_jax.models.layers import average_pool, convolve, halve, max_pool
+from scalecov_jax.models.layers import average_pool, convolve, forward_only, halve, max_pool, mean_by_rows
 from scalecov_jax.models.pruning import (
     abstract_variables,
     count_parameters,
@@ -82,6 +82,33 @@ def test_every_convolution_used_equals_numpy_under_our_compiler_options(kernel, 
     expected = np.einsum("nyxchw,hwcd->nyxd", windows, weights)
     found = jit(partial(convolve, stride=stride, padding=padding))(jnp.asarray(x), jnp.asarray(weights))
     np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a lowering for a CPU")
+@pytest.mark.parametrize("padding", ["SAME", "VALID", 1])
+@pytest.mark.parametrize("size", [(14, 17), (35, 16)])
+def test_convolutions_by_tiles_equal_laxs_in_float64(padding, size):
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in ((2, *size, 64), (3, 3, 64, 96)))
+    pads = [(padding, padding)] * 2 if isinstance(padding, int) else padding
+    with jax.enable_x64(True):
+        wide = (jnp.asarray(array, jnp.float64) for array in (x, kernel))
+        expected = np.asarray(
+            jax.lax.conv_general_dilated(*wide, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        )
+    assert "conv_general_dilated" in str(jax.make_jaxpr(partial(convolve, padding=padding))(x, kernel))
+    with forward_only():
+        by_tiles = partial(convolve, padding=padding)
+        assert "conv_general_dilated" not in str(jax.make_jaxpr(by_tiles)(x, kernel))
+        found = jit(by_tiles)(jnp.asarray(x), jnp.asarray(kernel))
+    np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 5, 3), (2, 1, 4, 3), (2, 3)])
+def test_the_mean_by_rows_is_the_mean(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    expected = x.mean((1, 2), dtype=np.float64) if len(shape) == 4 else x
+    np.testing.assert_allclose(jit(mean_by_rows)(x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from jaxtyping import Array, Bool, Float
 from scipy.stats import binomtest, spearmanr
 
 from scalecov_jax.checkpoints import Network, random_network
+from scalecov_jax.compilation import jit
 from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.target import Target
 from scalecov_jax.images.example import Box
-from scalecov_jax.models.compilation import jit
 
 SMALL = 0.25  # share of the image below which an object is small
 

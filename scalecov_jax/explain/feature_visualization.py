@@ -16,6 +16,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, UInt8
 
+from scalecov_jax.compilation import jit
 from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.fourier_image import (
     LIGHT,
@@ -26,7 +27,6 @@ from scalecov_jax.explain.fourier_image import (
     total_variation,
     transform,
 )
-from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 
 Kind = Literal["direction", "neuron", "layer"]

@@ -10,9 +10,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from scalecov_jax.compilation import jit
 from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.target import Target
-from scalecov_jax.models.compilation import jit
 
 
 class LayerGradients(NamedTuple):

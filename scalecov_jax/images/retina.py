@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
+from scalecov_jax.compilation import jit
 from scalecov_jax.images.example import Example
 
 GRADES = ("0", "1", "2", "3", "4")
@@ -127,7 +128,7 @@ def _blob(
     return jnp.clip(0.5 + (outline - jnp.hypot(dx, dy)) / soft, 0.0, 1.0)
 
 
-@partial(jax.jit, static_argnames="size")
+@partial(jit, static_argnames="size")
 def render(
     key: Key[Array, ""], grade: Int[Array, ""], size: int = 256, left: Bool[Array, ""] | bool = False
 ) -> tuple[UInt8[Array, "size size 3"], UInt8[Array, "size size"]]:

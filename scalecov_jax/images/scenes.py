@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from scalecov_jax.compilation import jit
 from scalecov_jax.images.example import Box, Example
 
 SHAPES = ("disc", "triangle", "square", "star")
@@ -78,7 +79,7 @@ def _background(key: Key[Array, ""], x: Float[Array, "H W"], y: Float[Array, "H 
     return jax.lax.scan(clutter, image, jax.random.split(keys[3], 6))[0]
 
 
-@partial(jax.jit, static_argnames="size")
+@partial(jit, static_argnames="size")
 def render(
     key: Key[Array, ""],
     class_id: Int[Array, ""],

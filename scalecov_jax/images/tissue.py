@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8, UInt32
 
+from scalecov_jax.compilation import jit
 from scalecov_jax.images.annotated import AnnotatedImage
 from scalecov_jax.images.noise_fields import ROW, Field, along_fibres, cell_borders, cell_site, discs, noise
 
@@ -246,7 +247,7 @@ def _photograph(
     return image + 0.012 * jax.random.normal(jax.random.fold_in(key, 1), image.shape)
 
 
-@partial(jax.jit, static_argnames=("size", "magnification", "kind"))
+@partial(jit, static_argnames=("size", "magnification", "kind"))
 def render(
     patient: Key[Array, ""],
     region: Key[Array, ""],

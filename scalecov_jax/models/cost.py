@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from scalecov_jax.compilation import jit
 from scalecov_jax.models.pruning import count_parameters
 
 
@@ -26,5 +27,5 @@ def measure_cost(module: nn.Module, variables: Any, size: int) -> Cost:
     """Count without computing anything; `size` is the height and width of the image in pixels."""
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
-    analysis: Any = jax.jit(module.apply).lower(shapes, images).cost_analysis()
+    analysis: Any = jit(module.apply).program().lower(shapes, images).cost_analysis()
     return Cost(count_parameters(variables), float(analysis["flops"]))

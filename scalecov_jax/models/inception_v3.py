@@ -1,5 +1,6 @@
 """InceptionV3 (Szegedy et al. 2016) in the layout and with the layer names of keras.applications."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -124,7 +125,7 @@ class Mixed(nn.Module):
         """Apply all branches."""
         numbers = iter(range(self.first, self.first + len(_convolutions(self.branches))))
 
-        def apply(conv: Conv, inputs: Array) -> Array:
+        def apply(conv: Conv, inputs: Array, pool: Callable[[Array], Array] | None = None) -> Array:
             block = ConvBlock(
                 round(conv.features * self.width),
                 (conv.height, conv.width),
@@ -132,20 +133,23 @@ class Mixed(nn.Module):
                 "SAME" if conv.stride == 1 else "VALID",
                 use_scale=self.use_scale,
                 folded=self.folded,
+                pool=pool,
                 name=f"conv2d_{next(numbers)}",
             )
             return block(inputs, train)
 
         outputs = []
         for branch in self.branches:
-            y = x
+            y, pool = x, None
             for step in branch:
                 if step == "average":
-                    y = average_pool(y, self.count_padding)
+                    # A 1x1 convolution follows, and either may come first: a mean of its 32 to 192 channels is cheaper than one
+                    # of the 192 to 2048 that it reads.
+                    pool = partial(average_pool, count_padding=self.count_padding)
                 elif step == "max":
                     y = max_pool(y)
                 elif isinstance(step, Conv):
-                    y = apply(step, y)
+                    y = apply(step, y, pool)
                 else:
                     y = jnp.concatenate([apply(conv, y) for conv in step], axis=-1)
             outputs.append(y)

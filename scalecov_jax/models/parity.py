@@ -11,8 +11,8 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Float
 
 from scalecov_jax.checkpoints import Network
+from scalecov_jax.compilation import jit
 from scalecov_jax.models.architecture import available_layers
-from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.preprocessing import preprocess
 from scalecov_jax.models.sources import KerasModel, Layout, source_name
 from scalecov_jax.models.weight_files import leaf_name

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from scalecov_jax.compilation import jit
 from scalecov_jax.paper import covariance
 from scalecov_jax.paper.covariance import MEASURES
 from scalecov_jax.paper.covariance_probes import Probes, fit
@@ -101,7 +102,7 @@ def measure(
 
 
 _Key = tuple[str, str, str, str]
-_standardisation = jax.jit(ridge.standardisation)
+_standardisation = jit(ridge.standardisation)
 
 
 def _scale(scenes: Float[np.ndarray, "C N D"]) -> Float[np.ndarray, " D"]:

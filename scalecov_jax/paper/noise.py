@@ -14,13 +14,13 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network
+from scalecov_jax.compilation import jit
 from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import Features, pooled_features, shortened
 from scalecov_jax.images import noise
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Skipped
 from scalecov_jax.models.architecture import available_layers, check_layer
-from scalecov_jax.models.compilation import jit
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.preprocessing import Preprocessing
 from scalecov_jax.models.receptive_field import check_size, clean_regions, smallest_clean_size

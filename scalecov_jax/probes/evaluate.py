@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
-from scalecov_jax.models.compilation import jit
+from scalecov_jax.compilation import jit
 from scalecov_jax.probes import ridge
 from scalecov_jax.probes.contract import check_positive, check_problem
 from scalecov_jax.probes.splits import padded

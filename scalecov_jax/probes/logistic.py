@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scalecov_jax.models.compilation import jit
+from scalecov_jax.compilation import jit
 from scalecov_jax.probes import ridge
 from scalecov_jax.probes.contract import Probe, check_positive
 from scalecov_jax.probes.evaluate import float64

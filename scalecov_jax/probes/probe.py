@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from tqdm import tqdm
 
-from scalecov_jax.models.compilation import jit
+from scalecov_jax.compilation import jit
 from scalecov_jax.probes import ridge
 from scalecov_jax.probes.contract import Probe, check_positive, check_problem
 from scalecov_jax.probes.evaluate import ALPHAS, float64

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from scalecov_jax.models.compilation import jit
+from scalecov_jax.compilation import jit
 from scalecov_jax.probes.contract import check_positive
 from scalecov_jax.probes.evaluate import ALPHAS, float64
 from scalecov_jax.probes.sums import Products, Sums, merge

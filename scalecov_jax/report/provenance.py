@@ -13,14 +13,15 @@ from typing import Any
 import jax
 
 from scalecov_jax.checkpoints import Network
+from scalecov_jax.compilation import compiler_options, xla_flags
 
-_PACKAGES = ("scalecov-jax", "jax", "jaxlib", "flax", "numpy", "scikit-learn", "orbax-checkpoint")
+_PACKAGES = ("scalecov-jax", "jax", "jaxlib", "flax", "numpy", "scipy", "scikit-learn", "orbax-checkpoint")
 
 
 def provenance(
     command: Sequence[str], settings: Mapping[str, Any], networks: Mapping[str, Network], started: float
 ) -> dict[str, str]:
-    """Command, seed, versions, device, weights, settings, date and wall time, as text.
+    """Command, seed, versions, device, compiler, weights, settings, date and wall time, as text.
 
     Args:
         command: As typed, such as `sys.argv`.
@@ -40,6 +41,12 @@ def provenance(
         "wall time": f"{time.monotonic() - started:.0f} s",
         "seed": str(settings.get("seed", "")),
         "device": f"{jax.device_count()} x {device.device_kind} ({machine})",
+        "compiler": "\n".join(
+            [
+                f"XLA_FLAGS={xla_flags()}",
+                *(f"{name}={value}" for name, value in compiler_options().items()),
+            ]
+        ),
         "versions": f"Python {platform.python_version()}\n"
         + "\n".join(f"{name} {version(name)}" for name in _PACKAGES),
         "weights": "\n".join(weights),

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from scalecov_jax.compilation import jit
 from scalecov_jax.features import local_to_global
 from scalecov_jax.probes.sums import Products, Sums, add, empty
 
@@ -71,7 +72,7 @@ def _means(mesh: Mesh) -> Any:
         pooled = {name: jnp.concatenate([one[0][name] for one in chunk]) for name in chunk[0][0]}
         return {name: weight @ x / jnp.maximum(weight.sum(), 1) for name, x in pooled.items()}
 
-    return jax.jit(means, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jit(means, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 @cache
@@ -81,7 +82,7 @@ def _begin(mesh: Mesh) -> Any:
     def begin(sums: dict[str, Sums]) -> dict[str, Sums]:
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (mesh.size, *leaf.shape)), sums)
 
-    return jax.jit(begin, out_shardings=NamedSharding(mesh, PartitionSpec("data")))
+    return jit(begin, out_shardings=NamedSharding(mesh, PartitionSpec("data")))
 
 
 @cache
@@ -98,7 +99,7 @@ def _update(mesh: Mesh, products: Products) -> Any:
         return found, next(iter(found.values())).count + 0
 
     split = PartitionSpec("data")
-    return jax.jit(
+    return jit(
         jax.shard_map(update, mesh=mesh, in_specs=(split, split), out_specs=(split, split)), donate_argnums=0
     )
 
@@ -113,4 +114,4 @@ def _sum_of_shares(mesh: Mesh) -> Any:
             for name, share in shares.items()
         }
 
-    return jax.jit(total, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jit(total, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from scalecov_jax.compilation import jit
 from scalecov_jax.probes import ridge
 
 AnyArray: TypeAlias = np.ndarray | Array
@@ -96,7 +97,7 @@ def train_heads(
     return heads
 
 
-@partial(jax.jit, static_argnames=("epochs", "batch_size"))
+@partial(jit, static_argnames=("epochs", "batch_size"))
 def _train(
     features: Float[Array, "N D"],
     targets: Float[Array, " N"],
