@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from tiny_network import random_network
 
+from scalecov_jax import rcv
 from scalecov_jax.explain import feature_visualization as visualization
-from scalecov_jax.explain import fourier_image, rcv
+from scalecov_jax.explain import fourier_image
 from scalecov_jax.explain.feature_visualization import Stage
 
 SHORT = (Stage(20),)

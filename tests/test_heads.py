@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scalecov_jax.transfer.ridge_heads import ridge_heads
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 from tiny_heads import LONG, SEEDS, D, N, make_problem, predict
 
+from scalecov_jax.probes import evaluate
 from scalecov_jax.transfer import heads
 from scalecov_jax.transfer.sweep import sweep
 
@@ -133,8 +133,12 @@ def test_sweep(problem, capsys, head):
     for name, values in predictions.items():
         assert values.shape == (len(SEEDS), N)
         np.testing.assert_array_equal(values, backwards[name])
-    train_one = ridge_heads if head == "ridge" else lambda *p: heads.train_heads(*p, SEEDS, **LONG)
-    expected = predict(train_one(features[:, :7], targets, train), features[:, :7])
+    narrow = features[:, :7]
+    if head == "ridge":
+        fit = evaluate.fit(narrow, targets[:, None], train)
+        expected = fit.weights[:, :, 0] @ narrow.T.astype(np.float64) + fit.intercept
+    else:
+        expected = predict(heads.train_heads(narrow, targets, train, SEEDS, **LONG), narrow)
     np.testing.assert_allclose(predictions["narrow"], expected, rtol=1e-12, atol=1e-9)
 
 

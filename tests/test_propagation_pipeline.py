@@ -16,6 +16,8 @@ from scalecov_jax.explain.localisation import average_precision
 from scalecov_jax.explain.target import class_logit, head_unit
 from scalecov_jax.images.example import Example
 from scalecov_jax.pipelines import explain, propagation
+from scalecov_jax.probes.splits import random_splits
+from scalecov_jax.rcv import fit_rcvs, save_rcvs
 from scalecov_jax.report.localisation import Localised
 from scalecov_jax.tables import read_table
 
@@ -260,7 +262,12 @@ def test_mistakes_are_told_before_anything_is_computed(settings, changes, messag
 
 def test_projections_on_rcvs_need_no_head(settings, tmp_path):
     weights, images = (str(Path(settings["weights"]).parent / name) for name in ("headless", "more"))
+    network = checkpoints.load(Path(weights))
+    rng = np.random.default_rng(0)
+    values, measure = rng.normal(size=(30, 32)).astype(np.float32), {"mean_luminance": rng.normal(size=30)}
+    save_rcvs(tmp_path / "rcvs.npz", fit_rcvs(network, "block_2", values, measure, random_splits(30, 3, 0)))
     changes = {"weights": weights, "images": images, "target": "rcv:mean_luminance@block_2"}
+    changes["rcvs"] = str(tmp_path / "rcvs.npz")
     run({**settings, **changes}, tmp_path / "run")
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert {one["target"] for one in summary["scores"]} == {"mean_luminance@block_2"}
