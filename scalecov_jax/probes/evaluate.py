@@ -18,10 +18,12 @@ from jaxtyping import Array, Bool, Float, Int
 from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
-from scalecov_jax.compilation import jit
+from scalecov_jax import compilation
 from scalecov_jax.probes import ridge
 from scalecov_jax.probes.contract import check_positive, check_problem
 from scalecov_jax.probes.splits import padded
+
+jit = partial(compilation.jit, products=True)
 
 ALPHAS = np.logspace(-1, 6, 15)
 CHUNK = 2000  # targets at a time, at most
