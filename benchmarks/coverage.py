@@ -1,37 +1,42 @@
-"""How often 95 % intervals hold what they are about, and tests at 5 % cry wolf, in simulated images.
+"""How often 95 % intervals cover what they are about, and tests at 5 % cry wolf, in simulated images.
 
 What an interval is about is the expectation of its estimate over samples of the same size: here the mean over all replicates.
 Features are gaussian components whose variance falls as 1 / k, as it does in pooled features, mixed by a cosine transform so that
 every feature holds all of them; a concept is a sum of components and noise, of which features could explain 80 % at best.
 
-  python benchmarks/coverage.py
+  python benchmarks/coverage.py [study ...]
 
-takes about an hour on 2 cores. Each replicate goes to runs/coverage/replicates.csv when it is done, and is not repeated when the
-command is given again; summary.csv and tables.md beside it are also printed. docs/statistics.md says what they mean.
+does all studies, or those named. Each replicate goes to runs/coverage/replicates.csv when it is done, and is not repeated when
+the command is given again; summary.csv and tables.md beside it are also printed. docs/statistics.md says what they mean.
 """
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 from scipy.fft import dct
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from scalecov_jax.evidence import Evidence, weigh
-from scalecov_jax.probes import statistics
+from scalecov_jax.evidence_table import choice_rows, layer_rows
+from scalecov_jax.probes import evaluate, statistics
 from scalecov_jax.probes.permutation import permutation_test
-from scalecov_jax.probes.splits import grouped_splits, random_splits
+from scalecov_jax.probes.splits import HELD_OUT, grouped_splits, k_folds, random_splits
 
 FOLDER = Path("runs/coverage")
-REPLICATES, TEST_REPLICATES, SPLITS = 500, 2000, 25
-WIDTHS = (64, 512, 2048)
+SPLITS = 25
+SIZES, WIDTHS = (50, 100, 200, 500), (64, 512, 2048)
 EXPLAINED = 0.8
 SHARED = 0.8  # of the variance, by the images of a patient
+FOLDS, PARTITIONS = 5, 10  # of the nested cross-validation
+HALVES, SPLITS_OF_HALVES = 10, 15  # of the conservative z
 LAYERS = {  # noise on the components of each concept in five layers, and which of them read it best
     "equal": ((0.5, 0.5, 0.5, 0.5, 0.5), [0, 1, 2, 3, 4]),
     "close": ((0.3, 0.4, 0.5, 0.6, 0.7), [0]),
@@ -92,8 +97,8 @@ def concept(hidden: np.ndarray, variance: np.ndarray | float, noise: np.ndarray)
     return np.sqrt(EXPLAINED / np.sum(variance)) * hidden.sum(1) + np.sqrt(1 - EXPLAINED) * noise
 
 
-def single(task: Task) -> Iterator[Outcome]:
-    """R2 of one layer, by four intervals."""
+def concepts_of_one_layer(task: Task) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Features and concepts, gaussian and with heavy tails."""
     rng = np.random.default_rng(task[1:])
     variance = 1 / np.arange(1, task.width + 1)
     hidden = components(rng, task.images, task.width)
@@ -104,30 +109,28 @@ def single(task: Task) -> Iterator[Outcome]:
         "spread": concept(hidden, variance, noise[1]),
         "none": noise[2],
     }
+    yield mix(hidden), concepts
+    yield mix(heavy), {"heavy": concept(heavy[:, :10], variance[:10], noise[3])}
+
+
+def single(task: Task) -> Iterator[Outcome]:
+    """R2 of one layer, by the intervals of layers.csv and one that many use."""
     splits = random_splits(task.images, SPLITS, task.replicate)
-    for values, targets in (
-        (hidden, concepts),
-        (heavy, {"heavy": concept(heavy[:, :10], variance[:10], noise[3])}),
-    ):
-        evidence = weigh({"": mix(values)}, np.stack([*targets.values()], 1), [*targets], splits)
-        for index, design in enumerate(targets):
-            value, deviation = evidence.r2.value[0, index], evidence.r2.deviation[0, index]
-            yield from three_intervals(design, value, deviation, evidence, index)
-            left_out = evidence.r2_left_out[0, index]
-            naive = resample(targets[design], evidence.cases.prediction[0, :, index], rng)
-            yield Outcome(design, "r2", "left-out errors", left_out, *naive)
+    rng = np.random.default_rng((*task[1:], 1))
+    for features, concepts in concepts_of_one_layer(task):
+        evidence = weigh({"": features}, np.stack([*concepts.values()], 1), [*concepts], splits)
+        yield from intervals(evidence)
+        for index, (design, measure) in enumerate(concepts.items()):
+            naive = resample(measure, evidence.cases.prediction[0, :, index], rng)
+            yield Outcome(design, "r2", "left-out errors", evidence.r2_left_out[0, index], *naive)
 
 
-def three_intervals(
-    design: str, value: float, deviation: np.ndarray, evidence: Evidence, index: int
-) -> Iterator[Outcome]:
-    """Of the R2 of the first layer."""
-    yield Outcome(design, "r2", "jackknife", value, *statistics.jackknife(value, deviation).interval)
-    yield Outcome(design, "r2", "bootstrap", value, *statistics.bootstrap(value, deviation))
-    resampled = statistics.corrected_resampled_t(
-        evidence.splits[0, :, index], evidence.n_train, evidence.n_test
-    )
-    yield Outcome(design, "r2", "resampled t", value, *resampled.interval)
+def intervals(evidence: Evidence) -> Iterator[Outcome]:
+    """Those of the first layer."""
+    for row in layer_rows("", "", evidence):
+        yield Outcome(row.concept, "r2", "jackknife", row.r2, row.low, row.high)
+        yield Outcome(row.concept, "r2", "bootstrap", row.r2, row.bootstrap_low, row.bootstrap_high)
+        yield Outcome(row.concept, "r2", "resampled t", row.r2, row.resampled_low, row.resampled_high)
 
 
 def resample(measure: np.ndarray, prediction: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -135,6 +138,80 @@ def resample(measure: np.ndarray, prediction: np.ndarray, rng: np.random.Generat
     drawn = rng.integers(len(measure), size=(999, len(measure)))
     errors, spread = np.square(measure - prediction)[drawn].sum(1), measure[drawn].var(1) * len(measure)
     return np.percentile(1 - errors / spread, [2.5, 97.5])
+
+
+def peers(task: Task) -> Iterator[Outcome]:
+    """R2 of one layer, by two intervals that fit anew: nested cross-validation and the conservative z."""
+    for features, concepts in concepts_of_one_layer(task):
+        measures = np.stack([*concepts.values()], 1)
+        for name, found in (
+            ("nested cross-validation", nested_cross_validation(features, measures, task.replicate)),
+            ("conservative z", conservative_z(features, measures, task.replicate)),
+        ):
+            for design, *interval in zip(concepts, *found, strict=True):
+                yield Outcome(design, "r2", name, *interval)
+
+
+def nested_cross_validation(features: np.ndarray, measures: np.ndarray, seed: int) -> np.ndarray:
+    """R2, and the ends of its interval, of each measure.
+
+    The loss of image i is its squared error less r times its squared distance d_i^2 from the mean, over mean d^2, where 1 - r is
+    the R2: what R2, a ratio of two means, is to first order (delta method).
+
+    Source: Bates, Hastie & Tibshirani 2024, Cross-Validation: What Does It Estimate and How Well Does It Do It?, algorithm 1 and
+        sections 4.3 (bias) and 4.3.2 (limits of the error).
+    """
+    count = len(measures)
+    outer_means, inner_means, within, losses = [], [], [], []
+    square = np.square(measures - measures.mean(0))
+    for partition in range(PARTITIONS):
+        fold = k_folds(count, FOLDS, seed * PARTITIONS + partition).argmin(0)
+        pairs = [(k, j) for k in range(FOLDS) for j in range(k, FOLDS)]
+        parts = np.stack([(fold != k) & (fold != j) for k, j in pairs])
+        weights, intercept, _ = evaluate.fit(features, measures, parts)
+        errors = np.square(measures - np.einsum("nd,pdm->pnm", features, weights) - intercept[:, None])
+        error = dict(zip(pairs, errors / square.mean(0), strict=True))
+        outer = np.stack([error[k, k][fold == k].sum(0) for k in range(FOLDS)]).sum(0) / count
+        relative = square / square.mean(0)
+        for k in range(FOLDS):
+            held = (error[k, k] - outer * relative)[fold == k]
+            losses.append(held)
+            outer_means.append(held.mean(0))
+            within.append(held.var(0, ddof=1) / len(held))
+            inner = [
+                (error[min(k, j), max(k, j)] - outer * relative)[fold == j] for j in range(FOLDS) if j != k
+            ]
+            inner_means.append(np.concatenate(inner).mean(0) + outer)
+        outer_means[-FOLDS:] = [mean + outer for mean in outer_means[-FOLDS:]]
+    outside, inside = np.array(outer_means), np.array(inner_means)
+    naive = np.concatenate(losses).std(0, ddof=1) / count**0.5
+    mean_squared = np.square(inside - outside).mean(0) - np.mean(within, 0)
+    error = np.clip(np.sqrt(np.maximum(mean_squared, 0)), naive, naive * FOLDS**0.5)
+    reach = stats.norm.ppf(0.975) * np.sqrt((FOLDS - 1) / FOLDS) * error
+    bias = (1 + (FOLDS - 2) / FOLDS) * (inside.mean(0) - outside.mean(0))
+    value = 1 - (inside.mean(0) - bias)
+    return np.stack([value, value - reach, value + reach])
+
+
+def conservative_z(features: np.ndarray, measures: np.ndarray, seed: int) -> np.ndarray:
+    """As `nested_cross_validation`; held-out parts of the halves are as large as those of all images.
+
+    Source: Nadeau & Bengio 2003, Inference for the Generalization Error, section 4 (conservative Z).
+    """
+    count = len(measures)
+    value = evaluate.held_out({"": features}, measures, random_splits(count, SPLITS, seed)).r2[0].mean(0)
+    squares = []
+    for half in range(HALVES):
+        order = np.random.default_rng((seed, half, 2)).permutation(count)
+        size = count // 2
+        splits = random_splits(size, SPLITS_OF_HALVES, seed, 2 * HELD_OUT)
+        first, second = (
+            evaluate.held_out({"": features[rows]}, measures[rows], splits).r2[0].mean(0)
+            for rows in (order[:size], order[size : 2 * size])
+        )
+        squares.append(np.square(first - second) / 2)
+    reach = stats.norm.ppf(0.975) * np.sqrt(np.mean(squares, 0))
+    return np.stack([value, value - reach, value + reach])
 
 
 def choice(task: Task) -> Iterator[Outcome]:
@@ -155,93 +232,129 @@ def choice(task: Task) -> Iterator[Outcome]:
     evidence = weigh(layers, np.stack(targets, 1), [*LAYERS], splits)
     for index, (design, (_, best)) in enumerate(LAYERS.items()):
         values, deviations = evidence.r2.value[:, index], evidence.r2.deviation[:, index]
-        for quantity, value, deviation in (
-            ("difference", values[2] - values[3], deviations[2] - deviations[3]),
-            ("nested", evidence.nested.value[0, index], evidence.nested.deviation[0, index]),
-        ):
-            interval = statistics.jackknife(value, deviation).interval
-            yield Outcome(design, quantity, "jackknife", value, *interval)
-            yield Outcome(design, quantity, "bootstrap", value, *statistics.bootstrap(value, deviation))
-        members = statistics.peak_set(values, deviations).members
-        yield Outcome(design, "peak set", "holds the best", members[best].mean())
-        yield Outcome(design, "peak set", "layers", members.sum())
+        value, deviation = values[2] - values[3], deviations[2] - deviations[3]
+        yield Outcome(
+            design, "difference", "jackknife", value, *statistics.jackknife(value, deviation).interval
+        )
+        yield Outcome(design, "difference", "bootstrap", value, *statistics.bootstrap(value, deviation))
+        rows = [row.may_be_best for row in layer_rows("", "", evidence) if row.concept == design]
+        yield Outcome(design, "peak set", "holds the best", np.mean([rows[layer] for layer in best]))
+        yield Outcome(design, "peak set", "layers", sum(rows))
+    for row in choice_rows("", "", evidence):
+        yield Outcome(row.concept, "nested", "jackknife", row.r2, row.low, row.high)
+
+
+def of_patients(rng: np.random.Generator, images: int, sizes: str) -> np.ndarray:
+    """The patient of each image: five images each, or one to nine."""
+    if sizes == "equal":
+        return np.arange(images) // 5
+    ends = (
+        np.random.default_rng(images).integers(1, 10, images).cumsum()
+    )  # the same sizes in all replicates, in any order
+    each = np.diff([0, *ends[ends < images], images])
+    return np.repeat(np.arange(len(each)), rng.permutation(each))
+
+
+def patient_features(rng: np.random.Generator, patients: np.ndarray, width: int) -> np.ndarray:
+    """Components, alike in images of one patient in most that counts."""
+    own, shared = np.sqrt([1 - SHARED, SHARED])
+    return (
+        own * components(rng, len(patients), width) + shared * components(rng, len(patients), width)[patients]
+    )
 
 
 def grouped(task: Task) -> Iterator[Outcome]:
-    """Patients with five images each, alike in most that counts."""
+    """R2 of one layer where images come from patients."""
     rng = np.random.default_rng(task[1:])
-    patients = np.arange(task.images) // 5
     own, shared = np.sqrt([1 - SHARED, SHARED])
-    hidden = own * components(rng, task.images, task.width)
-    hidden += shared * components(rng, patients[-1] + 1, task.width)[patients]
-    noise = own * rng.normal(size=task.images) + shared * rng.normal(size=patients[-1] + 1)[patients]
-    measure = concept(hidden[:, :10], 1 / np.arange(1, 11), noise)[:, None]
-    splits = grouped_splits(patients, SPLITS, task.replicate)
-    evidence = weigh({"": mix(hidden)}, measure, [""], splits, groups=patients)
-    value = evidence.r2.value[0, 0]
-    yield from three_intervals("leading", value, evidence.r2.deviation[0, 0], evidence, 0)
-    alone = weigh({"": mix(hidden)}, measure, [""], splits).r2.deviation[0, 0]
-    interval = statistics.jackknife(value, alone).interval
-    yield Outcome("leading", "r2", "jackknife over images", value, *interval)
+    for sizes in ("equal", "unequal"):
+        patients = of_patients(rng, task.images, sizes)
+        hidden = patient_features(rng, patients, task.width)
+        noise = own * rng.normal(size=task.images) + shared * rng.normal(size=task.images)[patients]
+        measure = concept(hidden[:, :10], 1 / np.arange(1, 11), noise)[:, None]
+        splits = grouped_splits(patients, SPLITS, task.replicate)
+        yield from intervals(weigh({"": mix(hidden)}, measure, [sizes], splits, groups=patients))
+        row = layer_rows("", "", weigh({"": mix(hidden)}, measure, [sizes], splits))[0]
+        yield Outcome(sizes, "r2", "jackknife over images", row.r2, row.low, row.high)
 
 
 def tests(task: Task) -> Iterator[Outcome]:
     """Three layers and a skewed measure that none of them knows of."""
     rng = np.random.default_rng(task[1:])
     layers = {f"{width}": mix(components(rng, task.images, width)) for width in WIDTHS}
-    yield from rejections("none", layers, rng.exponential(size=(task.images, 1)), task, None)
+    splits = random_splits(task.images, 2, task.replicate)
+    yield from rejections("none", layers, rng.exponential(size=(task.images, 1)), splits, task)
 
 
-def blocked_tests(task: Task) -> Iterator[Outcome]:
-    """Features and a measure that depend on the patient and agree on nothing else."""
+def patient_tests(task: Task) -> Iterator[Outcome]:
+    """The same where features and measure depend on the patient, each on its own.
+
+    A measure of the patient, one that varies inside patients too, and one that varies inside them alone (its mean is taken off).
+    """
     rng = np.random.default_rng(task[1:])
-    patients = np.arange(task.images) // 5
-    shared = rng.exponential(size=patients[-1] + 1)[patients]
-    layers = {}
-    for width in WIDTHS:
-        hidden = components(rng, task.images, width)
-        hidden[:, 0] += shared
-        layers[f"{width}"] = mix(hidden)
-    measure = (shared + rng.exponential(size=task.images))[:, None]
-    yield from rejections("inside patients", layers, measure, task, patients)
-    yield from rejections("over all images", layers, measure, task, None)
+    for sizes in ("equal", "unequal"):
+        patients = of_patients(rng, task.images, sizes)
+        layers = {f"{width}": mix(patient_features(rng, patients, width)) for width in WIDTHS}
+        splits = grouped_splits(patients, 2, task.replicate)
+        shared, own = rng.exponential(size=task.images)[patients], rng.exponential(size=task.images)
+        mean = (np.bincount(patients, own) / np.bincount(patients))[patients]
+        for name, measure in (
+            ("of the patient", shared),
+            ("both", np.sqrt(SHARED) * shared + np.sqrt(1 - SHARED) * own),
+            ("inside patients", own - mean),
+        ):
+            yield from rejections(f"{sizes}, {name}", layers, measure[:, None], splits, task, patients)
+        if sizes == "equal":
+            yield from rejections("groups not told", layers, shared[:, None], splits, task)
 
 
 def rejections(
     design: str,
     layers: dict[str, np.ndarray],
     measure: np.ndarray,
+    splits: np.ndarray,
     task: Task,
-    blocks: np.ndarray | None,
+    groups: np.ndarray | None = None,
 ) -> Iterator[Outcome]:
     """Whether p is at most 5 %, of each layer and of all."""
-    splits = random_splits(task.images, 2, task.replicate)
-    found = permutation_test(layers, measure, splits, 199, task.replicate, blocks=blocks)
+    found = permutation_test(layers, measure, splits, 199, task.replicate, groups=groups)
     for layer, p in zip(layers, found.p[:, 0], strict=True):
         yield Outcome(design, "p <= 5 %", f"D = {layer}", float(p <= 0.05))
     yield Outcome(design, "p <= 5 %", "any of the three", float(found.p.min() <= 0.05))
     yield Outcome(design, "p <= 5 %", "p_family", float(found.p_family.min() <= 0.05))
 
 
-STUDIES = {"single": single, "five": choice, "grouped": grouped, "tests": tests, "blocked": blocked_tests}
-COST = {
-    "single": 1.6,
-    "five": 4.8,
-    "grouped": 1.2,
-    "tests": 0.5,
-    "blocked": 1.0,
-}  # about 4 microseconds per pair of images
+class Study(NamedTuple):
+    """What one replicate does, how many there are at (images, width), and seconds of one with 100 images, about."""
+
+    function: Callable[[Task], Iterator[Outcome]]
+    replicates: dict[tuple[int, int], int]
+    cost: float
 
 
-def plan() -> list[Task]:
+def replicates(count: int, sizes: Sequence[int], widths: Sequence[int]) -> dict[tuple[int, int], int]:
+    """For every number of images and width; fewer of 500 images, which take long."""
+    return {(n, width): count if n < 500 else 3 * count // 5 for n in sizes for width in widths}
+
+
+STUDIES = {
+    "single": Study(single, replicates(500, SIZES, WIDTHS), 0.05),
+    "five": Study(choice, replicates(500, (50, 200), [512]), 0.1),
+    "grouped": Study(grouped, replicates(500, (50, 100, 250, 500), [512]), 0.1),
+    "tests": Study(tests, replicates(2000, SIZES, [0]), 0.02),
+    "patients": Study(patient_tests, replicates(2000, (50, 200), [0]), 0.1),
+    "peers": Study(peers, replicates(500, SIZES, [512]), 0.4),
+}
+
+
+def plan(studies: Sequence[str]) -> list[Task]:
     """Every replicate."""
-    sizes = (50, 100, 200, 500)
-    cells = [("single", images, width, REPLICATES) for images in sizes for width in WIDTHS]
-    cells += [("five", images, 512, REPLICATES) for images in (50, 200)]
-    cells += [("grouped", images, 512, REPLICATES) for images in (50, 100, 250, 500)]
-    cells += [("tests", images, 0, TEST_REPLICATES) for images in (50, 100, 200)] + [("tests", 500, 0, 1000)]
-    cells += [("blocked", images, 0, TEST_REPLICATES) for images in (50, 200)]
-    return [Task(*cell, replicate) for *cell, count in cells for replicate in range(count)]
+    return [
+        Task(study, *cell, replicate)
+        for study in studies
+        for cell, count in STUDIES[study].replicates.items()
+        for replicate in range(count)
+    ]
 
 
 def run(tasks: Sequence[Task], path: Path) -> None:
@@ -250,14 +363,14 @@ def run(tasks: Sequence[Task], path: Path) -> None:
     path.touch()
     done = {Task(study, int(n), int(d), int(r)) for study, n, d, r, *_ in read(path)}
     left = [task for task in tasks if task not in done]
-    cost = [COST[task.study] * task.images**2 for task in left]
+    cost = [STUDIES[task.study].cost * (task.images / 100) ** 2 for task in left]
     with (
         path.open("a", newline="") as file,
         threadpool_limits(1),
         ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(total=sum(cost), bar_format="{l_bar}{bar}| {elapsed} done, {remaining} left{postfix}") as bar,
     ):
-        every = pool.map(lambda task: [*STUDIES[task.study](task)], left)
+        every = pool.map(lambda task: [*STUDIES[task.study].function(task)], left)
         for task, work, outcomes in zip(left, cost, every, strict=True):
             csv.writer(file).writerows((*task, *outcome) for outcome in outcomes)
             file.flush()
@@ -279,9 +392,10 @@ def summarise(rows: Sequence[Sequence[str]]) -> list[Cell]:
             [float(x) for x in numbers]
         )
     found = []
-    for key, values in cells.items():
+    for (study, design, quantity, images, width, method), values in cells.items():
         value, low, high = np.array(values).T
         expected = value.mean()
+        key = study, design, quantity, images, width, method
         if np.isnan(low).any():
             error = value.std() / len(value) ** 0.5
             found.append(Cell(*key, len(value), expected, error))
@@ -322,7 +436,7 @@ def show(cell: Cell) -> str:
 def main() -> None:
     """Simulate, summarise, print."""
     path = FOLDER / "replicates.csv"
-    run(plan(), path)
+    run(plan(sys.argv[1:] or [*STUDIES]), path)
     cells = summarise(read(path))
     with (FOLDER / "summary.csv").open("w", newline="") as file:
         csv.writer(file).writerows([Cell._fields, *cells])

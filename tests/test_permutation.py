@@ -71,20 +71,50 @@ def test_a_measure_of_the_patient_is_permuted_over_patients():
         assert {next(iter(one)) for one in ages} == {*age[:, 0]}
 
 
-def test_a_measure_that_varies_inside_patients_too_is_permuted_both_ways():
+def test_groups_of_one_size_exchange_all_that_they_have():
+    groups = np.repeat(["x", "y", "z", "w"], 3)[[0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]]
+    measures = np.stack([np.arange(12.0), np.arange(12.0) ** 2], axis=1)
+    drawn = permutation.Permuted.draw(measures, 300, 0, groups).rows(np.arange(12))  # N B M
+    np.testing.assert_array_equal(drawn[..., 1], drawn[..., 0] ** 2)
+    whole = {frozenset(measures[groups == group, 0]) for group in "xyzw"}
+    seen = set()
+    for permuted in drawn[..., 0].T:
+        assert {frozenset(permuted[groups == group]) for group in "xyzw"} == whole
+        seen.add(tuple(permuted[groups == "x"]))
+    assert len(seen) == 24  # every order of the three images of every group
+
+
+def test_groups_of_several_sizes_exchange_means_in_units_of_their_spread():
     rng = np.random.default_rng(0)
     measure = rng.normal(size=(10, 1))
     drawn = permutation.Permuted.draw(measure, 200, 0, GROUPS)
     assert permutation.exchanged(measure, GROUPS) == "groups, and images within groups"
-    means = {group: measure[group == GROUPS].mean() for group in "abcde"}
+    sizes, means = (
+        np.array([f(measure[group == GROUPS, 0]) for group in "abcde"]) for f in (np.size, np.mean)
+    )
+    within = (
+        sum(((measure[group == GROUPS] - measure[group == GROUPS].mean()) ** 2).sum() for group in "abcde")
+        / 5
+    )
+    between = ((sizes * (means - measure.mean()) ** 2).sum() - 4 * within) / (10 - (sizes**2).sum() / 10)
+    sd = np.sqrt(max(between, 0) + within / sizes)
+    centre = np.average(means, weights=sd**-2)
     seen = set()
     for permuted in drawn.rows(np.arange(10))[..., 0].T:
-        there = {group: permuted[group == GROUPS] for group in "abcde"}
-        np.testing.assert_allclose(sorted(v.mean() for v in there.values()), sorted(means.values()))
-        residual = np.sort(there["b"] - there["b"].mean())
-        np.testing.assert_allclose(residual, np.sort(measure[GROUPS == "b", 0] - means["b"]), atol=1e-12)
-        seen.add(tuple(np.round(there["b"] - there["b"].mean(), 9)))
+        there = np.array([permuted[group == GROUPS].mean() for group in "abcde"])
+        np.testing.assert_allclose(np.sort((there - centre) / sd), np.sort((means - centre) / sd))
+        b = permuted[GROUPS == "b"] - there[1]
+        np.testing.assert_allclose(np.sort(b), np.sort(measure[GROUPS == "b", 0] - means[1]), atol=1e-12)
+        seen.add(tuple(np.round(b, 9)))
     assert len(seen) == 6  # every order of the three images of b
+
+
+def test_orders_inside_groups_alone_are_counted_as_such():
+    groups = np.array([0, 0, 1, 1, 2, 2, 3, 3, 3])
+    measure = np.array([1.0, -1, 2, -2, 3, -3, 0, 0, 0])[:, None]
+    permutation.Permuted.draw(measure, 20, 0, groups)  # 2 * 2 * 2 * 6 ways
+    with pytest.raises(ValueError, match="in 8 ways only"):
+        permutation.Permuted.draw(measure[:6], 20, 0, groups[:6])
 
 
 def test_a_measure_with_equal_means_is_permuted_inside_patients():

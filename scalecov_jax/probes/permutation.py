@@ -4,10 +4,16 @@ The measures are permuted and the whole procedure is run again on the same split
 but chance ties measures to features, every permutation was equally likely, so that p is exact whatever the width of the layer.
 
 What is permuted. Images are exchangeable where each is a group of its own. Images of one patient (slide, source) are not: they
-share what makes the patient. Write a measure as the mean of its group plus a residual. Whole groups exchange their means, and the
-images of a group exchange their residuals. So a measure that is constant in every group (age, grade) is permuted over groups, one
-that has the same mean in every group inside groups, and any other both ways. Group sizes may differ; the p of a measure that
-varies between and within groups of unequal size is then approximate (see docs/statistics.md).
+share what makes the patient, but whole patients are exchangeable, and the images of one among themselves.
+
+- Groups of one size exchange all their measures, dealt in random order to the images of the group that takes them.
+- Groups of several sizes cannot. Write a measure as the mean of its group plus a residual: groups exchange their means, and the
+  images of a group their residuals. The mean of few images spreads more than that of many, sd_g^2 = between + within / n_g
+  (variances estimated as in analysis of variance), so that means are exchanged in units of sd_g.
+
+So a measure that is constant in every group (age, grade) is permuted over groups, one that has the same mean in every group
+inside groups, and any other both ways. p is exact but in one case, a measure that varies between and within groups of several
+sizes; how far it is off there is simulated in docs/statistics.md.
 """
 
 import math
@@ -95,18 +101,24 @@ def permutation_test(
 class Permuted(NamedTuple):
     """B permutations of the measures of N images in G groups; M measures.
 
+    The measure of image i of group g is then mean + spread_g * effects of the group that g takes + residual that i takes.
+
     Attributes:
-        means: Of each group.
-        residuals: Of each image from the mean of its group.
+        mean: Of all groups.
+        spread: Standard deviation of the mean of each group, or 1.
+        effects: Mean of each group less `mean`, over `spread`.
+        residuals: What is left of each image.
         of: Group of each image.
-        groups: Group whose mean each group takes.
-        images: Image whose residual each image takes, of its own group; empty [B, 0] where all residuals are 0.
+        groups: Group that each group takes; empty [B, 0] where all effects are 0, as in groups of one size.
+        images: Image whose residual each image takes; empty [B, 0] where all residuals are 0.
     """
 
-    means: Float[np.ndarray, "G M"]
+    mean: Float[np.ndarray, " M"]
+    spread: Float[np.ndarray, "G M"]
+    effects: Float[np.ndarray, "G M"]
     residuals: Float[np.ndarray, "N M"]
     of: Int[np.ndarray, " N"]
-    groups: Int[np.ndarray, "B G"]
+    groups: Int[np.ndarray, "B G"] | Int[np.ndarray, "B 0"]
     images: Int[np.ndarray, "B N"] | Int[np.ndarray, "B 0"]
 
     @classmethod
@@ -119,34 +131,39 @@ class Permuted(NamedTuple):
         purpose: int = 3,
     ) -> "Permuted":
         """Random permutations by (seed, purpose); see `permutation_test` for the arguments and what it raises."""
-        count = len(measures)
-        of = np.arange(count) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-        if len(of) != count:
-            raise ValueError(f"{len(of)} groups for {count} images; expected one each.")
+        of = _grouping(measures, groups)
         sizes = np.bincount(of)
-        means = np.stack([np.bincount(of, column) / sizes for column in measures.T], axis=1)
-        residuals = measures - means[of]
-        # The mean of equal numbers may differ from them in the last digit.
-        same = _constant(measures, of)
-        means[:, same], residuals[:, same] = _first(measures, of)[:, same], 0.0
-        _check_exchangeable(sizes, same)
+        _check_exchangeable(measures, of)
+        mean, spread, effects = _effects(measures, of)
+        whole = bool((sizes == sizes[0]).all() and effects.any())
+        if whole:  # the images carry all
+            mean, spread, effects = np.zeros_like(mean), np.ones_like(spread), np.zeros_like(effects)
+        residuals = measures - (mean + spread * effects)[of]
+        residuals[:, _constant(measures, of) & (not whole)] = 0  # but for rounding
         rng = np.random.default_rng((seed, purpose))
-        exchange = np.empty((permutations, len(sizes)), np.int32)
-        varies = residuals.any()
-        within = np.empty((permutations, count if varies else 0), np.int32)
+        taken = np.empty((permutations, len(sizes) if effects.any() else 0), np.int32)
+        images = np.empty((permutations, len(of) if residuals.any() else 0), np.int32)
         by_group = np.argsort(of, kind="stable")
-        for number in range(
-            permutations
-        ):  # one at a time: with millions of images the keys of all do not fit in memory
-            exchange[number] = np.argsort(rng.random(len(sizes)), kind="stable")
-            if varies:
-                within[number, by_group] = np.lexsort((rng.random(count), of))
-        return cls(means, residuals, of, exchange, within)
+        # One at a time: with millions of images the keys of all do not fit in memory.
+        for number in range(permutations):
+            order = np.argsort(rng.random(len(sizes)), kind="stable")
+            if taken.size:
+                taken[number] = order
+            if images.size:
+                # Images of group 0 in random order, then those of group 1, ...
+                within = np.lexsort((rng.random(len(of)), of)) if sizes.max() > 1 else by_group
+                images[number, by_group] = within.reshape(len(sizes), -1)[order].ravel() if whole else within
+        return cls(mean, spread, effects, residuals, of, taken, images)
 
     def rows(self, taken: Int[np.ndarray, " R"]) -> Float[np.ndarray, "R B M"]:
         """The permuted measures of some images."""
-        found = self.means[self.groups[:, self.of[taken]].T]
-        return found + self.residuals[self.images[:, taken].T] if self.images.shape[1] else found
+        of = self.of[taken]
+        found = np.broadcast_to(self.mean, (len(taken), len(self.images), len(self.mean))).copy()
+        if self.groups.shape[1]:
+            found += self.spread[of][:, None] * self.effects[self.groups[:, of].T]
+        if self.images.shape[1]:
+            found += self.residuals[self.images[:, taken].T]
+        return found
 
 
 def shuffled(
@@ -167,37 +184,60 @@ def shuffled(
 
 def exchanged(measures: Float[np.ndarray, "N M"], groups: Sequence[Any] | np.ndarray | None) -> Exchanged:
     """What a permutation exchanges, for a sentence on it."""
-    of = (
-        np.unique(np.asarray(groups), return_inverse=True)[1]
-        if groups is not None
-        else np.arange(len(measures))
-    )
+    of = _grouping(measures, groups)
     if len(of) == of.max() + 1:
         return "images"
     if _constant(measures, of).all():
         return "groups"
-    means = np.stack([np.bincount(of, column) / np.bincount(of) for column in measures.T], axis=1)
-    between = np.ptp(means, axis=0) > 1e-12 * np.abs(measures).max(0)
-    return "groups, and images within groups" if between.any() else "images within groups"
+    return "groups, and images within groups" if _effects(measures, of)[2].any() else "images within groups"
 
 
-def _first(measures: Float[np.ndarray, "N M"], of: Int[np.ndarray, " N"]) -> Float[np.ndarray, "G M"]:
-    return measures[np.unique(of, return_index=True)[1]]
+def _grouping(
+    measures: Float[np.ndarray, "N M"], groups: Sequence[Any] | np.ndarray | None
+) -> Int[np.ndarray, " N"]:
+    of = np.arange(len(measures)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    if len(of) != len(measures):
+        raise ValueError(f"{len(of)} groups for {len(measures)} images; expected one each.")
+    return of
+
+
+def _effects(
+    measures: Float[np.ndarray, "N M"], of: Int[np.ndarray, " N"]
+) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, "G M"], Float[np.ndarray, "G M"]]:
+    """Mean, and spread and effects of groups, as in `Permuted`.
+
+    Source: Searle, Casella & McCulloch 1992, Variance Components, section 3.6 (analysis of variance of unequal groups).
+    """
+    sizes = np.bincount(of)[:, None]
+    count, number = len(of), len(sizes)
+    means = np.stack([np.bincount(of, column) for column in measures.T], axis=1) / sizes
+    same = _constant(measures, of)
+    means[:, same] = measures[np.unique(of, return_index=True)[1]][:, same]  # but for rounding
+    within = ((measures - means[of]) ** 2).sum(0) / max(count - number, 1)
+    around = (sizes * (means - measures.mean(0)) ** 2).sum(0)
+    between = (around - (number - 1) * within) / max(count - (sizes**2).sum() / count, 1)
+    # A measure that is constant in groups, or has one mean in all of them, is exchanged as it is.
+    unequal = ~same & (np.ptp(means, axis=0) > 1e-12 * np.abs(measures).max(0))
+    spread = np.where(unequal, np.sqrt(np.maximum(between, 0) + within / sizes), 1)
+    mean = np.where(same, 0, np.average(means, axis=0, weights=spread**-2.0))
+    return mean, spread, np.where(same | unequal, means - mean, 0) / spread
 
 
 def _constant(measures: Float[np.ndarray, "N M"], of: Int[np.ndarray, " N"]) -> Bool[np.ndarray, " M"]:
     """Whether a measure is the same for all images of every group."""
-    return (measures == _first(measures, of)[of]).all(0)
+    return (measures == measures[np.unique(of, return_index=True)[1]][of]).all(0)
 
 
-def _check_exchangeable(sizes: Int[np.ndarray, " G"], constant: Bool[np.ndarray, " M"]) -> None:
-    arrangements = math.lgamma(len(sizes) + 1)
-    if not constant.any():
+def _check_exchangeable(measures: Float[np.ndarray, "N M"], of: Int[np.ndarray, " N"]) -> None:
+    sizes, what = np.bincount(of), exchanged(measures, of)
+    constant = what != "images" and bool(_constant(measures, of).any())
+    arrangements = 0.0 if what == "images within groups" else math.lgamma(len(sizes) + 1)
+    if not constant:
         arrangements += sum(math.lgamma(size + 1) for size in sizes)
     if arrangements < math.log(20) - 1e-9:
         raise ValueError(
-            f"Measures of {sizes.sum()} images in {len(sizes)} groups can be permuted in {math.exp(arrangements):.0f} ways only"
-            + ", as a measure is the same for all images of a group" * bool(constant.any())
+            f"Measures of {len(of)} images in {len(sizes)} groups can be permuted in {math.exp(arrangements):.0f} ways only"
+            + ", as a measure is the same for all images of a group" * constant
             + "; p could not fall to 5 %. Use at least 4 groups, or no permutations."
         )
 
