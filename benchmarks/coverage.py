@@ -342,8 +342,8 @@ STUDIES = {
     "five": Study(choice, replicates(500, (50, 200), [512]), 0.1),
     "grouped": Study(grouped, replicates(500, (50, 100, 250, 500), [512]), 0.1),
     "tests": Study(tests, replicates(2000, SIZES, [0]), 0.02),
-    "patients": Study(patient_tests, replicates(2000, (50, 200), [0]), 0.1),
-    "peers": Study(peers, replicates(500, SIZES, [512]), 0.4),
+    "patients": Study(patient_tests, replicates(1000, (50, 200), [0]), 0.1),
+    "peers": Study(peers, replicates(500, SIZES[:3], [512]), 0.4),
 }
 
 
