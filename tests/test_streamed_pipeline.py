@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_tables import assert_golden
 from PIL import Image
 from tiny_network import LAYERS, random_network
 
@@ -114,6 +115,10 @@ def test_scores_are_those_of_the_way_through_memory(settings, streamed, tmp_path
     )
     scores = solved.ridge.mean(1)
     np.testing.assert_allclose([row.p for row in rows], (scores >= scores[:, :1]).mean(1))
+
+
+def test_tables_are_those_kept(streamed):
+    assert_golden(streamed[0], "streamed_probe")
 
 
 def test_the_report_says_what_is_absent(streamed):
