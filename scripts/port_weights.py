@@ -140,6 +140,8 @@ def run(argv: list[str]) -> None:
     """Turn a user's mistake into one line and exit status 1."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+        sys.exit(f"error: Unexpected arguments: {' '.join(argv[1:])}; settings look like --last=add_15.")
     try:
         main(argv)
     except (ValueError, ImportError, OSError) as error:
