@@ -1,7 +1,7 @@
 """Turn a weight file of Keras, torchvision or timm into a checkpoint.
 
 Example:
-  python scripts/port_weights.py --architecture=resnet50 --source=resnet50.safetensors --preprocessing=torch \
+  python scripts/port_weights.py --architecture=resnet50 --source=resnet50_weights.h5 --preprocessing=caffe \
     --output=runs/weights/resnet50 --verify
 """
 

@@ -25,7 +25,7 @@ from scalecov_jax.pipelines import probe, prune
 from scalecov_jax.probes.sample_size import SizeScore
 from scalecov_jax.probes.splits import make_splits
 from scalecov_jax.rcv import RcvRow, load_rcv, load_rcvs
-from scalecov_jax.scores import read_scores
+from scalecov_jax.scores import Score
 from scalecov_jax.selection import select_layers
 from scalecov_jax.tables import read_table
 
@@ -118,7 +118,7 @@ def test_scores_have_one_row_for_everything(finished):
         == "architecture,weights,condition,concept,image_class,layer,split,estimator,alpha,r2"
     )
     assert len(rows) == len(CLASSES) * len(TRUNK) * SPLITS * 3 * 2
-    scores = read_scores(workdir / "scores.csv")
+    scores = read_table(workdir / "scores.csv", Score)
     keys = {(s.condition, s.image_class, s.layer, s.split, s.estimator) for s in scores}
     assert len(keys) == len(rows)
     assert {(s.architecture, s.weights, s.concept) for s in scores} == {("tiny", "some_weights", "scale")}
@@ -133,7 +133,7 @@ def test_summary_agrees_with_the_scores(finished):
     workdir, table = finished
     summary = summary_of(workdir)
     assert set(summary["selected"]) == {"ols", "ridge"}
-    for one in select_layers(read_scores(workdir / "scores.csv"), TRUNK):
+    for one in select_layers(read_table(workdir / "scores.csv", Score), TRUNK):
         written = summary["selected"][one.estimator]
         assert written == {"layer": one.layer, "r2_mean": one.r2_mean, "r2_sd": one.r2_sd}
         assert one.layer in table
@@ -233,7 +233,7 @@ def test_several_networks_and_half_precision(settings, weights, tmp_path):
     assert set(summary["networks"]) == {"some_weights", "other"}
     assert list(summary["networks"]["some_weights"]["widths"]) == list(LAYERS)
     assert list(summary["networks"]["other"]["widths"]) == ["stem", "block_1"]
-    scores = read_scores(tmp_path / "both" / "scores.csv")
+    scores = read_table(tmp_path / "both" / "scores.csv", Score)
     assert len(scores) == (len(LAYERS) + 2) * SPLITS * 3 * 2
     for name, layers in (("some_weights", LAYERS), ("other", LAYERS[:2])):
         layer = summary["networks"][name]["selected"]["ridge"]["layer"]
@@ -271,7 +271,7 @@ def test_layers_that_the_pooling_is_not_defined_at_are_left_out_and_named(settin
     page = (workdir / "report.html").read_text()
     assert sentence in page
     assert "the mean over the pixels of a map that no padding reaches" in page
-    assert {s.layer for s in read_scores(workdir / "scores.csv")} == {"stem", "block_1"}
+    assert {s.layer for s in read_table(workdir / "scores.csv", Score)} == {"stem", "block_1"}
     assert "nan" not in (workdir / "scores.csv").read_text()
     # Of the features, against compute_features; of the cut, under the same pooling.
     assert summary["pruning"]["max_difference"] < 1e-4
@@ -297,7 +297,7 @@ def test_same_seed_same_bytes_also_with_settings_of_earlier_versions(settings, f
     assert summary_of(tmp_path / "max")["pooling"] == "max"
 
     def first_class(workdir):
-        scores = read_scores(workdir / "scores.csv")
+        scores = read_table(workdir / "scores.csv", Score)
         return {one[:8]: one.r2 for one in scores if one.image_class == CLASSES[0]}
 
     found, expected = first_class(tmp_path / "max"), first_class(finished[0])
@@ -391,7 +391,7 @@ def test_evidence_is_tabled_for_every_class_concept_and_layer(weighed):
 def test_one_definition_of_every_number(weighed):
     """Scores, tables, headline, summary and cut are of one ridge R2, and name one layer."""
     _, workdir = weighed
-    scores, summary = read_scores(workdir / "scores.csv"), summary_of(workdir)
+    scores, summary = read_table(workdir / "scores.csv", Score), summary_of(workdir)
     layers = read_table(workdir / "layers.csv", evidence_table.LayerRow)
     for row in layers:
         r2 = [
@@ -482,7 +482,7 @@ def test_patients_stay_together_unless_asked_for(weighed):
 
 
 def test_scores_hold_every_concept_and_probe(weighed):
-    scores = read_scores(weighed[1] / "scores.csv")
+    scores = read_table(weighed[1] / "scores.csv", Score)
     assert {(s.concept, s.estimator) for s in scores if s.condition == "trained"} == {
         (concept, estimator)
         for concept in ("log_scale", "mean_red")
@@ -550,7 +550,7 @@ def test_truncated_images_are_counted_and_named_and_cost_only_themselves(photogr
     write_voc(tmp_path / "voc", sides, broken=(3, 17))
     run(photographs, tmp_path / "run")
     # The measures still belong to the images: scale is found, and its shuffled control is not.
-    scores = read_scores(tmp_path / "run" / "scores.csv")
+    scores = read_table(tmp_path / "run" / "scores.csv", Score)
     trained, random, shuffled = (
         np.mean([s.r2 for s in scores if (s.condition, s.estimator) == (condition, "ridge")])
         for condition in ("trained", "random_weights", "shuffled_measure")

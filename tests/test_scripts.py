@@ -16,7 +16,8 @@ from PIL import Image
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
-from scalecov_jax.scores import read_scores
+from scalecov_jax.scores import Score
+from scalecov_jax.tables import read_table
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {
@@ -103,7 +104,7 @@ def test_probe_writes_its_results_and_prints_a_table(files, probed):
     summary = json.loads((files / "run" / "summary.json").read_text())
     assert summary["skipped"] == {"unreadable image": 1}
     assert "--config.splits=3" in summary["provenance"]["command"]
-    assert len(read_scores(files / "run" / "scores.csv")) == 2 * 3 * 3 * 2
+    assert len(read_table(files / "run" / "scores.csv", Score)) == 2 * 3 * 3 * 2
     header, *rows = probed.stdout.splitlines()
     assert header.split() == ["weights", "estimator", "layer", "R2", "mean", "R2", "sd"]
     for row, estimator in zip(rows, ("ols", "ridge"), strict=False):
