@@ -32,7 +32,7 @@ from scalecov_jax.probes.splits import HELD_OUT, grouped_splits, k_folds, random
 
 FOLDER = Path("runs/coverage")
 SPLITS = 25
-SIZES, WIDTHS = (50, 100, 200, 500), (64, 512, 2048)
+WIDTHS = (64, 512, 2048)
 EXPLAINED = 0.8
 SHARED = 0.8  # of the variance, by the images of a patient
 FOLDS, PARTITIONS = 5, 10  # of the nested cross-validation
@@ -332,18 +332,18 @@ class Study(NamedTuple):
     cost: float
 
 
-def replicates(count: int, sizes: Sequence[int], widths: Sequence[int]) -> dict[tuple[int, int], int]:
-    """For every number of images and width; fewer of 500 images, which take long."""
-    return {(n, width): count if n < 500 else 3 * count // 5 for n in sizes for width in widths}
+def cells(sizes: dict[int, int], *widths: int) -> dict[tuple[int, int], int]:
+    """Replicates at every number of images and width."""
+    return {(images, width): count for images, count in sizes.items() for width in widths}
 
 
 STUDIES = {
-    "single": Study(single, replicates(400, SIZES, WIDTHS), 0.05),
-    "five": Study(choice, replicates(300, (50, 200), [512]), 0.1),
-    "grouped": Study(grouped, replicates(300, (50, 100, 250, 500), [512]), 0.1),
-    "tests": Study(tests, replicates(2000, SIZES, [0]), 0.02),
-    "patients": Study(patient_tests, replicates(500, (50, 200), [0]), 0.1),
-    "peers": Study(peers, replicates(300, SIZES[:3], [512]), 0.4),
+    "single": Study(single, cells({50: 400, 100: 400, 200: 400, 500: 240}, *WIDTHS), 0.05),
+    "five": Study(choice, cells({50: 300, 200: 300}, 512), 0.1),
+    "grouped": Study(grouped, cells({50: 300, 100: 300, 250: 200, 500: 120}, 512), 0.1),
+    "tests": Study(tests, cells({50: 2000, 100: 2000, 200: 2000, 500: 480}, 0), 0.02),
+    "patients": Study(patient_tests, cells({50: 1000, 200: 300}, 0), 0.1),
+    "peers": Study(peers, cells({50: 300, 100: 300, 200: 200}, 512), 0.4),
 }
 
 
