@@ -264,18 +264,17 @@ def patient_features(rng: np.random.Generator, patients: np.ndarray, width: int)
 
 
 def grouped(task: Task) -> Iterator[Outcome]:
-    """R2 of one layer where images come from patients."""
+    """R2 of one layer where images come from patients, of one size or of several."""
     rng = np.random.default_rng(task[1:])
     own, shared = np.sqrt([1 - SHARED, SHARED])
-    for sizes in ("equal", "unequal"):
-        patients = of_patients(rng, task.images, sizes)
-        hidden = patient_features(rng, patients, task.width)
-        noise = own * rng.normal(size=task.images) + shared * rng.normal(size=task.images)[patients]
-        measure = concept(hidden[:, :10], 1 / np.arange(1, 11), noise)[:, None]
-        splits = grouped_splits(patients, SPLITS, task.replicate)
-        yield from intervals(weigh({"": mix(hidden)}, measure, [sizes], splits, groups=patients))
-        row = layer_rows("", "", weigh({"": mix(hidden)}, measure, [sizes], splits))[0]
-        yield Outcome(sizes, "r2", "jackknife over images", row.r2, row.low, row.high)
+    patients = of_patients(rng, task.images, "unequal" if task.study == "unequal" else "equal")
+    hidden = patient_features(rng, patients, task.width)
+    noise = own * rng.normal(size=task.images) + shared * rng.normal(size=task.images)[patients]
+    measure = concept(hidden[:, :10], 1 / np.arange(1, 11), noise)[:, None]
+    splits = grouped_splits(patients, SPLITS, task.replicate)
+    yield from intervals(weigh({"": mix(hidden)}, measure, ["leading"], splits, groups=patients))
+    row = layer_rows("", "", weigh({"": mix(hidden)}, measure, ["leading"], splits))[0]
+    yield Outcome("leading", "r2", "jackknife over images", row.r2, row.low, row.high)
 
 
 def tests(task: Task) -> Iterator[Outcome]:
@@ -304,8 +303,16 @@ def patient_tests(task: Task) -> Iterator[Outcome]:
             ("inside patients", own - mean),
         ):
             yield from rejections(f"{sizes}, {name}", layers, measure[:, None], splits, task, patients)
-        if sizes == "equal":
-            yield from rejections("groups not told", layers, shared[:, None], splits, task)
+
+
+def untold_tests(task: Task) -> Iterator[Outcome]:
+    """A measure of the patient where patients are not told, so that they lie in both parts of a split and images are permuted."""
+    rng = np.random.default_rng(task[1:])
+    patients = of_patients(rng, task.images, "equal")
+    layers = {f"{width}": mix(patient_features(rng, patients, width)) for width in WIDTHS}
+    splits = random_splits(task.images, 2, task.replicate)
+    measure = rng.exponential(size=task.images)[patients, None]
+    yield from rejections("patients not told", layers, measure, splits, task)
 
 
 def rejections(
@@ -340,9 +347,11 @@ def cells(sizes: dict[int, int], *widths: int) -> dict[tuple[int, int], int]:
 STUDIES = {
     "single": Study(single, cells({50: 400, 100: 400, 200: 400, 500: 240}, *WIDTHS), 0.05),
     "five": Study(choice, cells({50: 300, 200: 300}, 512), 0.1),
-    "grouped": Study(grouped, cells({50: 300, 100: 300, 250: 200, 500: 120}, 512), 0.1),
+    "grouped": Study(grouped, cells({50: 300, 100: 300, 250: 300, 500: 200}, 512), 0.1),
+    "unequal": Study(grouped, cells({50: 200, 100: 100}, 512), 4),
     "tests": Study(tests, cells({50: 2000, 100: 2000, 200: 2000, 500: 480}, 0), 0.02),
     "patients": Study(patient_tests, cells({50: 1000, 200: 300}, 0), 0.1),
+    "untold": Study(untold_tests, cells({50: 400, 200: 200}, 0), 0.05),
     "peers": Study(peers, cells({50: 300, 100: 300, 200: 200}, 512), 0.4),
 }
 
