@@ -4,10 +4,10 @@ Example:
     @dataclass(frozen=True)
     class Settings(settings.Base):
         sizes: tuple[int, ...] = setting((64, 128), low=1, least=2, help="widths of the images in pixels")
-        scaling: str = setting("common", choices=("common", "each"), help="of features")
+        scaling: Literal["common", "each"] = setting("common", help="of features")
 
     Settings(sizes=(32, 64))
-    Settings(sizes="32,64")  # the same: text as flags give it
+    parse(Settings, {"sizes": "32,64"})  # the same, from text as flags give it
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 _Settings = TypeVar("_Settings", bound="Base")
 
@@ -34,7 +34,6 @@ def setting(
     help: str,
     low: int | float | None = None,
     high: int | float | None = None,
-    choices: Sequence[str] = (),
     least: int = 0,
     distinct: bool = False,
 ) -> Any:
@@ -45,11 +44,10 @@ def setting(
         help: One sentence for `describe`, without the default.
         low: Smallest value allowed, of each number in a tuple.
         high: Largest value allowed, of each number in a tuple.
-        choices: The only values allowed, of each element of a tuple; any when empty.
         least: How many values a tuple, or characters a text, must have.
         distinct: Whether the values of a tuple must differ.
     """
-    allowed = {"low": low, "high": high, "choices": tuple(choices), "least": least, "distinct": distinct}
+    allowed = {"low": low, "high": high, "least": least, "distinct": distinct}
     return dataclasses.field(default=default, metadata={"help": help, **allowed})
 
 
@@ -57,24 +55,16 @@ def setting(
 class Base:
     """Settings that have been checked: none can exist with a value that its field does not allow.
 
-    Fields are annotated str, int, float, bool, tuple[T, ...] or tuple[int, int]. Tuples may be given as lists or as text
-    ("24,32"; pairs "75-150,150-300"), numbers as text.
+    Fields are annotated str, int, float, bool, Literal of texts, tuple[T, ...] or tuple[int, int].
 
     Raises:
         SettingsError: Values of another type, out of bounds or unknown, and what `problems` finds; all at once.
     """
 
     def __post_init__(self) -> None:
-        hints, unread, wrong = get_type_hints(type(self)), [], []
-        for field in dataclasses.fields(self):
-            try:
-                value = _read(getattr(self, field.name), hints[field.name])
-            except ValueError as error:
-                unread.append(f"{field.name} {error}")
-                continue
-            object.__setattr__(self, field.name, value)  # the way of frozen dataclasses
-            if problem := _problem(value, field.metadata):
-                wrong.append(f"{field.name} {problem}")
+        values, unread, wrong = _read_all(type(self), vars(self))
+        for name, value in values.items():
+            object.__setattr__(self, name, value)  # the way of frozen dataclasses
         if not unread:  # else the fields could not be reckoned with
             wrong += self.problems()
         if unread or wrong:
@@ -90,7 +80,7 @@ def parse(kind: type[_Settings], given: Mapping[str, Any], prefix: str = "") -> 
 
     Args:
         kind: The dataclass.
-        given: Values by field.
+        given: Values by field. Tuples may be lists or text ("24,32"; pairs "75-150,150-300"), numbers may be text.
         prefix: Before the name of each field in errors, such as "config.".
 
     Raises:
@@ -105,13 +95,15 @@ def parse(kind: type[_Settings], given: Mapping[str, Any], prefix: str = "") -> 
                 f"{name} is no setting; "
                 + (f"did you mean {near[0]}?" if near else f"expected {', '.join(names)}")
             )
-    try:
-        settings = kind(**{name: value for name, value in given.items() if name in names})
-    except SettingsError as error:
-        raise SettingsError([*problems, *error.problems], prefix) from None
-    if problems:
-        raise SettingsError(problems, prefix)
-    return settings
+    values, unread, wrong = _read_all(kind, {name: value for name, value in given.items() if name in names})
+    if not unread:
+        try:
+            settings = kind(**values)
+            if not problems:
+                return settings
+        except SettingsError as error:
+            wrong = error.problems
+    raise SettingsError([*problems, *unread, *wrong], prefix)
 
 
 def flag_values(settings: Base) -> dict[str, Any]:
@@ -123,12 +115,32 @@ def flag_values(settings: Base) -> dict[str, Any]:
 def describe(kind: type[Base], flag: str = "--config.") -> str:
     """Name, default and sentence of every field, for --help."""
     lines = ["Settings and their defaults; the values of a list are separated by commas:"]
+    hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        choices = field.metadata["choices"]
+        choices = _choices(hints[field.name])
         sentence = field.metadata["help"] + (f" ({' or '.join(choices)})" if choices else "")
         lines.append(f"  {flag}{field.name}={_text(field.default)}")
         lines += textwrap.wrap(sentence, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
+
+
+def _read_all(kind: type[Base], given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Values as the annotations have them, what cannot be read so, and what is not allowed."""
+    hints, values, unread, wrong = get_type_hints(kind), {}, [], []
+    for field in dataclasses.fields(kind):
+        if field.name in given:
+            try:
+                values[field.name] = _read(given[field.name], hints[field.name])
+            except ValueError as error:
+                unread.append(f"{field.name} {error}")
+                continue
+            if problem := _problem(values[field.name], field.metadata):
+                wrong.append(f"{field.name} {problem}")
+    return values, unread, wrong
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def _read(value: Any, hint: Any) -> Any:
@@ -149,6 +161,12 @@ def _read(value: Any, hint: Any) -> Any:
         if len(value) != 2:
             raise ValueError(f"has {'-'.join(map(str, value))!r}; expected two integers such as 150-300")
         return tuple(_read(element, int) for element in value)
+    if choices := _choices(hint):
+        if value in choices:
+            return value
+        near = get_close_matches(str(value), choices, n=1)
+        nearest = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"is {value!r}; expected one of {', '.join(choices)}{nearest}")
     names = {int: "an integer", float: "a number", bool: "True or False", str: "text"}
     if isinstance(value, bool) == (hint is bool):
         try:
@@ -167,23 +185,16 @@ def _read(value: Any, hint: Any) -> Any:
 def _problem(value: Any, allowed: Mapping[str, Any]) -> str:
     """What is not allowed in a value, to follow the name of its field; empty if nothing is."""
     values, given = (value, _text(value)) if isinstance(value, tuple) else ((value,), value)
-    low, high, choices, least = (allowed[name] for name in ("low", "high", "choices", "least"))
+    low, high, least = (allowed[name] for name in ("low", "high", "least"))
     if least and len(value) < least:
         return f"is {given!r}; expected at least {least} value{'s' if least > 1 else ''}"
     if allowed["distinct"] and len({*values}) < len(values):
         return f"is {given!r}; expected different values"
-    if choices:
-        wrong = [element for element in values if element not in choices]
-        near = get_close_matches(str(wrong[0]), choices, n=1) if wrong else []
-        expected = f"one of {', '.join(choices)}" + (f" (did you mean {near[0]}?)" if near else "")
-    else:
-        low, high = -math.inf if low is None else low, math.inf if high is None else high
-        wrong = [
-            element
-            for element in values
-            if not isinstance(element, str | tuple) and not low <= element <= high
-        ]
-        expected = f"at least {low}" if high == math.inf else f"{low} to {high}"
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    wrong = [
+        element for element in values if not isinstance(element, str | tuple) and not low <= element <= high
+    ]
+    expected = f"at least {low}" if high == math.inf else f"{low} to {high}"
     return f"is {given!r}; expected {expected}" if wrong else ""
 
 

@@ -8,8 +8,8 @@ import pytest
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
-from scalecov_jax.paper.noise import NoiseFeatures
-from scalecov_jax.pipelines import noise
+from scalecov_jax.experiments import noise, noise_maths
+from scalecov_jax.settings import parse
 
 GOLDEN = Path(__file__).parent / "golden" / "noise"
 SETTINGS = {
@@ -36,21 +36,19 @@ def stored(condition):
             where, pooling, layer = key.split("/")
             if where == condition:
                 features[pooling][layer] = file[key]
-    return NoiseFeatures(np.repeat([20, 24, 28, 32, 36], 6), **features)
+    return noise_maths.NoiseFeatures(np.repeat([20, 24, 28, 32, 36], 6), **features)
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def tables(tmp_path_factory):
     folder = tmp_path_factory.mktemp("golden")
     checkpoints.save(folder / "some_weights", random_network())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noise, "noise_features", lambda *_, name, **__: stored(name.split("-")[1]))
-        settings = {**SETTINGS, "weights": str(folder / "some_weights")}
-        noise.run(settings, str(folder / "run"), command=["noise.py"])
-    return folder / "run"
+        patch.setattr(noise_maths, "noise_features", lambda *_, name, **__: stored(name.split("-")[1]))
+        return noise.run(parse(noise.Settings, {**SETTINGS, "weights": str(folder / "some_weights")}))
 
 
 @pytest.mark.parametrize("name", ["noise", "predictions", "effects"])
-def test_tables_are_reproduced(workdir, name):
-    table, expected = (pd.read_csv(folder / f"{name}.csv") for folder in (workdir, GOLDEN))
-    pd.testing.assert_frame_equal(table, expected, rtol=1e-9, atol=1e-12)
+def test_tables_are_reproduced(tables, name):
+    expected = pd.read_csv(GOLDEN / f"{name}.csv")
+    pd.testing.assert_frame_equal(tables[name], expected, rtol=1e-9, atol=1e-12)

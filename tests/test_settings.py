@@ -1,6 +1,7 @@
 """Settings: what they accept, and that every problem is listed at once."""
 
 from dataclasses import FrozenInstanceError, asdict, dataclass
+from typing import Literal
 
 import pytest
 from ml_collections import ConfigDict
@@ -18,7 +19,7 @@ class Some(Base):
     rate: float = setting(0.5, low=0, help="learning rate")
     splits: int = setting(5, low=1, help="random splits")
     random: bool = setting(True, help="whether to draw")
-    scaling: str = setting("common", choices=("common", "each"), help="of the features")
+    scaling: Literal["common", "each"] = setting("common", help="of the features")
 
     def problems(self):
         return ["splits is more than sizes"] if self.splits > 10 * len(self.sizes) else []
@@ -82,7 +83,7 @@ def test_all_problems_at_once_with_prefix():
         ({"rate": float("nan")}, "rate is nan; expected a number"),
         ({"splits": 31}, "splits is more than sizes"),
         ({"ranges": ((1, 2, 3),)}, "ranges has '1-2-3'; expected two integers"),
-        ({"scaling": 3, "random": 1}, "random is 1; expected True or False; scaling is 3; expected text"),
+        ({"scaling": 3, "random": 1}, "random is 1; expected True or False; scaling is 3; expected one of common, each"),
     ],
 )
 def test_the_constructor_refuses(values, message):
