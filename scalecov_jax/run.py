@@ -28,7 +28,7 @@ from scalecov_jax.workdir import open_workdir
 def import_modules(names: Iterable[str]) -> None:
     """Import a user's modules, from the current folder or the Python path, so that what they register is known by name.
 
-    Measures, probes, poolings, architectures and experiments register themselves when their module is imported.
+    Measures, probes, architectures and experiments register themselves when their module is imported.
 
     Raises:
         ValueError: Modules that cannot be imported.

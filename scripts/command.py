@@ -29,8 +29,8 @@ PROGRAMS = flags.DEFINE_string(
 IMPORTS = flags.DEFINE_list(
     "imports",
     [],
-    "Modules of yours, separated by commas, in the current folder or on the Python path: their measures, probes, poolings, "
-    "architectures and experiments are then known by name.",
+    "Modules of yours, separated by commas, in the current folder or on the Python path: what they register (measures, probes, "
+    "architectures, experiments) is then known by name.",
 )
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete what an earlier run left in --workdir.")
 

@@ -248,7 +248,7 @@ def test_pruned_network_without_random_weights_at_one_layer(settings, tmp_path):
     assert "random weights" not in curves.alt
 
 
-def test_nothing_defined_is_no_nan(settings, tmp_path):
+def test_nothing_defined_is_said_in_words(settings, tmp_path):
     changed = {**settings, "layers": "block_2", "sizes": "16,20,24", "ranges": "", "random_weights": False}
     text = run(changed, tmp_path / "run")
     summary = summary_of(tmp_path / "run")

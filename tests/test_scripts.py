@@ -1,5 +1,6 @@
 """The scripts as a person types them: what they print, their exit status, and one line for every mistake."""
 
+import dataclasses
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from PIL import Image
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
+from scalecov_jax.experiments import noise
 from scalecov_jax.scores import read_scores
 
 ROOT = Path(__file__).parents[1]
@@ -138,7 +140,18 @@ def test_prune_by_layer_and_by_scores(files, probed, forks):
 
 
 @pytest.mark.parametrize(
-    "name", ["probe", "prune", "reproduce", "pretrain", "port_weights", "resize", "noise", "covariance"]
+    "name",
+    [
+        "probe",
+        "prune",
+        "reproduce",
+        "pretrain",
+        "port_weights",
+        "resize",
+        "noise",
+        "covariance",
+        "experiment",
+    ],
 )
 def test_help_teaches(forks, name):
     process = forks(name, "--help")
@@ -152,8 +165,15 @@ def test_help_teaches(forks, name):
         assert re.search(rf"^  --.*{re.escape(flag)}: \S", process.stdout, re.MULTILINE), flag
 
 
+def test_help_lists_every_setting(forks):
+    text = forks("noise", "--help").stdout
+    for field in dataclasses.fields(noise.Settings):
+        assert f"  --config.{field.name}=" in text
+        assert field.metadata["help"].split()[-1] in text
+
+
 def test_examples_of_the_help_use_flags_that_exist():
-    for name in ("probe", "prune", "reproduce", "pretrain", "resize", "noise", "covariance"):
+    for name in ("probe", "prune", "reproduce", "pretrain", "resize", "noise", "covariance", "experiment"):
         text = (ROOT / "scripts" / f"{name}.py").read_text()
         used = set(re.findall(r"--(\w+)[= ]", text.split('"""')[1])) - {"config"}
         defined = set(
@@ -170,6 +190,21 @@ MISTAKES = {
     ),
     "config value": ("probe", [BOXES, "--config.splits=many"], "--config.splits=many"),
     "config file": ("reproduce", ["--config=configs/demos.py"], r"configs/demos\.py"),
+    "settings of noise": (
+        "noise",
+        ["--config=configs/noise.py", "--config.splits=0", "--config.sizes=20,x"],
+        r"config\.sizes is 'x'; expected an integer; config\.splits is 0; expected at least 1",
+    ),
+    "imports": (
+        "noise",
+        ["--config=configs/noise.py", "--imports=no_such_module"],
+        "no_such_module cannot be imported",
+    ),
+    "experiment": (
+        "experiment",
+        ["--config=configs/noise.py", "--experiment=nose"],
+        "No experiment is called 'nose'; did you mean noise",
+    ),
     "data of the paper": (
         "reproduce",
         ["--config=configs/paper.py:photos", "--workdir=runs/photos"],

@@ -83,7 +83,10 @@ def test_all_problems_at_once_with_prefix():
         ({"rate": float("nan")}, "rate is nan; expected a number"),
         ({"splits": 31}, "splits is more than sizes"),
         ({"ranges": ((1, 2, 3),)}, "ranges has '1-2-3'; expected two integers"),
-        ({"scaling": 3, "random": 1}, "random is 1; expected True or False; scaling is 3; expected one of common, each"),
+        (
+            {"scaling": 3, "random": 1},
+            "random is 1; expected True or False; scaling is 3; expected one of common, each",
+        ),
     ],
 )
 def test_the_constructor_refuses(values, message):
