@@ -125,21 +125,21 @@ def test_findings_agree_with_the_scores(finished, tables):
     findings, headlines = summary["findings"], [x for x in summary["findings"] if x["level"] == "headline"]
     assert len(headlines) == 3
     for layer, pooling, name in (
-        ("block_1", "gap", "width, GAP"),
-        ("block_1", "corrected_gap", "width, corrected GAP"),
-        ("block_2", "gap", "width, GAP"),
+        ("block_1", "gap", "width from GAP"),
+        ("block_1", "corrected_gap", "width from corrected GAP"),
+        ("block_2", "gap", "width from GAP"),
     ):
         assert value(headlines, layer, name) == pytest.approx(median(scores, layer, pooling))
     few = {"setting": "published", "estimator": "ols"}
     for smallest in (20, 24):
         at = f"block_1, {smallest} to"
         for name, options in (
-            ("width, GAP", {"pooling": "gap"}),
-            ("1 / width, GAP", {"pooling": "gap", "target": "inverse_width"}),
-            ("width, corrected GAP", {"pooling": "corrected_gap"}),
+            ("width from GAP", {"pooling": "gap"}),
+            ("1 / width from GAP", {"pooling": "gap", "target": "inverse_width"}),
+            ("width from corrected GAP", {"pooling": "corrected_gap"}),
         ):
             expected = median(scores, "block_1", smallest=smallest, **few, **options)
-            assert value(findings, at, f"R² of {name}, least squares") == pytest.approx(expected)
+            assert value(findings, at, f"R² of {name} (least squares") == pytest.approx(expected)
     effects = tables["effects"].set_index(["condition", "pooling", "layer"])["between_widths"]
     for pooling, name in noise.NAMES.items():
         share = 100 * effects["trained", pooling, "block_1"]
@@ -179,6 +179,21 @@ def test_readable_width_is_a_caution(settings, tables):
     assert "block_1" not in caution.note
 
 
+def test_two_networks_of_one_family_are_told_apart(settings, tables):
+    twice = {
+        name: pd.concat([table, table.assign(weights="others")], ignore_index=True)
+        for name, table in tables.items()
+    }
+    page = noise.report(parse(noise.Settings, settings), twice)
+    headlines = [x.at for x in page.findings if x.level == "headline"]
+    assert headlines == [
+        f"tiny ({weights}) {layer}, 20 to 36 px"
+        for weights in ("some_weights", "others")
+        for layer in ("block_1", "block_1", "block_2")
+    ]
+    assert len(page.sections) == 2
+
+
 def test_page_is_rendered_from_the_folder(finished):
     workdir, _ = finished
     html = (workdir / "report.html").read_text()
@@ -194,9 +209,15 @@ def test_page_is_rendered_from_the_folder(finished):
         assert all(len(row) == len(table.columns) for row in table.rows)
         assert [row[0] for row in table.rows] == list(MAPS)
     assert re.search(r"at least, in px:\s+block_2 32\.", section.html)
-    assert "undefined below 32 px" in section.tables[0].rows[2]
+    assert section.tables[0].rows[2][1] == "undefined below 32 px"
+    row = dict(zip(section.tables[0].columns, section.tables[0].rows[2], strict=True))
+    effects = runner.read(workdir)[1]["effects"].set_index(["condition", "pooling", "layer"])[
+        "between_widths"
+    ]
+    assert row["GAP, between widths"] == f"{100 * effects['trained', 'gap', 'block_2']:.0f} %"
+    assert row["corrected GAP, between widths"] == "–"
     medians = runner.read(workdir)[1]["noise"].query("smallest == 20 and condition == 'trained'")
-    assert section.tables[0].rows[1][2] == f"{median(medians, 'block_1', 'gap'):.2f}".replace("-", "−")
+    assert section.tables[0].rows[1][3] == f"{median(medians, 'block_1', 'gap'):.2f}".replace("-", "−")
 
 
 def test_published_values_stand_beside_mixed0_of_inception(finished, settings, tables):
@@ -252,7 +273,7 @@ def test_nothing_defined_is_said_in_words(settings, tmp_path):
     changed = {**settings, "layers": "block_2", "sizes": "16,20,24", "ranges": "", "random_weights": False}
     text = run(changed, tmp_path / "run")
     summary = summary_of(tmp_path / "run")
-    assert "corrected GAP" not in summary["answer"]
+    assert "corrected" not in summary["answer"]
     assert "nan" not in (text + json.dumps(summary["findings"])).lower()
     tables = runner.read(tmp_path / "run")[1]
     assert tables["layers"][["needed", "start"]].fillna(0).to_numpy().tolist() == [[32, 0]]

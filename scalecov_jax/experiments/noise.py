@@ -174,13 +174,15 @@ class _Report:
         reference: The deepest layer probed with corrected GAP over the most widths; None if there is none.
         whole: Scores over all widths.
         same: Scores over the widths on which both poolings of a layer were probed.
-        effects: Effects over the widths of `same`, of the trained network.
+        effects: Effects over these widths, or all widths where corrected GAP was not probed; of the trained network.
     """
 
     def __init__(self, settings: Settings, layers: pd.DataFrame, tables: Mapping[str, pd.DataFrame]):
         self.settings, self.weights = settings, layers["weights"].iloc[0]
         self.architecture = layers["architecture"].iloc[0]
         self.name, self.layers = plain_name(self.architecture), layers["layer"].tolist()
+        if (tables["layers"].groupby("architecture")["weights"].nunique() > 1)[self.architecture]:
+            self.name += f" ({self.weights})"  # else findings of two networks could not be told apart
         self.first, self.final = min(settings.sizes), max(settings.sizes)
         columns = layers.set_index("layer")[["needed", "start"]]
         self.needed = {
@@ -191,14 +193,15 @@ class _Report:
         self.scores, effects, self.predictions = (
             _rows(tables[name], weights=self.weights) for name in ("noise", "effects", "predictions")
         )
-        self.whole, self.same = (
-            _rows(self.scores, smallest=self.first, largest=self.final),
-            self._same(self.scores),
+        self.whole = _rows(self.scores, smallest=self.first, largest=self.final)
+        self.same = self._from(self.starts, self.scores)
+        self.effects = self._from(
+            dict.fromkeys(self.layers, self.first) | self.starts, _rows(effects, condition="trained")
         )
-        self.effects = _rows(self._same(effects), condition="trained")
 
-    def _same(self, rows: pd.DataFrame) -> pd.DataFrame:
-        return rows[(rows["smallest"] == rows["layer"].map(self.starts)) & (rows["largest"] == self.final)]
+    def _from(self, starts: Mapping[str, int], rows: pd.DataFrame) -> pd.DataFrame:
+        """The rows over the widths from that of `starts` on; layers that are not there are left out."""
+        return rows[(rows["smallest"] == rows["layer"].map(dict(starts))) & (rows["largest"] == self.final)]
 
     def at(self, layer: str, smallest: int | None = None, largest: int | None = None) -> str:
         """A layer and a range of widths; by default that over which both poolings were probed."""
@@ -225,7 +228,7 @@ class _Report:
             value, low, high = rows.loc[[layer]].to_numpy(float)[0].tolist()
             return Finding(quantity, at, value, low, high, splits, **more)
 
-        many = "median R² of width, {}, ridge, 70 % to train"
+        many = "median R² of width from {} (ridge, 70 % to train)"
         if layer:
             for pooling in POOLED:
                 rows = _r2(self.same, pooling, LARGER)
@@ -235,7 +238,7 @@ class _Report:
             yield r2(many.format("GAP"), self.last, at, rows, level="headline")
         if not layer:
             return
-        few = f"median R² of {{}}, {{}}, least squares, {self.settings.train} to train"
+        few = f"median R² of {{}} from {{}} (least squares, {self.settings.train} to train)"
         published = PUBLISHED if (self.architecture, layer) == PUBLISHED_AT else {}
         drawn = _rows(self.scores, setting="published", layer=layer)
         both = drawn[drawn["pooling"] == "corrected_gap"]
@@ -372,7 +375,7 @@ class _Report:
         }
         return self._table(
             f"median R² of the width. {few}: the published setting, least squares; larger and unseen widths: ridge.",
-            {**columns, "corrected GAP": pd.Series(starts, self.layers)},
+            {"corrected GAP": pd.Series(starts, self.layers), **columns},
         )
 
     def by_target(self) -> Table:
