@@ -1,10 +1,10 @@
-"""Run an experiment by name, such as one of your own; docs/architecture.md shows how to write it.
+"""Run an experiment by name; docs/architecture.md shows how to write one of your own.
 
 Example:
-  python scripts/experiment.py --experiment=positions --imports=positions --config=positions_config.py --workdir=runs/positions
+  python scripts/experiment.py --experiment=noise --config=configs/noise.py --workdir=runs/noise
 
-where positions.py registers the experiment and positions_config.py returns its settings, as configs/noise.py does. Writes one CSV
-per table, summary.json, report.html, figures/ and features/ to --workdir.
+For your own, name the module that registers it, such as --imports=positions, and a file of settings like configs/noise.py. Writes one
+CSV per table, summary.json, report.html, figures/ and features/ to --workdir.
 """
 
 import sys

@@ -67,7 +67,7 @@ def test_numbers():
         "−1.23",
         "1,234",
     ]
-    assert interval(0.5, -0.1, 1) == "0.50 (−0.10 to 1.00)"
-    assert interval(0.5, None, 1) == "0.50"
+    assert interval(0.5, -0.1, 1.0) == "0.50 (−0.10 to 1.00)"
+    assert interval(0.5, None, 1.0) == "0.50"
     assert [percent(x) for x in (0.123, None)] == ["12 %", "–"]
     assert [signed(x) for x in (0.5, -0.5)] == ["+0.50", "−0.50"]
