@@ -338,12 +338,12 @@ def replicates(count: int, sizes: Sequence[int], widths: Sequence[int]) -> dict[
 
 
 STUDIES = {
-    "single": Study(single, replicates(500, SIZES, WIDTHS), 0.05),
-    "five": Study(choice, replicates(500, (50, 200), [512]), 0.1),
-    "grouped": Study(grouped, replicates(500, (50, 100, 250, 500), [512]), 0.1),
+    "single": Study(single, replicates(400, SIZES, WIDTHS), 0.05),
+    "five": Study(choice, replicates(300, (50, 200), [512]), 0.1),
+    "grouped": Study(grouped, replicates(300, (50, 100, 250, 500), [512]), 0.1),
     "tests": Study(tests, replicates(2000, SIZES, [0]), 0.02),
-    "patients": Study(patient_tests, replicates(2000, (50, 200), [0]), 0.1),
-    "peers": Study(peers, replicates(500, SIZES, [512]), 0.4),
+    "patients": Study(patient_tests, replicates(500, (50, 200), [0]), 0.1),
+    "peers": Study(peers, replicates(300, SIZES[:3], [512]), 0.4),
 }
 
 

@@ -3,8 +3,8 @@
 Example:
   python scripts/experiment.py --experiment=noise --config=configs/noise.py --workdir=runs/noise
 
-For your own, name the module that registers it, such as --imports=positions, and a file of settings like configs/noise.py. Writes one
-CSV per table, summary.json, report.html, figures/ and features/ to --workdir.
+For your own, name the module that registers it, such as --imports=positions, and a file of settings like configs/noise.py. Writes
+one CSV per table, summary.json, report.html, figures/ and features/ to --workdir.
 """
 
 import sys

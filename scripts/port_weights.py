@@ -1,7 +1,7 @@
 """Turn a weight file of Keras, torchvision or timm into a checkpoint.
 
 Example:
-  python scripts/port_weights.py --architecture=resnet50 --source=resnet50.safetensors --preprocessing=torch \
+  python scripts/port_weights.py --architecture=resnet50 --source=resnet50_weights.h5 --preprocessing=caffe \
     --output=runs/weights/resnet50 --verify
 """
 
@@ -140,6 +140,8 @@ def run(argv: list[str]) -> None:
     """Turn a user's mistake into one line and exit status 1."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+        sys.exit(f"error: Unexpected arguments: {' '.join(argv[1:])}; settings look like --last=add_15.")
     try:
         main(argv)
     except (ValueError, ImportError, OSError) as error:

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from golden_tables import assert_golden
 from tiny_network import LAYERS, random_network
 
 from scalecov_jax import checkpoints
@@ -109,6 +110,10 @@ def test_tables_have_one_row_for_everything(finished):
     assert all(-1 <= row.value <= 1 for row in angles)
     readings = read_table(workdir / "readings.csv", Reading)
     assert len(readings) == 2 * len(CLASSES) * 3 * 4 * 5
+
+
+def test_tables_are_those_kept(finished):
+    assert_golden(finished[0], "covariance")
 
 
 def test_scale_is_read_and_a_shuffled_measure_is_not(finished):

@@ -11,7 +11,7 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
-from scalecov_jax.probes import evaluate, logistic, probe, splits
+from scalecov_jax.probes import evaluate, logistic, splits
 from scalecov_jax.probes.contract import Probe, check_problem
 from scalecov_jax.probes.probe import PROBES, cross_validate
 
@@ -242,9 +242,3 @@ def test_a_measure_that_is_constant_in_a_group_is_refused_with_advice(problem):
         ValueError, match=r"constant on the held-out part of split 0: .*fewer folds.*stratified"
     ):
         cross_validate(PROBES["ridge"], features, tiled(measure, masks), masks)
-
-
-def test_names(problem):
-    assert [one.name for one in PROBES.values()] == list(PROBES)
-    assert {"ridge", "ols", "kernel_ridge", "logistic", "local_ridge"} == set(PROBES)
-    assert probe.Probe is Probe

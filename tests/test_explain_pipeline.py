@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_tables import assert_golden
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
@@ -65,6 +66,7 @@ def test_tables_reports_and_a_second_run(settings, method, rows, kept, tmp_path)
     assert summary["provenance"]["seed"] == "2026"
     assert (tmp_path / "run/report.html").stat().st_size > 10_000
     assert list((tmp_path / "run/figures").glob("*.png"))
+    assert_golden(tmp_path / "run", method)
     before = path.read_bytes(), {one: one.stat().st_mtime_ns for one in (tmp_path / "run" / kept).iterdir()}
     assert run(settings, method, tmp_path / "run", resume=True).split("\n")[0] == table.split("\n")[0]
     assert path.read_bytes() == before[0]
@@ -120,12 +122,11 @@ def test_maps_meet_boxes_in_the_pointing_game(settings, tmp_path):
         small = [float(row["box_share"]) < 0.25 for row in csv.DictReader(file)]
     assert games["all"]["images"] == len(small) == 12
     assert games["small"]["images"] == sum(small) > 0
-    assert games["exchanged"]["hits"] == games["all"]["hits"]
-    assert 0 < games["exchanged"]["p"] <= 1
     with (tmp_path / "run/randomised.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["layer"] for row in rows] == ["pre_softmax", "block_2", "block_1", "stem"]
-    assert all(abs(float(row["correlation"])) < 0.99 and row["images"] == "12" for row in rows)
+    assert {row["images"] for row in rows} == {"12"}
+    assert_golden(tmp_path / "run", "grad_cam_pp")
     assert (tmp_path / "run/figures/randomised.png").exists()
     with np.load(tmp_path / "run/maps/some_weights.npz") as file:
         assert file["layer_maps"].shape == (12, *file["layer_maps"].shape[1:])

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_network  # noqa: F401 - registers its architecture
+from golden_tables import assert_golden
 from sklearn.metrics import cohen_kappa_score
 
 from scalecov_jax import checkpoints
@@ -97,6 +98,10 @@ def test_files(unbroken):
     card = (folder / "tiny.md").read_text()
     assert "240 in 30 steps of 8" in card
     assert "`train_grader.py`" in card
+
+
+def test_tables_are_those_kept(unbroken):
+    assert_golden(unbroken[0], "grader", columns=["seconds"])
 
 
 def test_killed_training_goes_on_to_the_same_bits(unbroken, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from golden_tables import assert_golden
 from test_transfer_pipeline import dots
 from tiny_network import random_network
 
@@ -112,6 +113,11 @@ def test_every_section_has_its_files_and_its_rows(finished):
     assert "ResNet50: R² at add_15, least squares" in table
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["provenance"]["seed"] == "0"
+
+
+def test_tables_are_those_kept(finished):
+    # Noise (section 4.2) and probing have tables of their own.
+    assert_golden(finished[0], "paper", tables=["noise/*", "probe/*"], rows={"section": 4.2})
 
 
 def test_a_finished_section_is_not_run_again(finished, settings, monkeypatch):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_tables import assert_golden
 from tiny_network import Tiny, draw_noise
 
 from scalecov_jax import checkpoints, pretraining, training
@@ -111,6 +112,10 @@ def test_killed_training_goes_on_to_the_same_bits(unbroken, environment, tmp_pat
     seconds = [float(row.split(",")[-1]) for row in rows[1:]]
     assert (np.diff(seconds) >= 0).all()
     assert curve["seconds"][-1] == seconds[-1]
+
+
+def test_tables_are_those_kept(unbroken):
+    assert_golden(unbroken[0], "pretrain", columns=["seconds"])
 
 
 def test_curve(unbroken):

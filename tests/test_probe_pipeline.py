@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 from tiny_network import LAYERS, random_network
 
 from scalecov_jax import checkpoints, evidence_table, experiment
+from scalecov_jax.concepts.measure import MEASURES
 from scalecov_jax.design import Design
 from scalecov_jax.features import compute_features
 from scalecov_jax.images.sources import open_source
@@ -23,7 +25,7 @@ from scalecov_jax.pipelines import probe, prune
 from scalecov_jax.probes.sample_size import SizeScore
 from scalecov_jax.probes.splits import make_splits
 from scalecov_jax.rcv import RcvRow, load_rcv, load_rcvs
-from scalecov_jax.scores import read_scores
+from scalecov_jax.scores import Score
 from scalecov_jax.selection import select_layers
 from scalecov_jax.tables import read_table
 
@@ -116,7 +118,7 @@ def test_scores_have_one_row_for_everything(finished):
         == "architecture,weights,condition,concept,image_class,layer,split,estimator,alpha,r2"
     )
     assert len(rows) == len(CLASSES) * len(TRUNK) * SPLITS * 3 * 2
-    scores = read_scores(workdir / "scores.csv")
+    scores = read_table(workdir / "scores.csv", Score)
     keys = {(s.condition, s.image_class, s.layer, s.split, s.estimator) for s in scores}
     assert len(keys) == len(rows)
     assert {(s.architecture, s.weights, s.concept) for s in scores} == {("tiny", "some_weights", "scale")}
@@ -131,7 +133,7 @@ def test_summary_agrees_with_the_scores(finished):
     workdir, table = finished
     summary = summary_of(workdir)
     assert set(summary["selected"]) == {"ols", "ridge"}
-    for one in select_layers(read_scores(workdir / "scores.csv"), TRUNK):
+    for one in select_layers(read_table(workdir / "scores.csv", Score), TRUNK):
         written = summary["selected"][one.estimator]
         assert written == {"layer": one.layer, "r2_mean": one.r2_mean, "r2_sd": one.r2_sd}
         assert one.layer in table
@@ -231,7 +233,7 @@ def test_several_networks_and_half_precision(settings, weights, tmp_path):
     assert set(summary["networks"]) == {"some_weights", "other"}
     assert list(summary["networks"]["some_weights"]["widths"]) == list(LAYERS)
     assert list(summary["networks"]["other"]["widths"]) == ["stem", "block_1"]
-    scores = read_scores(tmp_path / "both" / "scores.csv")
+    scores = read_table(tmp_path / "both" / "scores.csv", Score)
     assert len(scores) == (len(LAYERS) + 2) * SPLITS * 3 * 2
     for name, layers in (("some_weights", LAYERS), ("other", LAYERS[:2])):
         layer = summary["networks"][name]["selected"]["ridge"]["layer"]
@@ -269,7 +271,7 @@ def test_layers_that_the_pooling_is_not_defined_at_are_left_out_and_named(settin
     page = (workdir / "report.html").read_text()
     assert sentence in page
     assert "the mean over the pixels of a map that no padding reaches" in page
-    assert {s.layer for s in read_scores(workdir / "scores.csv")} == {"stem", "block_1"}
+    assert {s.layer for s in read_table(workdir / "scores.csv", Score)} == {"stem", "block_1"}
     assert "nan" not in (workdir / "scores.csv").read_text()
     # Of the features, against compute_features; of the cut, under the same pooling.
     assert summary["pruning"]["max_difference"] < 1e-4
@@ -295,7 +297,7 @@ def test_same_seed_same_bytes_also_with_settings_of_earlier_versions(settings, f
     assert summary_of(tmp_path / "max")["pooling"] == "max"
 
     def first_class(workdir):
-        scores = read_scores(workdir / "scores.csv")
+        scores = read_table(workdir / "scores.csv", Score)
         return {one[:8]: one.r2 for one in scores if one.image_class == CLASSES[0]}
 
     found, expected = first_class(tmp_path / "max"), first_class(finished[0])
@@ -362,7 +364,8 @@ def test_evidence_is_tabled_for_every_class_concept_and_layer(weighed):
     assert {(row.images, row.groups) for row in layers if row.image_class != "all"} == {(60, 20)}
     assert {(row.images, row.groups) for row in layers if row.image_class == "all"} == {(120, 40)}
     for row in layers:
-        assert row.low < row.r2 < row.high
+        reach = stats.t.ppf(0.975, row.groups - 1) * row.error  # of groups, not of images
+        assert (row.low, row.high) == pytest.approx((row.r2 - reach, min(row.r2 + reach, 1)))
         assert 1 / 40 <= row.p <= 1
         assert 1 < row.dof < 60
     against = {row.against for row in read_table(workdir / "contrasts.csv", evidence_table.ContrastRow)}
@@ -375,7 +378,6 @@ def test_evidence_is_tabled_for_every_class_concept_and_layer(weighed):
         "beyond_nuisances",
     }
     choices = read_table(workdir / "choices.csv", evidence_table.ChoiceRow)
-    assert all(row.low < row.r2 < row.high for row in choices)
     agreed = [
         row for row in choices if "," not in row.chosen
     ]  # other splits, other layers: that may be better
@@ -389,7 +391,7 @@ def test_evidence_is_tabled_for_every_class_concept_and_layer(weighed):
 def test_one_definition_of_every_number(weighed):
     """Scores, tables, headline, summary and cut are of one ridge R2, and name one layer."""
     _, workdir = weighed
-    scores, summary = read_scores(workdir / "scores.csv"), summary_of(workdir)
+    scores, summary = read_table(workdir / "scores.csv", Score), summary_of(workdir)
     layers = read_table(workdir / "layers.csv", evidence_table.LayerRow)
     for row in layers:
         r2 = [
@@ -399,7 +401,6 @@ def test_one_definition_of_every_number(weighed):
             and row.image_class in (s.image_class, "all")
         ]
         assert row.r2 == pytest.approx(np.mean(r2), abs=1e-12)
-        assert row.low < row.r2 < row.high <= 1
     peaks = {}
     for row in read_table(workdir / "contrasts.csv", evidence_table.ContrastRow):
         if row.against == "peak" and row.difference == 0:
@@ -481,7 +482,7 @@ def test_patients_stay_together_unless_asked_for(weighed):
 
 
 def test_scores_hold_every_concept_and_probe(weighed):
-    scores = read_scores(weighed[1] / "scores.csv")
+    scores = read_table(weighed[1] / "scores.csv", Score)
     assert {(s.concept, s.estimator) for s in scores if s.condition == "trained"} == {
         (concept, estimator)
         for concept in ("log_scale", "mean_red")
@@ -493,15 +494,26 @@ def test_scores_hold_every_concept_and_probe(weighed):
         for one in select_layers(some, ("stem", "block_1")):
             assert concepts[concept]["selected"][one.estimator]["layer"] == one.layer
     found = concepts["mean_red"]["evidence"]["all"]
-    assert found["interval"][0] < found["r2"] < found["interval"][1]
+    (row,) = (
+        one
+        for one in read_table(weighed[1] / "layers.csv", evidence_table.LayerRow)
+        if (one.concept, one.image_class, one.layer) == ("mean_red", "all", found["layer"])
+    )
+    assert [*found["interval"], found["r2"]] == pytest.approx([row.low, row.high, row.r2])
     assert found["layer"] in found["may_be_best"]
 
 
-def test_measures_are_kept_and_read_again(weighed, tmp_path, monkeypatch):
+def test_measures_are_kept_and_read_again(weighed, monkeypatch):
     changed, workdir = weighed
     before = (workdir / "layers.csv").read_bytes()
     measured = (workdir / "features" / "measures.csv").read_text()
-    assert measured.count("mean_green") == 120
+
+    def refuse(example):
+        raise ValueError(f"{example.name} was measured again")
+
+    for name in ("mean_red", "mean_green"):
+        assert measured.count(name) == 120
+        monkeypatch.setitem(MEASURES, name, MEASURES[name]._replace(measure=refuse))
     run(changed, workdir, resume=True)
     assert (workdir / "layers.csv").read_bytes() == before
 
@@ -538,7 +550,7 @@ def test_truncated_images_are_counted_and_named_and_cost_only_themselves(photogr
     write_voc(tmp_path / "voc", sides, broken=(3, 17))
     run(photographs, tmp_path / "run")
     # The measures still belong to the images: scale is found, and its shuffled control is not.
-    scores = read_scores(tmp_path / "run" / "scores.csv")
+    scores = read_table(tmp_path / "run" / "scores.csv", Score)
     trained, random, shuffled = (
         np.mean([s.r2 for s in scores if (s.condition, s.estimator) == (condition, "ridge")])
         for condition in ("trained", "random_weights", "shuffled_measure")

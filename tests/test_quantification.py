@@ -14,7 +14,8 @@ from scalecov_jax.paper.quantification import (
     published_widths,
 )
 from scalecov_jax.report.quantification import compare, headlines, sections
-from scalecov_jax.scores import CONDITIONS, ESTIMATORS, Score, write_scores
+from scalecov_jax.scores import CONDITIONS, ESTIMATORS, Score
+from scalecov_jax.tables import write_table
 
 CLASSES = {"car": 334, "cat": 133}
 N_TRAIN = {"car": 233, "cat": 93}
@@ -106,7 +107,7 @@ def folder(tmp_path):
             "widths": widths,
         }
         scores += [s._replace(weights=architecture) for s in make_scores(architecture, widths)]
-    write_scores(tmp_path / "scores.csv", scores)
+    write_table(tmp_path / "scores.csv", Score, scores)
     (tmp_path / "summary.json").write_text(json.dumps({"networks": networks}))
     return tmp_path
 

@@ -26,8 +26,14 @@ def test_custom_concept_probe_and_architecture(monkeypatch, capsys):
         np.testing.assert_allclose(printed, [float(value) for value in expected.split(",")], atol=0.05)
 
 
-def test_files_that_are_linked_exist():
-    links = re.findall(r"\]\((?!http)(.*?)\)|src=\"(.*?)\"", README.read_text())
+def test_files_and_headings_that_are_linked_exist():
+    text = README.read_text()
+    headings = [
+        re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)", text, re.M)
+    ]
+    links = re.findall(r"\]\((?!http)(.*?)\)|src=\"(.*?)\"", text)
     assert len(links) >= 8
     for link in map("".join, links):
-        assert (README.parent / link).exists(), link
+        file, _, heading = link.partition("#")
+        assert (README.parent / file).exists(), link
+        assert file or heading in headings, link

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_tables import assert_golden
 from PIL import Image
 from tiny_network import random_network
 
@@ -122,6 +123,10 @@ def test_rows_hold_every_image_size_and_filter(finished):
         if row.size == 32:
             at_own_size[row.weights, row.image].add(row.probability)
     assert all(len(values) == 1 for values in at_own_size.values())
+
+
+def test_tables_are_those_kept(finished):
+    assert_golden(finished[0], "resize")
 
 
 def test_summary_and_report_are_those_of_the_tables(finished):

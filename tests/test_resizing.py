@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_network import random_network
 
 from scalecov_jax import features
+from scalecov_jax.bootstrap import percentile_interval
 from scalecov_jax.images.example import FILTERS, Box, Example, ImageError
 from scalecov_jax.images.labelled import Label, LabelledImages
 from scalecov_jax.models.layers import Softmax
@@ -27,7 +28,6 @@ from scalecov_jax.paper.resizing import (
     true_class,
 )
 from scalecov_jax.paper.resizing_curves import (
-    bootstrap_interval,
     filter_differences,
     grid_losses,
     kind_of,
@@ -235,7 +235,7 @@ def rows_of(probabilities, ranks=None, name="lanczos", groups=None, sizes=SIZES)
 def test_intervals_are_scipys():
     rng = np.random.default_rng(0)
     values = rng.beta(2, 1, 60)
-    interval = bootstrap_interval(resampled_means(values[:, None], 3)[:, 0])
+    interval = percentile_interval(resampled_means(values[:, None], 3)[:, 0])
     expected = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))
     np.testing.assert_allclose(interval, expected.confidence_interval, atol=0.004)
     for hits, count in ((0, 7), (7, 7), (45, 60)):

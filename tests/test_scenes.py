@@ -200,5 +200,5 @@ def test_unknown_class_is_told_the_nearest():
     with pytest.raises(ValueError, match="'stripped_disc'; did you mean striped_disc") as error:
         open_source("scenes", "stripped_disc", count=12)
     assert all(name in str(error.value) for name in scenes.CLASSES)
-    with pytest.raises(ValueError, match=r"'car'; There are|'car'.*There are striped_disc"):
+    with pytest.raises(ValueError, match=r"'car'.*There are striped_disc"):
         scenes.examples("car", 12, 0)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scalecov_jax.transfer.significance import clustered_bootstrap, compare, holm
+from scalecov_jax.bootstrap import clustered_bootstrap
+from scalecov_jax.transfer.significance import compare, holm
 
 # The published ResNet50 log, seeds 1001, 1003, 1005, 1006 and 1008 (METHODS 1.2).
 BASE_MAE = np.array([60.884, 59.805, 75.332, 58.425, 57.978])

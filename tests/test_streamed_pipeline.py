@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_tables import assert_golden
 from PIL import Image
 from tiny_network import LAYERS, random_network
 
@@ -17,7 +18,7 @@ from scalecov_jax import checkpoints
 from scalecov_jax.pipelines import probe
 from scalecov_jax.probes import evaluate, permutation
 from scalecov_jax.probes.splits import k_folds
-from scalecov_jax.scores import read_scores
+from scalecov_jax.scores import Score
 from scalecov_jax.streaming.scores import FoldRow
 from scalecov_jax.tables import read_table
 
@@ -82,8 +83,8 @@ def streamed(settings, tmp_path_factory):
 
 def test_scores_are_those_of_the_way_through_memory(settings, streamed, tmp_path):
     run({**settings, "route": "memory"}, tmp_path / "memory")
-    expected = {s[:8]: s for s in read_scores(tmp_path / "memory" / "scores.csv")}
-    found = {s[:8]: s for s in read_scores(streamed[0] / "scores.csv")}
+    expected = {s[:8]: s for s in read_table(tmp_path / "memory" / "scores.csv", Score)}
+    found = {s[:8]: s for s in read_table(streamed[0] / "scores.csv", Score)}
     assert found.keys() == expected.keys()
     assert len(found) == 3 * FOLDS * 3 * 2
     for key, score in found.items():
@@ -114,6 +115,10 @@ def test_scores_are_those_of_the_way_through_memory(settings, streamed, tmp_path
     )
     scores = solved.ridge.mean(1)
     np.testing.assert_allclose([row.p for row in rows], (scores >= scores[:, :1]).mean(1))
+
+
+def test_tables_are_those_kept(streamed):
+    assert_golden(streamed[0], "streamed_probe")
 
 
 def test_the_report_says_what_is_absent(streamed):
@@ -195,7 +200,7 @@ def test_two_processes_write_what_one_does(settings, streamed, tmp_path):
     printed = [process.communicate(timeout=500)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert all("Report: " in text for text in printed)
-    expected = read_scores(streamed[0] / "scores.csv")
-    for one, other in zip(read_scores(tmp_path / "run" / "scores.csv"), expected, strict=True):
+    expected = read_table(streamed[0] / "scores.csv", Score)
+    for one, other in zip(read_table(tmp_path / "run" / "scores.csv", Score), expected, strict=True):
         assert one[:9] == other[:9]
         assert one.r2 == pytest.approx(other.r2, abs=1e-5)

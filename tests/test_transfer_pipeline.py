@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_tables import assert_golden
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
@@ -120,6 +121,10 @@ def test_heads_on_frozen_features(finished):
     assert not re.search(r"\bnan\b", page, re.IGNORECASE)
 
 
+def test_tables_are_those_kept(finished):
+    assert_golden(finished[0], "transfer")
+
+
 def test_resume_computes_nothing_twice(settings, finished, monkeypatch):
     folder, first = finished
     before = (folder / "transfer.csv").read_bytes()
@@ -161,6 +166,7 @@ def test_fine_tuning_goes_on_where_it_stopped(settings, tmp_path, monkeypatch):
         ("random (tiny)", "avg_pool"),
     }
     assert not (tmp_path / "run" / "sweep.csv").exists()
+    assert_golden(tmp_path / "run", "fine_tuning", tables=["patches/*"])
     assert table == run(settings, tmp_path / "other").replace(str(tmp_path / "other"), str(tmp_path / "run"))
 
 

@@ -14,8 +14,9 @@ from scalecov_jax.report import page, transfer, transfer_figures
 from scalecov_jax.report.transfer_answer import answer_sentences, verdict, warnings
 from scalecov_jax.report.transfer_sections import confusion_counts, learning_section
 from scalecov_jax.report.transfer_table import table_section
+from scalecov_jax.tables import read_table
 from scalecov_jax.transfer import results
-from scalecov_jax.transfer.metrics import read_outcomes
+from scalecov_jax.transfer.metrics import Outcome
 
 
 def write(folder, patches, compared, title="Does pruning help?", **settings):
@@ -47,7 +48,7 @@ def test_all_files_are_written(run, compared):
     assert {path.name for path in folder.iterdir()} == {
         *("transfer.csv", "comparisons.csv", "sweep.csv", "summary.json", "figures", "report.html")
     }
-    assert read_outcomes(folder / "transfer.csv") == [
+    assert read_table(folder / "transfer.csv", Outcome) == [
         row for one in compared for row in results.outcomes(one.evaluated)
     ]
     for name, fields, count in (

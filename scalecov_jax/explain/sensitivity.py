@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from scalecov_jax.bootstrap import draw_groups
 from scalecov_jax.rcv import Rcv, Vector
 
 RANDOM_DIRECTIONS = 1000
@@ -171,10 +172,7 @@ def relevance_intervals(
     s = np.asarray(sensitivities, np.float64)
     bidirectional_relevance(s, r2)  # refuses what is undefined
     names = np.arange(len(s)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    count = names.max() + 1
-    one_hot = np.zeros((count, len(s)))
-    one_hot[names, np.arange(len(s))] = 1
-    weight = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws) @ one_hot
+    weight = draw_groups(int(names.max()) + 1, draws, seed)[:, names]
     total = weight.sum(1, keepdims=True)
     mean = weight @ s / total
     variance = weight @ np.square(s - s.mean(0)[None]) / total - np.square(mean - s.mean(0)[None])

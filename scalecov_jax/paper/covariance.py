@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from scalecov_jax.bootstrap import draw_groups, percentile_interval
+
 MEASURES = {"r": np.positive, "sqrt_r": np.sqrt, "log_r": np.log}
 
 
@@ -123,9 +125,9 @@ def share_along(
     along = np.square(moved @ direction).sum(1) / norm
     total = np.square(moved).sum((1, 2))
     _positive(total.min(), "The features of an object are the same at all its sizes.")
-    weights = np.random.default_rng(seed).multinomial(len(moved), np.full(len(moved), 1 / len(moved)), draws)
-    low, high = np.percentile((weights @ along) / (weights @ total), (2.5, 97.5))
-    return Interval(float(along.sum() / total.sum()), float(low), float(high))
+    drawn = draw_groups(len(moved), draws, seed)
+    interval = percentile_interval((drawn @ along) / (drawn @ total))
+    return Interval(float(along.sum() / total.sum()), *interval)
 
 
 def best_share(moved: Float[np.ndarray, "K R D"]) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import binomtest
 
+from scalecov_jax.bootstrap import draw_groups, percentile_interval
 from scalecov_jax.images.example import FILTERS, Filter
 from scalecov_jax.paper.resizing import FILLED, Classified
 
@@ -132,13 +133,7 @@ def resampled_means(
 @functools.lru_cache(maxsize=1)  # drawing takes longer than all else; curves of one group follow each other
 def _draws(count: int, seed: int, resamples: int) -> Float[np.ndarray, "B N"]:
     """How often each image is drawn."""
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples).astype(float)
-
-
-def bootstrap_interval(means: Float[np.ndarray, "B"]) -> tuple[float, float]:
-    """The percentile interval of resampled means that covers 95 %."""
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    return draw_groups(count, resamples, seed).astype(float)
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:
@@ -159,7 +154,7 @@ def points(rows: Iterable[Classified], seed: int = 0) -> list[Point]:
         count = len(images)
         for column, size in enumerate(sizes):
             probability = values["probability"][:, column]
-            interval = bootstrap_interval(means[:, column]) if count > 1 else (0.0, 1.0)
+            interval = percentile_interval(means[:, column]) if count > 1 else (0.0, 1.0)
             shares = []
             for measure in ("top1", "top5"):
                 hits = int(values[measure][:, column].sum())
@@ -219,7 +214,7 @@ def filter_differences(rows: Iterable[Classified], seed: int = 0) -> list[Differ
         difference = values - curves[weights, REFERENCE][1]
         means = resampled_means(difference, seed)
         for column, size in enumerate(sizes):
-            interval = bootstrap_interval(means[:, column])
+            interval = percentile_interval(means[:, column])
             found.append(Difference(weights, name, size, float(difference[:, column].mean()), *interval))
     return found
 
@@ -244,7 +239,7 @@ def grid_losses(rows: Sequence[Classified], input_sizes: Mapping[str, int], seed
             for column in range(first + 1, last):
                 share = (sizes[column] - sizes[first]) / (sizes[last] - sizes[first])
                 loss = (1 - share) * values[:, first] + share * values[:, last] - values[:, column]
-                interval = bootstrap_interval(resampled_means(loss[:, None], seed)[:, 0])
+                interval = percentile_interval(resampled_means(loss[:, None], seed)[:, 0])
                 found.append(GridLoss(weights, sizes[column], float(loss.mean()), *interval))
     return found
 

@@ -1,11 +1,11 @@
 """The model card of a network that this project trained."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from scalecov_jax.checkpoints import Network
@@ -15,10 +15,8 @@ from scalecov_jax.report import sketches, style
 
 def read_curve(path: Path) -> dict[str, np.ndarray]:
     """Columns of a curve.csv; where a killed training was resumed, the steps that it repeated count once."""
-    with path.open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    by_step = {row["step"]: row for row in rows}
-    return {name: np.array([by_step[step][name] for step in sorted(by_step)]) for name in rows[0]}
+    table = pd.read_csv(path, dtype=float).drop_duplicates("step", keep="last").sort_values("step")
+    return {str(name): column.to_numpy() for name, column in table.items()}
 
 
 def write_model_card(

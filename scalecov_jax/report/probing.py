@@ -19,7 +19,7 @@ from scalecov_jax.rcv import RcvRow, rcv_rows, save_rcvs
 from scalecov_jax.report import evidence as report_evidence
 from scalecov_jax.report import evidence_answer, figures, page, sample_size, sketches, style
 from scalecov_jax.report.probing_answer import answer, evidence_of, summarise, warnings
-from scalecov_jax.scores import ESTIMATORS, write_scores
+from scalecov_jax.scores import ESTIMATORS, Score
 from scalecov_jax.selection import Selected, select_layers
 from scalecov_jax.tables import write_table
 
@@ -50,8 +50,8 @@ def write_results(
         provenance: From `provenance.provenance`.
         sections: Extra parts of the page.
     """
-    write_scores(workdir / "scores.csv", (s for _, result, _ in results.values() for s in result.scores))
     every = [result for _, result, _ in results.values()]
+    write_table(workdir / "scores.csv", Score, (score for result in every for score in result.scores))
     if swept := [score for result in every for one in result.classes.values() for score in one.sizes]:
         write_table(workdir / sample_size.FILE, SizeScore, swept)
     _write_evidence(workdir, every)

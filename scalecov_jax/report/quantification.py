@@ -19,7 +19,8 @@ from scalecov_jax.paper.quantification import (
 )
 from scalecov_jax.report import figures, page, sample_size
 from scalecov_jax.report.style import BLUE, DARK, GREEN, ORANGE, RED, WIDTH, save, styled
-from scalecov_jax.scores import CONDITIONS, ESTIMATORS, Condition, Score, read_scores
+from scalecov_jax.scores import CONDITIONS, ESTIMATORS, Condition, Score
+from scalecov_jax.tables import read_table
 
 _CONDITIONS: dict[Condition, str] = {
     "trained": "trained weights",
@@ -209,7 +210,7 @@ def sections(folder: Path) -> list[page.Section]:
 
 def _networks(folder: Path) -> list[tuple[str, Mapping[str, Any], list[Score]]]:
     summary = json.loads((folder / "summary.json").read_text())
-    scores = read_scores(folder / "scores.csv")
+    scores = read_table(folder / "scores.csv", Score)
     networks = summary.get("networks", {summary.get("weights"): summary})
     return [
         (name, network, [s for s in scores if s.weights == name])

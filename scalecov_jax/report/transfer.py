@@ -30,7 +30,7 @@ from scalecov_jax.report.transfer_sections import (
 )
 from scalecov_jax.report.transfer_table import METRIC_NAMES, difference, interval, score_rows, table_section
 from scalecov_jax.tables import write_table
-from scalecov_jax.transfer.metrics import write_outcomes
+from scalecov_jax.transfer.metrics import Outcome
 from scalecov_jax.transfer.results import Comparison, SweepScore, outcomes
 
 _READING = {
@@ -75,9 +75,8 @@ def write_results(
         settings: Of the run; fixed_split and batch_norm are looked at.
         sections: Extra parts of the page.
     """
-    write_outcomes(
-        workdir / "transfer.csv", outcomes([one for result in results for one in result.evaluated])
-    )
+    evaluated = [one for result in results for one in result.evaluated]
+    write_table(workdir / "transfer.csv", Outcome, outcomes(evaluated))
     write_table(workdir / "comparisons.csv", Comparison, [c for one in results for c in one.comparisons])
     if sweep := [score for one in results for score in one.sweep]:
         write_table(workdir / "sweep.csv", SweepScore, sweep)

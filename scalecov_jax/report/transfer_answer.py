@@ -22,7 +22,7 @@ from scalecov_jax.report.transfer_result import (
 )
 from scalecov_jax.transfer.results import Comparison
 
-FEW_IMAGES = 20  # below, the bootstrap over source images is too narrow, see significance.clustered_bootstrap
+FEW_IMAGES = 20  # below, the bootstrap over source images is too narrow, see bootstrap.clustered_bootstrap
 LEVEL = 0.05
 
 

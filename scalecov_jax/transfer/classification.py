@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scalecov_jax import checkpoints
+from scalecov_jax.bootstrap import draw_groups, percentile_interval
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.cutting import pruned_network
 from scalecov_jax.images.classes import ClassImages
@@ -133,8 +134,7 @@ def detected(
     if set(classes.tolist()) != {0, 1}:
         raise ValueError(f"Held-out classes are {sorted(set(classes.tolist()))}; expected both 0 and 1.")
     member = np.unique(np.asarray(groups), return_inverse=True)[1]
-    count = member.max() + 1
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=DRAWS)
+    drawn = draw_groups(int(member.max()) + 1, DRAWS, seed)
     weight = np.concatenate([np.ones((1, len(classes))), drawn[:, member]])
     right = (logits > 0) == (classes == 1)
     accuracy = weight @ right / weight.sum(1)
@@ -143,5 +143,5 @@ def detected(
     pairs = of_one.sum(1) * of_zero.sum(1)
     valid = pairs > 0
     auc = ((of_one @ wins) * of_zero).sum(1)[valid] / pairs[valid]
-    summary = [(values[0], *np.percentile(values[1:], (2.5, 97.5))) for values in (accuracy, auc)]
-    return Detected(*map(float, (*summary[0], *summary[1])))
+    of_accuracy, of_auc = percentile_interval(accuracy[1:]), percentile_interval(auc[1:])
+    return Detected(float(accuracy[0]), *of_accuracy, float(auc[0]), *of_auc)

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
-from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
 
+from scalecov_jax.bootstrap import draw_groups, percentile_interval
 from scalecov_jax.probes.statistics import Interval
 
 GRADES = 5
@@ -89,6 +90,9 @@ def evaluate(
     _check(grades, probabilities, patients)
     cells = _cells(grades, probabilities, patients)
     confusion = cells.sum(0)
+    referable = grades >= REFERABLE
+    # Rounding is taken off so that equal sums tie.
+    score = np.round(probabilities[:, REFERABLE:].sum(1), 9)
     tn, fp, fn, tp = (int(part[0]) for part in _two_by_two(confusion[None]))
     drawn = np.concatenate(
         [confusion[None], _resample(cells, seed, replicates)]
@@ -119,7 +123,7 @@ def evaluate(
         npv=_ratio(tn, tn + fn),
         f1=_ratio(2 * tp, 2 * tp + fp + fn),
         mcc=_ratio(float(tp) * tn - float(fp) * fn, margins**0.5),
-        auc=_auc(probabilities[:, REFERABLE:].sum(1), grades >= REFERABLE),
+        auc=float(roc_auc_score(referable, score)) if 0 < referable.sum() < len(grades) else None,
     )
 
 
@@ -173,10 +177,9 @@ def _cells(
 def _resample(cells: Int[np.ndarray, "P 5 5"], seed: int, replicates: int) -> Float[np.ndarray, "B 5 5"]:
     """Sums over patients drawn with replacement, a hundred resamples at a time."""
     count, flat = len(cells), cells.reshape(len(cells), -1).astype(np.float64)
-    rng, chance = np.random.default_rng(seed), np.full(count, 1 / count)
+    rng = np.random.default_rng(seed)
     blocks = [
-        rng.multinomial(count, chance, min(100, replicates - start)) @ flat
-        for start in range(0, replicates, 100)
+        draw_groups(count, min(100, replicates - start), rng) @ flat for start in range(0, replicates, 100)
     ]
     return np.concatenate(blocks).reshape(-1, GRADES, GRADES)
 
@@ -188,7 +191,7 @@ def _two_by_two(confusion: Shaped[np.ndarray, "B 5 5"]) -> tuple[np.ndarray, ...
 
 
 def _kappa(confusion: Shaped[np.ndarray, "B 5 5"]) -> Float[np.ndarray, " B"]:
-    """As `qwk.quadratic_weighted_kappa`, of many confusion matrices; NaN where it is undefined."""
+    """Quadratic weighted kappa of many confusion matrices, which scikit-learn takes one by one; NaN where it is undefined."""
     index = np.arange(GRADES)
     weights = (index[:, None] - index[None]) ** 2
     rows, columns = confusion.sum(-1), confusion.sum(-2)
@@ -215,14 +218,4 @@ def _ratio(above: int | float, below: int | float) -> float | None:
 
 
 def _interval(values: Float[np.ndarray, " B"], patients: int) -> Interval | None:
-    values = values[~np.isnan(values)]
-    if patients < 2 or not len(values):
-        return None
-    return Interval(*(float(one) for one in np.percentile(values, (2.5, 97.5))))
-
-
-def _auc(score: Float[np.ndarray, " N"], referable: np.ndarray) -> float | None:
-    """From the sum of the ranks of the referable (Mann-Whitney); rounding is taken off so that equal sums tie."""
-    positive = int(referable.sum())
-    ranks = rankdata(np.round(score, 9))[referable].sum()
-    return _ratio(float(ranks) - positive * (positive + 1) / 2, positive * (len(score) - positive))
+    return None if patients < 2 or np.isnan(values).all() else percentile_interval(values)

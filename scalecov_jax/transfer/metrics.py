@@ -1,13 +1,11 @@
 """Errors of predicted nucleus areas: MAE in pixels, kappa over magnifications, and the tidy table of them."""
 
-import csv
-import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from sklearn.metrics import cohen_kappa_score
 
 from scalecov_jax.concepts.nuclei import nearest_class
 
@@ -39,7 +37,7 @@ class Outcome(NamedTuple):
         layer: The layer that it was cut at.
         trainable: Which part was fine-tuned.
         seed: Of the fine-tuning; rows are paired by it.
-        magnification: Of the patches; None, `all` in the file, for all.
+        magnification: Of the patches, such as 7.5, or all.
         n: Number of test patches.
         mae: Mean absolute error in pixels of the patch.
         kappa: Cohen's kappa over magnifications; None where it is undefined.
@@ -51,44 +49,11 @@ class Outcome(NamedTuple):
     layer: str
     trainable: str
     seed: int
-    magnification: float | None
+    magnification: str
     n: int
     mae: float
     kappa: float | None
     kappa_quadratic: float | None
-
-
-def cohen_kappa(
-    true: Int[np.ndarray, " N"], predicted: Int[np.ndarray, " N"], classes: int, *, quadratic: bool = False
-) -> float | None:
-    """Agreement beyond chance, kappa = 1 - sum w O / sum w E.
-
-    O_ij is the share of patches of class i that are predicted as j, E the outer product of its margins, and w_ij = 1 where i != j
-    (then kappa = (p_o - p_e) / (1 - p_e)) or (i - j)^2.
-
-    Args:
-        true: Indices of classes.
-        predicted: Likewise.
-        classes: Their number.
-        quadratic: Weigh by the squared distance of the classes.
-
-    Returns:
-        In [-1, 1]; None where chance alone agrees fully (p_e = 1), or without patches.
-
-    Raises:
-        ValueError: Indices outside 0 to classes - 1.
-    """
-    both = np.concatenate([true, predicted])
-    if len(bad := both[(both < 0) | (both >= classes)]):
-        raise ValueError(f"Classes {np.unique(bad)[:10].tolist()} were given; expected 0 to {classes - 1}.")
-    if not len(true):
-        return None
-    observed = np.bincount(true * classes + predicted, minlength=classes**2).reshape(classes, classes)
-    expected = np.outer(observed.sum(axis=1), observed.sum(axis=0))
-    distance = np.arange(classes)[:, None] - np.arange(classes)[None]
-    weights = distance**2 if quadratic else (distance != 0).astype(np.int64)
-    chance = (weights * expected).sum()
-    return float(1 - len(true) * (weights * observed).sum() / chance) if chance else None
 
 
 def evaluate(
@@ -134,8 +99,10 @@ def evaluate(
     kappa = quadratic = None
     if len(present) > 1:
         of, nearest = (np.searchsorted(classes, m) for m in (magnification, nearest_class(predicted, means)))
-        kappa = cohen_kappa(of, nearest, len(classes))
-        quadratic = cohen_kappa(of, nearest, len(classes), quadratic=True)
+        kappa, quadratic = (
+            float(cohen_kappa_score(of, nearest, labels=range(len(classes)), weights=weights))
+            for weights in (None, "quadratic")
+        )
     measured = [Measured(None, len(error), float(error.mean()), kappa, quadratic)]
     for one in present:
         part = error[magnification == one]
@@ -143,7 +110,7 @@ def evaluate(
     return measured
 
 
-def macro_mae(rows: Iterable[Measured | Outcome]) -> float:
+def macro_mae(rows: Iterable[Measured]) -> float:
     """Mean over magnifications of their MAE; in the MAE over all patches, high magnifications with large nuclei dominate.
 
     Args:
@@ -157,59 +124,3 @@ def macro_mae(rows: Iterable[Measured | Outcome]) -> float:
         given = ", ".join(f"{magnification:g}" for magnification, _ in mae)
         raise ValueError(f"Expected one row for each magnification, got {given or 'none'}.")
     return float(np.mean([value for _, value in mae]))
-
-
-def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:
-    """Write outcomes as CSV with one header line; `all` is the magnification of totals, an undefined kappa an empty field."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Outcome._fields)
-        for outcome in outcomes:
-            magnification = "all" if outcome.magnification is None else f"{outcome.magnification:g}"
-            row = outcome._replace(magnification=magnification)  # pyright: ignore[reportArgumentType]
-            writer.writerow("" if value is None else value for value in row)
-
-
-def read_outcomes(path: Path) -> list[Outcome]:
-    """Read a table written by `write_outcomes`.
-
-    Raises:
-        ValueError: The header is not that of transfer.csv, or rows hold no valid outcome; names the file and the lines.
-    """
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    if not rows or tuple(rows[0]) != Outcome._fields:
-        raise ValueError(
-            f"{path}: expected the header {','.join(Outcome._fields)}, got {','.join(rows[0]) if rows else 'nothing'}."
-        )
-    outcomes, problems = [], []
-    for number, row in enumerate(rows[1:], start=2):
-        try:
-            outcomes.append(_outcome(row))
-        except ValueError:
-            problems.append(number)
-    if problems:
-        raise ValueError(f"{path}: lines {problems[:10]} ({len(problems)} in all) hold no valid outcome.")
-    return outcomes
-
-
-def _outcome(row: list[str]) -> Outcome:
-    architecture, weights, layer, trainable, seed, magnification, n, mae, *kappas = row
-    kappa, quadratic = (float(value) if value else None for value in kappas)
-    outcome = Outcome(
-        architecture,
-        weights,
-        layer,
-        trainable,
-        int(seed),
-        None if magnification == "all" else float(magnification),
-        int(n),
-        float(mae),
-        kappa,
-        quadratic,
-    )
-    positive = outcome.magnification is None or 0 < outcome.magnification < math.inf
-    agrees = all(value is None or -1 <= value <= 1 for value in (kappa, quadratic))
-    if not (positive and agrees and outcome.n > 0 and 0 <= outcome.mae < math.inf):
-        raise ValueError
-    return outcome

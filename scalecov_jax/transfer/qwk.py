@@ -1,8 +1,7 @@
-"""Quadratic weighted kappa: the agreement of ordered grades, as a metric and as the loss that raises it."""
+"""Quadratic weighted kappa: the agreement of ordered grades, as the loss that raises it."""
 
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int
 
 TINY = 1e-7  # of the observed disagreement: a batch that is graded perfectly has a finite loss
 
@@ -30,41 +29,3 @@ def qwk_loss(probabilities: Float[Array, "N C"], grades: Int[Array, " N"]) -> Fl
     share = (grades[:, None] == jnp.arange(classes)[None]).mean(0, dtype=probabilities.dtype)
     expected = share @ weights @ probabilities.sum(0)
     return jnp.log(observed + TINY * count) - jnp.log(expected + TINY * count)
-
-
-def quadratic_weighted_kappa(
-    true: Integer[np.ndarray, " N"], predicted: Integer[np.ndarray, " M"], classes: int = 5
-) -> float:
-    """Cohen's kappa with quadratic weights: 1 - sum omega O / sum omega E.
-
-    Args:
-        true: Grades, 0 to `classes` - 1.
-        predicted: Likewise, as many.
-        classes: Number of grades; kappa itself does not depend on it.
-
-    Raises:
-        ValueError: Nothing is given, the lengths differ, a grade lies outside, or all are one and the same, where kappa is
-            undefined; says all of them.
-    """
-    true, predicted = np.asarray(true), np.asarray(predicted)
-    both = np.concatenate([true, predicted])
-    outside = np.unique(both[(both < 0) | (both >= classes)])
-    problems = [
-        problem
-        for problem, wrong in (
-            (f"{len(true)} true and {len(predicted)} predicted grades", len(true) != len(predicted)),
-            ("no grades", not len(both)),
-            (f"grades {', '.join(map(str, outside))}, expected 0 to {classes - 1}", len(outside) > 0),
-            (
-                f"all are grade {both[0] if len(both) else ''}, so that no disagreement is expected by chance",
-                len(np.unique(both)) == 1,
-            ),
-        )
-        if wrong
-    ]
-    if problems:
-        raise ValueError(f"Kappa is undefined: {'; '.join(problems)}.")
-    index = np.arange(classes)
-    weights = (index[:, None] - index[None]) ** 2
-    expected = np.bincount(true, minlength=classes) @ weights @ np.bincount(predicted, minlength=classes)
-    return float(1 - len(true) * ((true - predicted) ** 2).sum() / expected)

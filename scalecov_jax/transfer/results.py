@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from scalecov_jax.bootstrap import clustered_bootstrap
 from scalecov_jax.concepts.nuclei import class_means
 from scalecov_jax.images.patches import Patches
 from scalecov_jax.probes.statistics import Interval
@@ -104,7 +105,10 @@ def evaluate_predictions(
 def outcomes(evaluated: Iterable[Evaluated]) -> list[Outcome]:
     """Rows of transfer.csv."""
     return [
-        Outcome(one.architecture, one.weights, one.layer, one.trainable, one.seed, *row)
+        Outcome(
+            *(one.architecture, one.weights, one.layer, one.trainable, one.seed),
+            *("all" if row.magnification is None else f"{row.magnification:g}", *row[1:]),
+        )
         for one, rows in evaluated
         for row in rows
     ]
@@ -238,4 +242,4 @@ def _interval(pruned: Sequence[Evaluated], base: Sequence[Evaluated], patches: P
     clusters = [patches.group[one.prediction.test] for one in pruned]
     if len(np.unique(np.concatenate(clusters))) < 2:
         return None
-    return significance.clustered_bootstrap(errors[0], errors[1], clusters)
+    return clustered_bootstrap(errors[0], errors[1], clusters)
