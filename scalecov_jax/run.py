@@ -105,6 +105,7 @@ def run(
     del networks
     values = json.loads(json.dumps(dataclasses.asdict(settings)))
     folder = open_workdir(workdir, values, resume=resume, overwrite=overwrite)
+    (folder / "summary.json").unlink(missing_ok=True)  # of a finished run that is resumed
     experiment = EXPERIMENTS[name]
     kinds = {}
     for table, frame in experiment.run(settings, folder / "features").items():
@@ -127,7 +128,9 @@ def run(
         "tables": kinds,
         "provenance": facts,
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    partial = folder / "summary.partial"
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    partial.replace(folder / "summary.json")
     return f"{text_table(page.findings)}\n\nReport: {folder / 'report.html'}"
 
 
@@ -165,16 +168,11 @@ def _tables(folder: Path, kinds: Mapping[str, Mapping[str, str]]) -> dict[str, p
     tables = {}
     for name, columns in kinds.items():
         path = folder / f"{name}.csv"
-        numbers = {
+        missing = {
             column: [""] for column, kind in columns.items() if kind != "str"
-        }  # an empty text is no missing value
+        }  # an empty text is a text
         try:
-            tables[name] = pd.read_csv(
-                path,
-                dtype=dict(columns),
-                keep_default_na=False,
-                na_values=numbers,
-            )
+            tables[name] = pd.read_csv(path, dtype=dict(columns), keep_default_na=False, na_values=missing)
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from error
         if [*tables[name]] != [*columns]:
