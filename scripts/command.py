@@ -26,6 +26,12 @@ PROGRAMS = flags.DEFINE_string(
     "Folder that keeps compiled programs for the next run, on machines of the same kind; none when empty. SCALECOV_PROGRAMS "
     "in the environment sets it for all runs.",
 )
+IMPORTS = flags.DEFINE_list(
+    "imports",
+    [],
+    "Modules of yours, separated by commas, in the current folder or on the Python path: what they register (measures, probes, "
+    "architectures, experiments) is then known by name.",
+)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete what an earlier run left in --workdir.")
 
 
@@ -42,6 +48,10 @@ def run(main: Callable[[], None]) -> None:
         keep_programs(PROGRAMS.value)
         try:
             with jax.profiler.trace(str(Path(WORKDIR.value, "profile"))) if PROFILE.value else nullcontext():
+                if IMPORTS.value:
+                    from scalecov_jax.run import import_modules  # slow to import, and rarely needed
+
+                    import_modules(IMPORTS.value)
                 main()
         except (ValueError, FloatingPointError, OSError) as error:
             if logging.level_debug():

@@ -1,28 +1,41 @@
 """White noise and the probes of its width: oracles, and why the width is readable."""
 
+from itertools import product
+
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
 from tiny_network import LAYERS, random_network
 
+from scalecov_jax.experiments import noise_maths
+from scalecov_jax.experiments.noise_maths import (
+    Clean,
+    Design,
+    clean_layers,
+    draws,
+    log_distance,
+    main_window,
+    map_layers,
+    noise_features,
+    reference_layer,
+    targets_of,
+    windows,
+)
 from scalecov_jax.features import compute_features
 from scalecov_jax.images.example import resize_image
 from scalecov_jax.images.noise import examples, white_noise
 from scalecov_jax.models.preprocessing import preprocess
-from scalecov_jax.paper import noise, noise_probes
-from scalecov_jax.paper.noise import Clean, clean_layers, map_layers, noise_features
-from scalecov_jax.paper.noise_probes import Design, draws, log_distance, main_window, targets_of, windows
 from scalecov_jax.probes import evaluate
-from scalecov_jax.report.noise_figures import median_split
+from scalecov_jax.report.plots import median_split
 
 MAPS = LAYERS[:3]
 SIZES = (24, 28, 32, 36, 40, 44, 48)
 PER_SIZE = 8
 DESIGN = Design(splits=4, seed=3)
-NAMED = {"architecture": "tiny", "weights": "w"}
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +58,8 @@ def test_noise_is_uniform_and_independent():
         centred[:, 1:] * centred[:, :-1],
         centred[..., 1:] * centred[..., :-1],
     )
-    for product in neighbours:
-        assert abs(product.mean()) < 4 * product.std() / np.sqrt(product.size)
+    for products in neighbours:
+        assert abs(products.mean()) < 4 * products.std() / np.sqrt(products.size)
 
 
 def test_noise_depends_on_seed_index_and_size_alone():
@@ -73,8 +86,15 @@ def test_clean_layers_by_hand():
     assert [clean[layer].needed for layer in MAPS] == [4, 16, 32]
     assert clean["block_2"].positions == {32: 1, 36: 1, 40: 1, 44: 1, 48: 4}
     assert clean["block_1"].positions[24] == 4
-    assert all(one.defined for one in clean.values())
-    assert not clean_layers(random_network(), MAPS, (24, 28, 32, 36))["block_2"].defined
+    assert [clean[layer].start for layer in MAPS] == [24, 24, 32]
+    assert clean_layers(random_network(), MAPS, (24, 28, 32, 36))["block_2"].start is None
+
+
+def test_reference_layer():
+    assert reference_layer({"a": 24, "b": 24, "c": 32, "d": None}) == "b"
+    assert reference_layer({"a": 40, "b": 32}) == "b"
+    assert reference_layer({"a": None}) is None
+    assert reference_layer({}) is None
 
 
 def test_both_poolings_are_those_of_compute_features(measured):
@@ -98,7 +118,7 @@ def test_one_forward_pass_serves_both_poolings():
     images = np.zeros((2, 32, 32, 3), np.uint8)
 
     def convolutions(corrected):
-        lowered = noise._both_poolings.program().lower(
+        lowered = noise_maths._both_poolings.program().lower(
             network.module, network.variables, images, ("block_1",), corrected, "tf", np.float32
         )
         return lowered.compile().as_text().count("convolution(")
@@ -111,7 +131,7 @@ def test_features_are_cached_by_width(measured, tmp_path, monkeypatch):
     options = {"cache": tmp_path, "name": "n"}
     noise_features(network, clean, SIZES, PER_SIZE, 0, **options)
     assert {path.name for path in tmp_path.iterdir()} == {f"n-{size}.npz" for size in SIZES}
-    monkeypatch.setattr(noise, "_both_poolings", None)
+    monkeypatch.setattr(noise_maths, "_both_poolings", None)
     again = noise_features(network, clean, SIZES, PER_SIZE, 0, **options)
     for layer, rows in again.corrected_gap.items():
         np.testing.assert_allclose(rows, features.corrected_gap[layer], atol=1e-5)
@@ -180,22 +200,27 @@ def test_draws():
 def test_windows():
     positions = dict.fromkeys(SIZES, 1)
     clean = {
-        "a": Clean("a", 10, positions),
-        "b": Clean("b", 40, {size: 1 for size in SIZES if size >= 40}),
-        "c": Clean("c", 44, {44: 1, 48: 1}),
+        "a": Clean(10, positions),
+        "b": Clean(40, {size: 1 for size in SIZES if size >= 40}),
+        "c": Clean(44, {44: 1, 48: 1}),
     }
     design = DESIGN._replace(ranges=((28, 40), (24, 48), (40, 48)))
-    found = windows(clean, SIZES, design, PER_SIZE)
+    ranges = windows(clean, SIZES, design, PER_SIZE)
     # b has 3 widths: 24 images are too few to draw 25 of, and 30 % of the widths would be one.
-    assert [one[:3] for one in found] == [
+    assert [window[:3] for window in ranges] == [
         (24, 48, ("published", "larger", "unseen_sizes")),
         (40, 48, ("larger",)),
         (28, 40, ("published",)),
         (40, 48, ()),
     ]
-    assert [one.layers["gap"] for one in found] == [("a", "b", "c"), ("b",), ("a", "b", "c"), ("a", "c")]
-    assert [one.layers["corrected_gap"] for one in found] == [("a",), ("b",), ("a",), ("a",)]
-    assert [main_window(found, layer)[:2] for layer in "abc"] == [(24, 48), (40, 48), (24, 48)]
+    assert [window.layers["gap"] for window in ranges] == [
+        ("a", "b", "c"),
+        ("b",),
+        ("a", "b", "c"),
+        ("a", "c"),
+    ]
+    assert [window.layers["corrected_gap"] for window in ranges] == [("a",), ("b",), ("a",), ("a",)]
+    assert [main_window(ranges, layer)[:2] for layer in "abc"] == [(24, 48), (40, 48), (24, 48)]
 
 
 # Probes
@@ -212,80 +237,81 @@ def reference(x, y, train, test, alphas):
     return ols, r2_score(y[test], ridge.predict(z_test)), ridge.alpha_
 
 
-def test_scores_equal_numpy_and_scikit_learn(measured):
+@pytest.fixture(scope="module")
+def scored(measured):
     _, clean, features = measured
-    found = windows(clean, SIZES, DESIGN, PER_SIZE)
-    scores = noise_probes.score_noise(features, found, DESIGN, **NAMED, condition="trained")
-    r2 = {(s.setting, s.pooling, s.layer, s.smallest, s.target, s.split, s.estimator): s for s in scores}
-    assert len(r2) == len(scores)
+    ranges = windows(clean, SIZES, DESIGN, PER_SIZE)
+    return ranges, noise_maths.score_noise(features, ranges, DESIGN)
+
+
+KEYS = ["setting", "pooling", "layer", "smallest", "target", "split", "estimator"]
+
+
+def test_scores_equal_numpy_and_scikit_learn(measured, scored):
+    features, scores = measured[2], scored[1].set_index(KEYS)
+    assert scores.index.is_unique
     widths = features.widths
     drawn = draws(widths, 5, 20, DESIGN.splits, DESIGN.seed)
     for layer, pooling, split in (("stem", "gap", 0), ("block_1", "corrected_gap", 1), ("block_2", "gap", 3)):
         x, y = features.rows(pooling, layer, 24, 48), targets_of(widths)
         parts = [("published", drawn[split][:5], drawn[split][5:])]
         for setting, make, what in (
-            ("larger", noise_probes.random_splits, len(widths)),
-            ("unseen_sizes", noise_probes.grouped_splits, widths),
+            ("larger", noise_maths.random_splits, len(widths)),
+            ("unseen_sizes", noise_maths.grouped_splits, widths),
         ):
             mask = make(what, DESIGN.splits, DESIGN.seed)[split]
             parts.append((setting, np.flatnonzero(mask), np.flatnonzero(~mask)))
         for setting, train, test in parts:
-            for column, target in enumerate(noise_probes.TARGETS):
+            for column, target in enumerate(noise_maths.TARGETS):
                 expected = reference(x, y[:, column], train, test, DESIGN.alphas)
-                ols, ridge = (r2[setting, pooling, layer, 24, target, split, e] for e in ("ols", "ridge"))
-                np.testing.assert_allclose(ols.r2, expected[0], rtol=1e-5, atol=1e-5)
-                np.testing.assert_allclose(ridge.r2, expected[1], rtol=1e-5, atol=1e-5)
-                assert (ols.alpha, ridge.alpha) == (None, pytest.approx(expected[2]))
-    unseen = noise_probes.grouped_splits(widths, DESIGN.splits, DESIGN.seed)
+                ols, ridge = (
+                    scores.loc[(setting, pooling, layer, 24, target, split, e)] for e in ("ols", "ridge")
+                )
+                np.testing.assert_allclose(ols["r2"], expected[0], rtol=1e-5, atol=1e-5)
+                np.testing.assert_allclose(ridge["r2"], expected[1], rtol=1e-5, atol=1e-5)
+                assert np.isnan(ols["alpha"])
+                assert ridge["alpha"] == pytest.approx(expected[2])
+    unseen = noise_maths.grouped_splits(widths, DESIGN.splits, DESIGN.seed)
     assert not any({*widths[mask]} & {*widths[~mask]} for mask in unseen)
 
 
-def test_width_is_read_with_gap_and_not_with_corrected_gap(measured):
+def test_width_is_read_with_gap_and_not_with_corrected_gap(measured, scored):
     _, clean, features = measured
-    found = windows(clean, SIZES, DESIGN, PER_SIZE)
-    scores = noise_probes.score_noise(features, found, DESIGN, **NAMED, condition="trained")
-    effects = noise_probes.measure_effects(features, clean, found, **NAMED, condition="trained")
-
-    def median(pooling, layer):
-        wanted = ("larger", pooling, layer, "ridge", "inverse_width")
-        return np.median(
-            [s.r2 for s in scores if (s.setting, s.pooling, s.layer, s.estimator, s.target) == wanted]
-        )
-
-    assert median("gap", "block_1") > 0.7
-    assert median("corrected_gap", "block_1") < 0.3
-    share = {(e.pooling, e.layer, e.smallest): e.between_widths for e in effects}
+    ranges, scores = scored
+    medians = scores.groupby(["setting", "estimator", "target", "pooling", "layer"])["r2"].median()
+    medians = medians.loc["larger", "ridge", "inverse_width"]
+    assert medians["gap", "block_1"] > 0.7
+    assert medians["corrected_gap", "block_1"] < 0.3
+    effects = noise_maths.measure_effects(features, clean, ranges)
+    effects = effects.set_index(["pooling", "layer", "smallest"]).sort_index()
+    share, slopes = effects["between_widths"], effects["slope"]
     assert share["gap", "block_1", 24] > 0.5
     assert abs(share["corrected_gap", "block_1", 24]) < 0.15
-    slopes = [e.slope for e in effects if e.pooling == "corrected_gap" and e.layer != "block_2"]
-    assert all(-1.4 < slope < -0.6 for slope in slopes)
-    assert all(e.slope is None for e in effects if e.pooling == "gap")
+    assert slopes["corrected_gap"].drop("block_2").between(-1.4, -0.6).all()
+    assert slopes["gap"].isna().all()
 
 
-def test_predictions_have_the_scores_that_are_reported(measured):
-    _, clean, features = measured
-    found = windows(clean, SIZES, DESIGN, PER_SIZE)
-    scores = noise_probes.score_noise(features, found[:1], DESIGN, **NAMED, condition="trained")
-    predictions = noise_probes.predict_noise(features, found[0], DESIGN, "block_1", **NAMED)
-    for setting, estimator in (("published", "ols"), ("larger", "ridge")):
-        for pooling in noise.POOLED:
-            wanted = (setting, pooling, "block_1", "width", estimator)
-            expected = {
-                s.split: s.r2
-                for s in scores
-                if (s.setting, s.pooling, s.layer, s.target, s.estimator) == wanted
-            }
-            some = [
-                p for p in predictions if (p.setting, p.pooling, p.layer, p.target, p.estimator) == wanted
-            ]
-            split, r2 = median_split(some)
-            assert r2 == pytest.approx(expected[split], abs=1e-6)
-            assert r2 == pytest.approx(sorted(expected.values())[1], abs=1e-6)
-    inverse = [p for p in predictions if p.target == "inverse_width"]
-    assert inverse
-    assert all(p.predicted > 0 for p in inverse)
+def test_predictions_have_the_scores_that_are_reported(measured, scored):
+    ranges, scores = scored
+    predictions = noise_maths.predict_noise(measured[2], ranges[0], DESIGN, "block_1").rename(
+        columns={"width": "true"}
+    )
+    scores = scores[scores["smallest"] == 24].set_index(KEYS)["r2"]
+    parts = predictions.groupby(["setting", "pooling", "estimator", "target"])
+    for (setting, estimator), pooling in product(
+        (("published", "ols"), ("larger", "ridge")), noise_maths.POOLED
+    ):
+        split, r2 = median_split(parts.get_group((setting, pooling, estimator, "width")))
+        expected = [
+            scores[setting, pooling, "block_1", 24, "width", x, estimator] for x in range(DESIGN.splits)
+        ]
+        assert r2 == pytest.approx(expected[split], abs=1e-6)
+        assert r2 == pytest.approx(sorted(expected)[1], abs=1e-6)
+    inverse = predictions[predictions["target"] == "inverse_width"]
+    assert len(inverse)
+    assert (inverse["predicted"] > 0).all()
     with pytest.raises(ValueError, match="no predictions"):
-        median_split([])
+        median_split(pd.DataFrame({"split": [], "true": [], "predicted": []}))
 
 
 def test_share_between_widths_is_omega_squared():
@@ -293,15 +319,15 @@ def test_share_between_widths_is_omega_squared():
     widths = np.repeat([10, 20, 30, 40], 6)
     x = rng.normal(size=24) + widths / 20
     f, _ = stats.f_oneway(*(x[widths == width] for width in (10, 20, 30, 40)))
-    share, within = noise_probes.between_widths(x[:, None], widths)
+    share, within = noise_maths.between_widths(x[:, None], widths)
     assert share == pytest.approx(3 * (f - 1) / (3 * (f - 1) + 24))
     assert within[20] == pytest.approx(x[6:12].var(ddof=1))
-    both, _ = noise_probes.between_widths(np.stack([x, 0 * x], 1), widths)
+    both, _ = noise_maths.between_widths(np.stack([x, 0 * x], 1), widths)
     assert both == pytest.approx(share)
-    assert noise_probes.between_widths(np.ones((24, 2)), widths)[0] == 0
+    assert noise_maths.between_widths(np.ones((24, 2)), widths)[0] == 0
     # One mean, variances that differ: 0 in expectation.
     shares = [
-        noise_probes.between_widths(rng.normal(size=(24, 30)) * 10 / widths[:, None], widths)[0]
+        noise_maths.between_widths(rng.normal(size=(24, 30)) * 10 / widths[:, None], widths)[0]
         for _ in range(200)
     ]
     assert abs(np.mean(shares)) < 4 * np.std(shares) / np.sqrt(200)

@@ -11,9 +11,10 @@ from test_transfer_pipeline import dots
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
+from scalecov_jax.experiments import EXPERIMENTS
 from scalecov_jax.images import tissue
 from scalecov_jax.paper.compared import Compared
-from scalecov_jax.pipelines import covariance, noise, paper, probe, resize, transfer
+from scalecov_jax.pipelines import covariance, paper, probe, resize, transfer
 from scalecov_jax.report.paper import STAGES
 from scalecov_jax.tables import read_table
 
@@ -101,9 +102,13 @@ def test_every_section_has_its_files_and_its_rows(finished):
         assert all(all(cell for cell in row) for row in rows)
     rows = read_table(folder / "compared.csv", Compared)
     assert {row.section for row in rows} >= {"4.1", "4.2", "4.3", "4.4"}
+    assert (folder / "noise" / "report.html").exists()
+    findings = json.loads((folder / "noise" / "summary.json").read_text())["findings"]
+    noise = {row.quantity for row in rows if row.section == "4.2"}
+    assert noise == {f"{x['at']}: {x['quantity']}" for x in findings if x["level"] != "caution"}
     page = (folder / "report.html").read_text()
-    for stage in STAGES.values():
-        assert stage.heading in page
+    for heading in ("4.2 Noise inputs", *(stage.heading for stage in STAGES.values())):
+        assert heading in page
     assert "nan" not in {cell.lower() for row in rows for cell in row}
     assert "ResNet50: R² at add_15, least squares" in table
     summary = json.loads((folder / "summary.json").read_text())
@@ -121,7 +126,8 @@ def test_a_finished_section_is_not_run_again(finished, settings, monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("ran again")
 
-    for pipeline in (resize, noise, probe, covariance, transfer):
+    monkeypatch.setitem(EXPERIMENTS, "noise", EXPERIMENTS["noise"]._replace(run=refuse))
+    for pipeline in (resize, probe, covariance, transfer):
         monkeypatch.setattr(pipeline, "run", refuse)
     before = (folder / "compared.csv").read_bytes()
     assert paper.run(settings, str(folder), command=["reproduce.py"], resume=True) == table
@@ -170,7 +176,7 @@ def test_wrong_settings_of_every_section_are_told_at_once(settings, tmp_path):
 @pytest.mark.parametrize("data", ["photographs", "imagenet", "scenes"])
 def test_the_configuration_names_its_data(data, tmp_path):
     config = load(data)
-    for name in STAGES:
+    for name in ("noise", *STAGES):
         stage = paper.stage_settings(config, name, tmp_path)
         assert stage["weights"]
         assert stage["seed"] == config["seed"]

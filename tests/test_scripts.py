@@ -1,6 +1,7 @@
 """The scripts as a person types them: what they print, their exit status, and one line for every mistake."""
 
 import ast
+import dataclasses
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from PIL import Image
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
+from scalecov_jax.experiments import noise
 from scalecov_jax.scores import Score
 from scalecov_jax.tables import read_table
 
@@ -154,6 +156,13 @@ def test_help_teaches(forks, name):
         assert re.search(rf"^  --.*{re.escape(flag)}: \S", process.stdout, re.MULTILINE), flag
 
 
+def test_help_lists_every_setting(forks):
+    text = forks("noise", "--help").stdout
+    for field in dataclasses.fields(noise.Settings):
+        assert f"  --config.{field.name}=" in text
+        assert field.metadata["help"].split()[-1] in text
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_examples_of_the_help_are_understood(name, forks):
     """Their flags and settings are parsed; one word too many stops the script before it does anything."""
@@ -173,6 +182,21 @@ MISTAKES = {
     ),
     "config value": ("probe", [BOXES, "--config.splits=many"], "--config.splits=many"),
     "config file": ("reproduce", ["--config=configs/demos.py"], r"configs/demos\.py"),
+    "settings of noise": (
+        "noise",
+        ["--config=configs/noise.py", "--config.splits=0", "--config.sizes=20,x"],
+        r"config\.sizes is 'x'; expected an integer; config\.splits is 0; expected at least 1",
+    ),
+    "imports": (
+        "noise",
+        ["--config=configs/noise.py", "--imports=no_such_module"],
+        "no_such_module cannot be imported",
+    ),
+    "experiment": (
+        "experiment",
+        ["--config=configs/noise.py", "--experiment=nose"],
+        "No experiment is called 'nose'; did you mean noise",
+    ),
     "data of the paper": (
         "reproduce",
         ["--config=configs/paper.py:photos", "--workdir=runs/photos"],

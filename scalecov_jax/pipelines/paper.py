@@ -8,8 +8,9 @@ from typing import Any
 
 from absl import logging
 
+from scalecov_jax import run as runner
 from scalecov_jax.paper.compared import Compared
-from scalecov_jax.pipelines import covariance, noise, probe, resize, transfer
+from scalecov_jax.pipelines import covariance, probe, resize, transfer
 from scalecov_jax.pipelines.settings import load_networks, names
 from scalecov_jax.report import paper as report
 from scalecov_jax.report.provenance import provenance
@@ -17,11 +18,12 @@ from scalecov_jax.workdir import open_workdir
 
 _PIPELINES: dict[str, ModuleType] = {
     "resize": resize,
-    "noise": noise,
     "probe": probe,
     "covariance": covariance,
     "transfer": transfer,
 }
+_MOVED = {"noise": "4.2 Noise inputs"}  # to scalecov_jax.experiments; their headings in the report
+_SECTIONS = ("resize", "noise", "probe", "covariance", "transfer")
 
 
 def run(
@@ -56,7 +58,7 @@ def run(
     problems = []
     for name in stages:
         try:
-            _PIPELINES[name].check(each[name])
+            runner.check(name, each[name]) if name in _MOVED else _PIPELINES[name].check(each[name])
         except ValueError as error:
             problems.append(f"In config.{name}: {error}")
     if problems:
@@ -68,9 +70,18 @@ def run(
             logging.info("%d of %d: %s is finished.", number, len(stages), name)
             continue
         logging.info("%d of %d: %s.", number, len(stages), name)
-        _PIPELINES[name].run(each[name], str(stage), command=command, resume=stage.exists())
+        if name in _MOVED:
+            runner.run(name, each[name], stage, command=command, resume=stage.exists())
+        else:
+            _PIPELINES[name].run(each[name], str(stage), command=command, resume=stage.exists())
+    parts = {
+        name: report.part_of_page(_MOVED[name], runner.page(folder / name))
+        if name in _MOVED
+        else report.part_of_folder(name, folder / name)
+        for name in stages
+    }
     facts = provenance(command, settings, load_networks(settings["weights"], ""), started)
-    rows = report.write_results(folder, settings["title"], stages, facts)
+    rows = report.write_results(folder, settings["title"], parts, facts)
     return f"{_table(rows)}\n\nReport: {folder / 'report.html'}"
 
 
@@ -86,12 +97,12 @@ def stage_settings(settings: Mapping[str, Any], name: str, workdir: Path) -> dic
 
 def _stages(settings: Mapping[str, Any]) -> tuple[str, ...]:
     stages = names(settings["sections"])
-    unknown = [name for name in stages if name not in _PIPELINES]
+    unknown = [name for name in stages if name not in _SECTIONS]
     if unknown or not stages:
         raise ValueError(
-            f"config.sections is {settings['sections']!r}; expected one or several of {', '.join(_PIPELINES)}."
+            f"config.sections is {settings['sections']!r}; expected one or several of {', '.join(_SECTIONS)}."
         )
-    return tuple(name for name in _PIPELINES if name in stages)
+    return tuple(name for name in _SECTIONS if name in stages)
 
 
 def _table(rows: Sequence[Compared]) -> str:

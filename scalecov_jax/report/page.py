@@ -3,15 +3,19 @@
 import base64
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from scalecov_jax.models.pruning import Pruning
 from scalecov_jax.report import figures, style
+from scalecov_jax.report.findings import Finding, table
+from scalecov_jax.report.numbers import number, percent
 from scalecov_jax.scores import Condition, Estimator, Score
 from scalecov_jax.selection import Selected, interpolates
 
@@ -39,12 +43,16 @@ class Image(NamedTuple):
         alt: What the picture says, for those who cannot see it.
         caption: Shown under the picture.
         wide: Takes the full width of the page.
+        name: Of the files that the runner writes to figures/; none when empty.
+        png: The same picture as a PNG file, for these files.
     """
 
     content: bytes
     alt: str
     caption: str = ""
     wide: bool = False
+    name: str = ""
+    png: bytes = b""
 
 
 class LayerRow(NamedTuple):
@@ -81,12 +89,13 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """An extra part of the page; blank lines separate the paragraphs of `text`."""
+    """An extra part of the page; blank lines separate the paragraphs of `text`, which `html` from a template may follow."""
 
     heading: str
     text: str
     images: Sequence[Image] = ()
     tables: Sequence[Table] = ()
+    html: Markup = Markup()
 
 
 class Method(NamedTuple):
@@ -123,7 +132,7 @@ class Report(NamedTuple):
         skipped: Names of the images left out, by reason.
         sections: Extra parts after the results.
         provenance: Command, seed, versions, config, checksum, device, date, wall time; in this order.
-        reading: How to read the page, term by term.
+        reading: How to read the page, term by term, or as text from a template.
         method: Named below it.
     """
 
@@ -134,8 +143,43 @@ class Report(NamedTuple):
     skipped: Mapping[str, Sequence[str]] = {}
     sections: Sequence[Section] = ()
     provenance: Mapping[str, str] = {}
-    reading: Mapping[str, str] = READING
+    reading: Mapping[str, str] | Markup = READING
     method: Method = GRAZIANI
+
+
+class Page(NamedTuple):
+    """What the `report` of an experiment returns; `Page.report` makes the file of it.
+
+    Attributes:
+        title: Heading and browser title.
+        findings: All numbers of the experiment that a reader should not have to look for.
+        sections: Figures, tables and text.
+        reading: How to read the page, from a template.
+    """
+
+    title: str
+    findings: Sequence[Finding]
+    sections: Sequence[Section]
+    reading: Markup = Markup()
+
+    def sentences(self, level: str) -> list[str]:
+        """The findings of one level in words."""
+        return [finding.sentence for finding in self.findings if finding.level == level]
+
+    def report(self, provenance: Mapping[str, str]) -> Report:
+        """The data of the file: headlines, cautions, all other findings in a table, and the sections."""
+        return Report(
+            self.title,
+            "\n".join(self.sentences("headline")),
+            results=(),
+            warnings=self.sentences("caution"),
+            sections=[
+                Section("Findings", "", tables=[Table("Intervals in brackets.", *table(self.findings))]),
+                *self.sections,
+            ],
+            provenance=provenance,
+            reading=self.reading,
+        )
 
 
 def layer_rows(
@@ -259,15 +303,6 @@ def answer_sentence(
     return f"{sentence}."
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    """A number for people: real minus sign, thousands grouped, a dash for what is missing or not finite."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    rounded = round(value, digits) + 0.0  # + 0.0 turns -0.0 into 0.0
-    text = f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:.{digits}f}"
-    return text.replace("-", "−")
-
-
 def _small(value: float) -> str:
     return f"{value:.1e}".replace("-", "−") if math.isfinite(value) and value else number(value, 0)
 
@@ -294,6 +329,26 @@ def _data_uri(content: bytes) -> str:
 
 def render_report(report: Report) -> str:
     """The page as HTML with every style and picture inside, and no script."""
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(report=report, estimators={"ols": "least squares", "ridge": "ridge"})
+    )
+
+
+def render_text(template: str, part: str, **values: Any) -> Markup:
+    """One macro of a template in `report/templates`, as HTML in which the values are escaped.
+
+    Args:
+        template: Name of the file.
+        part: Name of the macro.
+        values: Its arguments.
+    """
+    return Markup(getattr(_environment().get_template(f"templates/{template}").module, part)(**values))
+
+
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -303,15 +358,14 @@ def render_report(report: Report) -> str:
     )
     environment.filters |= {
         "number": number,
+        "percent": percent,
         "small": _small,
         "penalty": _penalty,
         "pair": _pair,
         "data_uri": _data_uri,
     }
     environment.tests["interpolates"] = interpolates
-    return environment.get_template("page.html").render(
-        report=report, estimators={"ols": "least squares", "ridge": "ridge"}
-    )
+    return environment
 
 
 def write_report(path: Path, report: Report) -> None:

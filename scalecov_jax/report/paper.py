@@ -6,12 +6,32 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scalecov_jax.paper.compared import Compared
-from scalecov_jax.report import covariance, noise, page, published_transfer, quantification, resizing
+from scalecov_jax.report import covariance, page, published_transfer, quantification, resizing
 from scalecov_jax.tables import write_table
 
 
+class Part(NamedTuple):
+    """What one section of the paper gives to the report of them all.
+
+    Attributes:
+        heading: Of its table; begins with its number.
+        rows: Published figures beside ours.
+        headlines: The rows that stand in the overview.
+        sections: Figures and tables.
+        answer: Its result in words.
+        warnings: What to know before trusting it.
+    """
+
+    heading: str
+    rows: Sequence[Compared]
+    headlines: Sequence[Compared]
+    sections: Sequence[page.Section]
+    answer: str
+    warnings: Sequence[str]
+
+
 class Stage(NamedTuple):
-    """One experiment in the paper's report.
+    """One section whose experiment has not moved to `scalecov_jax.experiments`.
 
     Attributes:
         heading: Of its table.
@@ -28,7 +48,6 @@ class Stage(NamedTuple):
 
 STAGES = {
     "resize": Stage("4.1 Resizing", resizing.compare, resizing.compare, resizing.sections),
-    "noise": Stage("4.2 Noise inputs", noise.compare, noise.compare, noise.sections),
     "probe": Stage(
         "4.3 Layer-wise quantification",
         quantification.compare,
@@ -57,55 +76,86 @@ _READING = {
 }
 
 
+def part_of_folder(name: str, folder: Path) -> Part:
+    """The part of a section in `STAGES`, from its folder."""
+    stage = STAGES[name]
+    summary = json.loads((folder / "summary.json").read_text())
+    return Part(
+        stage.heading,
+        stage.compare(folder),
+        stage.headlines(folder),
+        stage.sections(folder),
+        summary.get("answer", ""),
+        summary.get("warnings", ()),
+    )
+
+
+def part_of_page(heading: str, of: page.Page) -> Part:
+    """The part of an experiment that has moved: its findings are the rows."""
+    number = heading.split()[0]
+    rows = [
+        Compared(
+            number,
+            f"{finding.at}: {finding.quantity}",
+            finding.reported,
+            finding.shown,
+            finding.difference,
+            finding.note or finding.interval or "–",
+        )
+        for finding in of.findings
+        if finding.level != "caution"
+    ]
+    answer = " ".join(of.sentences("headline"))
+    return Part(heading, rows, rows, of.sections, answer, of.sentences("caution"))
+
+
 def write_results(
-    folder: Path, title: str, stages: Sequence[str], provenance: Mapping[str, str]
+    folder: Path, title: str, parts: Mapping[str, Part], provenance: Mapping[str, str]
 ) -> list[Compared]:
-    """Write compared.csv, report.html and summary.json from the folders of finished stages.
+    """Write compared.csv, report.html and summary.json.
 
     Args:
-        folder: Of the whole run; each stage lies in the folder of its name.
+        folder: Of the whole run.
         title: Of the page.
-        stages: Names in `STAGES`.
+        parts: Of the finished sections, by name.
         provenance: From `provenance.provenance`.
 
     Returns:
         The rows of the overview.
     """
-    rows, headlines, tables, parts, answers, warnings = [], [], [], [], [], []
-    for name in stages:
-        stage = STAGES[name]
-        rows += stage.compare(folder / name)
-        shown = stage.headlines(folder / name)
-        headlines += shown
-        tables.append(page.Table(stage.heading, _COLUMNS, [row[1:] for row in shown]))
-        number = stage.heading.split()[0]
-        parts += [
-            one if one.heading.startswith(number) else one._replace(heading=f"{number} {one.heading}")
-            for one in stage.sections(folder / name)
+    rows = [row for part in parts.values() for row in part.rows]
+    headlines = [row for part in parts.values() for row in part.headlines]
+    warnings = [f"{part.heading}: {warning}" for part in parts.values() for warning in part.warnings]
+    sections = []
+    for part in parts.values():
+        number = part.heading.split()[0]
+        sections += [
+            section
+            if section.heading.startswith(number)
+            else section._replace(heading=f"{number} {section.heading}")
+            for section in part.sections
         ]
-        summary = json.loads((folder / name / "summary.json").read_text())
-        if answer := summary.get("answer"):
-            answers.append(f"{stage.heading}. {answer}")
-        warnings += [f"{stage.heading}: {warning}" for warning in summary.get("warnings", ())]
     write_table(folder / "compared.csv", Compared, rows)
     overview = page.Section(
         "Published and ours",
         f"{len(rows)} published figures stand beside ours in compared.csv; the chief ones stand here, those of single layers "
         "further down.",
-        tables=tables,
+        tables=[
+            page.Table(part.heading, _COLUMNS, [row[1:] for row in part.headlines]) for part in parts.values()
+        ],
     )
     report = page.Report(
         title,
-        "\n\n".join(answers),
+        "\n\n".join(f"{part.heading}. {part.answer}" for part in parts.values() if part.answer),
         results=(),
         warnings=warnings,
-        sections=[overview, *parts],
+        sections=[overview, *sections],
         provenance=provenance,
         reading=_READING,
     )
     page.write_report(folder / "report.html", report)
     summary = {
-        "stages": list(stages),
+        "stages": list(parts),
         "compared": [row._asdict() for row in headlines],
         "warnings": warnings,
         "provenance": dict(provenance),

@@ -15,7 +15,17 @@ import jax
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.compilation import compiler_options, xla_flags
 
-_PACKAGES = ("scalecov-jax", "jax", "jaxlib", "flax", "numpy", "scipy", "scikit-learn", "orbax-checkpoint")
+_PACKAGES = (
+    "scalecov-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "pandas",
+    "scipy",
+    "scikit-learn",
+    "orbax-checkpoint",
+)
 
 
 def provenance(

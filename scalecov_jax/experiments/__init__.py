@@ -1,0 +1,33 @@
+"""Experiments by name; docs/architecture.md says what they are made of and how to add one."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from scalecov_jax.checkpoints import Network
+from scalecov_jax.experiments import noise
+from scalecov_jax.report.page import Page
+from scalecov_jax.settings import Base
+
+
+class Experiment(NamedTuple):
+    """What the runner needs of an experiment.
+
+    Attributes:
+        settings: The dataclass of its settings.
+        check: Opens what the settings name, before anything is computed, to the networks by name; ValueError if it cannot.
+        run: Settings and a folder that keeps what is slow to compute (or None), to tidy tables by name.
+        report: Settings and tables, to the page.
+    """
+
+    settings: type[Base]
+    check: Callable[[Any], Mapping[str, Network]]
+    run: Callable[[Any, Path | None], Mapping[str, pd.DataFrame]]
+    report: Callable[[Any, Mapping[str, pd.DataFrame]], Page]
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "noise": Experiment(noise.Settings, noise.check, noise.run, noise.report),
+}

@@ -1,0 +1,182 @@
+"""One way to run every experiment: settings, folder, tables, report.
+
+A folder holds one CSV per table, figures/, report.html and summary.json (findings, settings, provenance), which is
+written last: a folder with a summary.json is finished. What is slow lies in features/ and is not computed again on resume.
+"""
+
+import dataclasses
+import importlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scalecov_jax.checkpoints import Network
+from scalecov_jax.experiments import EXPERIMENTS, Experiment
+from scalecov_jax.report.findings import text_table
+from scalecov_jax.report.page import Page, write_report
+from scalecov_jax.report.provenance import provenance
+from scalecov_jax.settings import Base, parse
+from scalecov_jax.workdir import open_workdir
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import a user's modules, from the current folder or the Python path, so that what they register is known by name.
+
+    Measures, probes, architectures and experiments register themselves when their module is imported.
+
+    Raises:
+        ValueError: Modules that cannot be imported.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    problems = []
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            problems.append(f"{name} cannot be imported ({error})")
+    if problems:
+        raise ValueError(f"{'; '.join(problems)}. Expected modules in {Path.cwd()} or on the Python path.")
+
+
+def get_experiment(name: str) -> Experiment:
+    """An experiment by name.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    if name not in EXPERIMENTS:
+        near = get_close_matches(name, EXPERIMENTS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(
+            f"No experiment is called {name!r}; {hint}There are {', '.join(EXPERIMENTS)}, and those of modules that are imported."
+        )
+    return EXPERIMENTS[name]
+
+
+def check(name: str, given: Mapping[str, Any]) -> tuple[Base, Mapping[str, Network]]:
+    """The settings of an experiment and the networks they name, once all is known to be usable.
+
+    Args:
+        name: Of the experiment.
+        given: Values by field, as flags give them; fields that are absent keep their defaults.
+
+    Raises:
+        ValueError: Settings, weights or data that cannot be used.
+    """
+    experiment = get_experiment(name)
+    settings = parse(experiment.settings, given, "config.")
+    return settings, experiment.check(settings)
+
+
+def run(
+    name: str,
+    given: Mapping[str, Any],
+    workdir: str | Path,
+    *,
+    command: Sequence[str],
+    resume: bool = False,
+    overwrite: bool = False,
+) -> str:
+    """Run an experiment and write its folder.
+
+    Args:
+        name: Of the experiment.
+        given: See `check`.
+        workdir: Folder of the run.
+        command: As typed, for the provenance.
+        resume: Go on in an existing folder, whose settings must be the same.
+        overwrite: Delete an existing folder first.
+
+    Returns:
+        The findings, for the terminal.
+
+    Raises:
+        ValueError: See `check` and `workdir.open_workdir`; the folder is then left as it was.
+    """
+    started = time.monotonic()
+    settings, networks = check(name, given)
+    cards = {name: network._replace(variables=None) for name, network in networks.items()}
+    del networks
+    values = json.loads(json.dumps(dataclasses.asdict(settings)))
+    folder = open_workdir(workdir, values, resume=resume, overwrite=overwrite)
+    (folder / "summary.json").unlink(missing_ok=True)  # of a finished run that is resumed
+    experiment = EXPERIMENTS[name]
+    kinds = {}
+    for table, frame in experiment.run(settings, folder / "features").items():
+        _write(folder / f"{table}.csv", frame)
+        kinds[table] = {column: str(kind) for column, kind in frame.dtypes.items()}
+    page = experiment.report(settings, _tables(folder, kinds))  # of what is on disk, as `read` finds it
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    for image in (image for section in page.sections for image in section.images if image.name):
+        (figures / f"{image.name}.svg").write_bytes(image.content)
+        (figures / f"{image.name}.png").write_bytes(image.png)
+    facts = provenance(command, values, cards, started)
+    write_report(folder / "report.html", page.report(facts))
+    summary = {
+        "experiment": name,
+        "answer": "\n".join(page.sentences("headline")),
+        "warnings": page.sentences("caution"),
+        "findings": [finding.to_dict() for finding in page.findings],
+        "settings": values,
+        "tables": kinds,
+        "provenance": facts,
+    }
+    partial = folder / "summary.partial"
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    partial.replace(folder / "summary.json")
+    return f"{text_table(page.findings)}\n\nReport: {folder / 'report.html'}"
+
+
+def read(folder: Path) -> tuple[Base, dict[str, pd.DataFrame]]:
+    """The settings and the tables of a finished run.
+
+    Raises:
+        ValueError: A file is damaged.
+        OSError: A file is missing, such as summary.json where the run is not finished.
+    """
+    summary = json.loads((folder / "summary.json").read_text())
+    return parse(get_experiment(summary["experiment"]).settings, summary["settings"]), _tables(
+        folder, summary["tables"]
+    )
+
+
+def page(folder: Path) -> Page:
+    """The page of a finished run, from its files alone.
+
+    Raises:
+        ValueError, OSError: See `read`.
+    """
+    name = json.loads((folder / "summary.json").read_text())["experiment"]
+    return get_experiment(name).report(*read(folder))
+
+
+def _write(path: Path, frame: pd.DataFrame) -> None:
+    partial = path.with_suffix(".partial")
+    frame.to_csv(partial, index=False, lineterminator="\n")
+    partial.replace(path)
+
+
+def _tables(folder: Path, kinds: Mapping[str, Mapping[str, str]]) -> dict[str, pd.DataFrame]:
+    """Tables from CSV files, equal to those that were written; `kinds` are the dtypes of their columns."""
+    tables = {}
+    for name, columns in kinds.items():
+        path = folder / f"{name}.csv"
+        missing = {
+            column: [""] for column, kind in columns.items() if kind != "str"
+        }  # an empty text is a text
+        try:
+            tables[name] = pd.read_csv(path, dtype=dict(columns), keep_default_na=False, na_values=missing)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        if [*tables[name]] != [*columns]:
+            raise ValueError(
+                f"{path} is damaged: expected the columns {', '.join(columns)}, got {', '.join(tables[name])}."
+            )
+    return tables
