@@ -348,7 +348,7 @@ STUDIES = {
     "single": Study(single, cells({50: 400, 100: 400, 200: 400, 500: 240}, *WIDTHS), 0.05),
     "five": Study(choice, cells({50: 300, 200: 300}, 512), 0.1),
     "grouped": Study(grouped, cells({50: 300, 100: 300, 250: 300, 500: 200}, 512), 0.1),
-    "unequal": Study(grouped, cells({50: 200, 100: 100}, 512), 4),
+    "unequal": Study(grouped, cells({50: 200}, 512), 4),
     "tests": Study(tests, cells({50: 2000, 100: 2000, 200: 2000, 500: 480}, 0), 0.02),
     "patients": Study(patient_tests, cells({50: 1000, 200: 300}, 0), 0.1),
     "untold": Study(untold_tests, cells({50: 400, 200: 200}, 0), 0.05),
