@@ -231,7 +231,7 @@ def test_thousands_of_targets_equal_a_few(problem, monkeypatch):
     np.testing.assert_allclose(many.r2[..., :4], few.r2, atol=2e-5)
     monkeypatch.setattr(evaluate, "CHUNK", 40)
     chunked = evaluate.held_out(features, targets, splits, alphas=ALPHAS)
-    np.testing.assert_allclose(chunked.r2, many.r2, atol=1e-6)
+    np.testing.assert_allclose(chunked.r2, many.r2, rtol=1e-5, atol=1e-5)  # float32 products of another width
 
 
 def test_all_layers_and_splits_in_one_vectorised_call_equal_one_after_the_other(problem, monkeypatch):
