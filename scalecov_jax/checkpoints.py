@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -194,6 +194,40 @@ def load(folder: Path) -> Network:
     except Exception as error:
         raise ValueError(f"{folder} cannot be read as a network: {' '.join(str(error).split())}") from error
     return Network(module, jax.tree.map(np.asarray, variables), architecture, card)
+
+
+def load_networks(
+    paths: Iterable[str], architecture: str = "", check: Callable[[str, Network], None] | None = None
+) -> dict[str, Network]:
+    """The networks of checkpoint folders, by the names of the folders.
+
+    Args:
+        paths: The folders.
+        architecture: What all of them must hold; anything when empty.
+        check: Raises ValueError if a network, with the name of its folder, cannot be used.
+
+    Raises:
+        ValueError: Folders without a checkpoint, of another architecture, or of one name, and what `check` refuses; says all.
+    """
+    networks, problems = {}, []
+    for path in map(Path, paths):
+        try:
+            network = load(path)
+            if check:
+                check(path.name, network)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if architecture and network.architecture.name != architecture:
+            problems.append(
+                f"{path} holds {network.architecture.name}, but config.architecture is {architecture}."
+            )
+        if path.name in networks:
+            problems.append(f"Two weights are called {path.name}; rename one folder.")
+        networks[path.name] = network
+    if problems:
+        raise ValueError(" ".join(problems))
+    return networks
 
 
 def check_files(folder: Path) -> None:

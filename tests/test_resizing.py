@@ -13,7 +13,6 @@ from PIL import Image
 from tiny_network import random_network
 
 from scalecov_jax import features
-from scalecov_jax.bootstrap import percentile_interval
 from scalecov_jax.images.example import FILTERS, Box, Example, ImageError
 from scalecov_jax.images.labelled import Label, LabelledImages
 from scalecov_jax.models.layers import Softmax
@@ -36,6 +35,7 @@ from scalecov_jax.paper.resizing_curves import (
     resampled_means,
     wilson_interval,
 )
+from scalecov_jax.probes.statistics import percentile_interval
 from scalecov_jax.report import resizing_answer, style
 from scalecov_jax.report.resizing_answer import Evidence
 from scalecov_jax.report.resizing_figures import size_curves

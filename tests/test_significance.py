@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scalecov_jax.bootstrap import clustered_bootstrap
+from scalecov_jax.probes.statistics import clustered_bootstrap
 from scalecov_jax.transfer.significance import compare, holm
 
 # The published ResNet50 log, seeds 1001, 1003, 1005, 1006 and 1008 (METHODS 1.2).

@@ -39,7 +39,7 @@ class MeasureCache:
                 rows = read_table(path, _Row)
             except ValueError as error:
                 raise ValueError(
-                    f"{error} It should hold measures computed earlier; delete it to compute them anew."
+                    f"{error} It should hold measures computed earlier; delete it to compute them again."
                 ) from None
             self._values = {row[:3]: row.value for row in rows}
 

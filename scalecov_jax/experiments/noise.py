@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import pandas as pd
 
-from scalecov_jax.checkpoints import Network, load, random_network
+from scalecov_jax.checkpoints import Network, load_networks, random_network
 from scalecov_jax.experiments import noise_maths as maths
 from scalecov_jax.experiments.noise_maths import MIN_SIZES, POOLED, Design
 from scalecov_jax.models.architecture import plain_name
@@ -89,22 +89,11 @@ def check(settings: Settings) -> dict[str, Network]:
     Raises:
         ValueError: Folders that hold no network, two of one name, layers that a network has not, widths below its smallest.
     """
-    networks: dict[str, Network] = {}
-    problems = []
-    for path in map(Path, settings.weights):
-        try:
-            network = load(path)
-            layers = maths.map_layers(network, settings.layers)
-            check_size(network.module, min(settings.sizes), layers, path.name)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        if path.name in networks:
-            problems.append(f"Two weights are called {path.name}; rename one folder.")
-        networks[path.name] = network
-    if problems:
-        raise ValueError(" ".join(problems))
-    return networks
+
+    def fits(name: str, network: Network) -> None:
+        check_size(network.module, min(settings.sizes), maths.map_layers(network, settings.layers), name)
+
+    return load_networks(settings.weights, check=fits)
 
 
 def run(settings: Settings, cache: Path | None = None) -> dict[str, pd.DataFrame]:

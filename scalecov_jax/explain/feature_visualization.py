@@ -60,7 +60,7 @@ class Stage:
 
     Attributes:
         steps: Their number.
-        learning_rate: Of Adam, which starts anew.
+        learning_rate: Of Adam, whose state starts at 0.
         total_variation: Weight of the penalty, see `fourier_image.total_variation`.
         transforms: What the images must survive.
         diversity: Weight of the penalty on images of one objective that resemble each other.
@@ -347,7 +347,7 @@ redirected_relu.defvjp(_forward, _backward)
 
 
 def _redirect(on: Array, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """Replace the ReLU of a block; modules are made anew whenever a network is applied."""
+    """Replace the ReLU of a block; modules are created whenever a network is applied."""
     if getattr(context.module, "activation", None) is nn.relu:
         object.__setattr__(context.module, "activation", partial(redirected_relu, on=on))
     return call(*args, **kwargs)

@@ -9,9 +9,8 @@ from scipy.ndimage import maximum_filter
 from scipy.special import gammaln
 from skimage.measure import label
 
-from scalecov_jax.bootstrap import clustered_bootstrap
 from scalecov_jax.explain.faithfulness import points
-from scalecov_jax.probes.statistics import Interval
+from scalecov_jax.probes.statistics import Interval, clustered_bootstrap
 from scalecov_jax.transfer.significance import compare, holm
 
 Map = Float[np.ndarray, "H W"]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scalecov_jax.bootstrap import draw_groups
+from scalecov_jax.probes.statistics import draw_groups
 from scalecov_jax.rcv import Rcv, Vector
 
 RANDOM_DIRECTIONS = 1000

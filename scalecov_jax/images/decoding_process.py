@@ -4,6 +4,7 @@ It is a program of its own, not a fork of the one that asks: JAX and forking do 
 closes, so also when the one that asks is killed.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -43,15 +44,15 @@ class DecodingProcess:
         finally:
             there.close()
         try:
-            self._connection.send((source, size))
-        except OSError:
-            self.close()
-            raise self._died() from None
+            alive = self._send((source, size))
         except Exception as error:
             self.close()
             raise ValueError(
                 f"Images of this source cannot be decoded in other processes ({error}); pass --config.workers=0."
             ) from error
+        if not alive:
+            self.close()
+            raise self._died()
 
     def load(self, index: int) -> UInt8[np.ndarray, "size size 3"]:
         """The image of one example, resized.
@@ -60,14 +61,24 @@ class DecodingProcess:
             ImageError: It cannot be decoded.
             ValueError: The process ended.
         """
-        try:
-            self._connection.send(index)
-            answer = self._connection.recv()
-        except (EOFError, OSError):
-            raise self._died() from None
+        answer = None
+        with contextlib.suppress(EOFError, OSError):
+            answer = self._connection.recv() if self._send(index) else None
+        if answer is None:
+            raise self._died()
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def _send(self, message: object) -> bool:
+        """Whether the process took a message; a broken pipe says that it has ended."""
+        # The error must not live on: its frames hold a view of the pickled bytes, and Python 3.13 complains of bytes that are
+        # collected with a view of them.
+        try:
+            self._connection.send(message)
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         """End the process, whatever it does."""

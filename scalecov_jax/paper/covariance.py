@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from scalecov_jax.bootstrap import draw_groups, percentile_interval
+from scalecov_jax.probes.statistics import draw_groups, percentile_interval
 
 MEASURES = {"r": np.positive, "sqrt_r": np.sqrt, "log_r": np.log}
 

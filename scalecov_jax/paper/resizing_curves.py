@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import binomtest
 
-from scalecov_jax.bootstrap import draw_groups, percentile_interval
 from scalecov_jax.images.example import FILTERS, Filter
 from scalecov_jax.paper.resizing import FILLED, Classified
+from scalecov_jax.probes.statistics import draw_groups, percentile_interval
 
 ALL = "all"
 ORDER = (

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from scalecov_jax import checkpoints
+from scalecov_jax.checkpoints import load_networks
 from scalecov_jax.concepts.compute import measure_all
 from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.feature_cache import cached_features
@@ -22,7 +23,7 @@ from scalecov_jax.paper.covariance import MEASURES
 from scalecov_jax.paper.covariance_probes import halves
 from scalecov_jax.paper.covariance_rows import Tables, join
 from scalecov_jax.paper.covariance_tables import Seen, measure
-from scalecov_jax.pipelines.settings import DTYPES, load_networks, names
+from scalecov_jax.pipelines.settings import DTYPES, names
 from scalecov_jax.probes.evaluate import ALPHAS
 from scalecov_jax.report import covariance as report
 from scalecov_jax.report.provenance import provenance
@@ -262,7 +263,7 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
         )
     if problems:
         raise ValueError(" ".join(problems))
-    networks = load_networks(settings["weights"], settings.get("architecture", ""))
+    networks = load_networks(names(settings["weights"]), settings.get("architecture", ""))
     for name, network in networks.items():
         known = available_layers(network.architecture, network.module)
         for layer in names(settings["layers"]):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scalecov_jax import checkpoints
-from scalecov_jax.checkpoints import Network
+from scalecov_jax.checkpoints import Network, load_networks
 from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.explain import feature_visualization, grad_cam
 from scalecov_jax.explain.capture import capture
@@ -42,7 +42,7 @@ from scalecov_jax.pipelines.propagation import (
 )
 from scalecov_jax.pipelines.randomised_maps import randomise_maps
 from scalecov_jax.pipelines.read_rcvs import chosen_rcvs, needs_rcvs, rcv_strips, rcv_targets
-from scalecov_jax.pipelines.settings import load_networks, names
+from scalecov_jax.pipelines.settings import names
 from scalecov_jax.pipelines.visualised_channels import picture_size, visualise
 from scalecov_jax.rcv import VECTORS
 from scalecov_jax.report import explain as report
@@ -219,7 +219,7 @@ def _check_values(settings: Mapping[str, Any]) -> None:
 
 
 def _networks(settings: Mapping[str, Any]) -> dict[str, Network]:
-    networks = load_networks(settings["weights"], settings["architecture"])
+    networks = load_networks(names(settings["weights"]), settings["architecture"])
     # A probe run writes RCVs of the trained weights alone.
     if settings["random_weights"] and not needs_rcvs(settings):
         networks |= {

@@ -9,9 +9,10 @@ from typing import Any
 from absl import logging
 
 from scalecov_jax import run as runner
+from scalecov_jax.checkpoints import load_networks
 from scalecov_jax.paper.compared import Compared
 from scalecov_jax.pipelines import covariance, probe, resize, transfer
-from scalecov_jax.pipelines.settings import load_networks, names
+from scalecov_jax.pipelines.settings import names
 from scalecov_jax.report import paper as report
 from scalecov_jax.report.provenance import provenance
 from scalecov_jax.workdir import open_workdir
@@ -80,7 +81,7 @@ def run(
         else report.part_of_folder(name, folder / name)
         for name in stages
     }
-    facts = provenance(command, settings, load_networks(settings["weights"], ""), started)
+    facts = provenance(command, settings, load_networks(names(settings["weights"])), started)
     rows = report.write_results(folder, settings["title"], parts, facts)
     return f"{_table(rows)}\n\nReport: {folder / 'report.html'}"
 

@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 
 from scalecov_jax import checkpoints, cutting, experiment
+from scalecov_jax.checkpoints import load_networks
 from scalecov_jax.concepts.csv_column import csv_text
 from scalecov_jax.design import Design, check_design
 from scalecov_jax.feature_store import FeatureStore
@@ -20,7 +21,7 @@ from scalecov_jax.images.sources import SCENES, open_source, regroup
 from scalecov_jax.models.architecture import get_architecture
 from scalecov_jax.models.pruning import Pruning
 from scalecov_jax.pipelines import streamed
-from scalecov_jax.pipelines.settings import DTYPES, load_networks, names
+from scalecov_jax.pipelines.settings import DTYPES, names
 from scalecov_jax.probes.splits import Kind
 from scalecov_jax.report import page, probing
 from scalecov_jax.report.provenance import provenance
@@ -212,7 +213,7 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
         raise ValueError(
             f"config.permutations is {design.permutations}; expected 0 for none, or at least 19, such as 1000."
         )
-    networks = load_networks(settings["weights"], expected)
+    networks = load_networks(names(settings["weights"]), expected)
     for network in networks.values():
         _layers(network, settings)
     return networks

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from scalecov_jax.checkpoints import Network
+from scalecov_jax.checkpoints import Network, load_networks
 from scalecov_jax.images.example import FILTERS, MIN_IMAGES, Filter, count_reasons
 from scalecov_jax.images.labelled import (
     SQUARES,
@@ -22,7 +22,7 @@ from scalecov_jax.images.labelled import (
 from scalecov_jax.images.scenes import CLASSES
 from scalecov_jax.images.sources import SCENES
 from scalecov_jax.paper.resizing import Classified, check_sizes, classes_of, classify, group_images
-from scalecov_jax.pipelines.settings import DTYPES, load_networks, names
+from scalecov_jax.pipelines.settings import DTYPES, names
 from scalecov_jax.report import resizing
 from scalecov_jax.report.provenance import provenance
 from scalecov_jax.workdir import open_workdir
@@ -143,7 +143,7 @@ def _check_values(settings: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[F
 
 
 def _networks(settings: Mapping[str, Any], sizes: Sequence[int]) -> dict[str, Network]:
-    networks = load_networks(settings["weights"], "")
+    networks = load_networks(names(settings["weights"]))
     problems = []
     for name, network in networks.items():
         try:

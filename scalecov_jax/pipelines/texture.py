@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scalecov_jax import checkpoints
-from scalecov_jax.checkpoints import Network
+from scalecov_jax.checkpoints import Network, load_networks
 from scalecov_jax.concepts.compute import check_measures, measure_all
 from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.explain.target import Target, class_logit, head_unit
@@ -19,7 +19,7 @@ from scalecov_jax.images.folder import Subset
 from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.paper.texture import LAYERS, TextureScore, score_texture
 from scalecov_jax.pipelines.explained_images import map_images, weigh_concepts
-from scalecov_jax.pipelines.settings import load_networks, names
+from scalecov_jax.pipelines.settings import names
 from scalecov_jax.probes import evaluate
 from scalecov_jax.probes.splits import grouped_splits
 from scalecov_jax.rcv import Rcv, fit_rcvs
@@ -189,7 +189,7 @@ def _linear_head(network: Network, layer: str, features: Features, classes: np.n
 
 def _plan(settings: Mapping[str, Any]) -> _Plan:
     _check_values(settings)
-    networks = load_networks(settings["weights"], "")
+    networks = load_networks(names(settings["weights"]))
     if len(networks) != 1:
         raise ValueError(f"config.weights names {len(networks)} networks; expected one.")
     network = next(iter(networks.values()))

@@ -12,6 +12,7 @@ from absl import logging
 from jaxtyping import Bool
 
 from scalecov_jax import checkpoints
+from scalecov_jax.checkpoints import load_networks
 from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import compute_features
 from scalecov_jax.images import tissue
@@ -21,7 +22,7 @@ from scalecov_jax.images.patches import AnnotatedSource, Patches, open_patches, 
 from scalecov_jax.models.architecture import check_layer, get_architecture
 from scalecov_jax.models.cost import measure_cost
 from scalecov_jax.pipelines.prune import selected_layer
-from scalecov_jax.pipelines.settings import DTYPES, load_networks, names
+from scalecov_jax.pipelines.settings import DTYPES, names
 from scalecov_jax.probes.splits import grouped_splits
 from scalecov_jax.report import page
 from scalecov_jax.report import transfer as report
@@ -266,7 +267,7 @@ def _load(settings: Mapping[str, Any]) -> dict[str, checkpoints.Network]:
         raise ValueError(" ".join(problems))
     if settings["architecture"]:
         get_architecture(settings["architecture"])
-    return load_networks(settings["weights"], settings["architecture"])
+    return load_networks(names(settings["weights"]), settings["architecture"])
 
 
 def _given_layer(network: checkpoints.Network, name: str, settings: Mapping[str, Any]) -> str | None:

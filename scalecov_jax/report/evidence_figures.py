@@ -14,6 +14,7 @@ from PIL import Image
 from scalecov_jax.evidence_table import ContrastRow, LayerRow
 from scalecov_jax.images.example import encode_jpeg
 from scalecov_jax.probes.statistics import Estimate
+from scalecov_jax.report.numbers import number
 from scalecov_jax.report.style import BLUE, DARK, GREEN, ORANGE, RED, SHADE, WIDTH, styled
 
 NAMES = {
@@ -243,13 +244,9 @@ def _draw_shuffled(axes: Axes, shuffled: Shuffled, limits: tuple[float, float]) 
 def _name_peak(axes: Axes, row: LayerRow, at: int, columns: int) -> None:
     depth = (at + 0.5) / columns
     side = "left" if depth < 0.35 else "right" if depth > 0.65 else "center"
-    text = f"{row.layer}: R² {_number(row.r2)} ({_number(row.low)} to {_number(row.high)})"
+    text = f"{row.layer}: R² {number(row.r2)} ({number(row.low)} to {number(row.high)})"
     style = {"xytext": (0, 4), "textcoords": "offset points", "weight": "bold", "zorder": 8}
     axes.annotate(text, (at, np.clip(row.high, *_LIMITS)), ha=side, va="bottom", **style)
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
 
 
 def _name_columns(axes: Axes, names: Sequence[str], best: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scalecov_jax.report.style import BLUE, DARK, ORANGE, RED, SHADE, WIDTH, name_layers, styled
+from scalecov_jax.report.style import BLUE, DARK, ORANGE, RED, SHADE, WIDTH, name_layers, r2_axis, styled
 from scalecov_jax.scores import Condition, Estimator, Score
 from scalecov_jax.selection import interpolates
 
@@ -109,19 +109,7 @@ def score_curves(
     peak_index = list(layers).index(peak) if peak else int(np.nanargmax(curves["trained"][:, 0]))
     if estimator == "ols":
         _shade_interpolation(axes, layers, widths, n_train)
-    low = -0.02
-    axes.set_ylabel("exp(R² − 1)")
-    r2_axis = axes.twinx()
-    r2_axis.set_ylim(low, top)
-    r2_ticks = np.array([-2, -1, -0.5, 0, 0.25, 0.5, 0.75, 1])
-    r2_axis.set_yticks(np.exp(r2_ticks - 1), [f"{tick:g}".replace("-", "−") for tick in r2_ticks])
-    r2_axis.set_ylabel("R²")
-    r2_axis.spines["right"].set_visible(True)
-    axes.set_zorder(r2_axis.get_zorder() + 1)
-    axes.patch.set_visible(False)
-    axes.set_ylim(low, top)
-    axes.set_yticks(np.linspace(0, 1, 6))
-    axes.axhline(np.exp(-1), color="#707070", linewidth=1, label="R² = 0: no better than the mean")
+    r2_axis(axes, top)
     for condition, curve in curves.items():
         look, (mean, sd) = _LOOKS[condition], curve.T
         axes.fill_between(x, mean - sd, mean + sd, color=look.color, alpha=0.2, linewidth=0)

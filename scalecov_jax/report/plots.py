@@ -8,7 +8,6 @@ from itertools import cycle
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scalecov_jax.report import style
@@ -125,8 +124,7 @@ def _curves(
     for count, layer in enumerate(blank):
         label = "_nolegend_" if count else blank_label
         axes.axvspan(place[layer] - 0.5, place[layer] + 0.5, color=SHADE, linewidth=0, label=label, zorder=0)
-    _r2_axis(axes)
-    axes.axhline(np.exp(-1), color="#707070", linewidth=1, label="R² = 0: no better than the mean")
+    style.r2_axis(axes, top=1.05)
     for (label, rows), (color, marker, dashes) in zip(curves.items(), cycle(LOOKS), strict=False):
         x = [place[layer] for layer in rows.index]
         low, middle, high = np.exp(rows.to_numpy() - 1).T
@@ -138,21 +136,6 @@ def _curves(
     axes.set_xlabel("layer, from input to output")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=9.5)
     return figure
-
-
-def _r2_axis(axes: Axes) -> None:
-    low, high = -0.02, 1.05
-    axes.set_ylabel("exp(R² − 1)")
-    axes.set_ylim(low, high)
-    axes.set_yticks(np.linspace(0, 1, 6))
-    right = axes.twinx()
-    right.set_ylim(low, high)
-    ticks = np.array([-2, -1, -0.5, 0, 0.25, 0.5, 0.75, 1])
-    right.set_yticks(np.exp(ticks - 1), [f"{tick:g}".replace("-", "−") for tick in ticks])
-    right.set_ylabel("R²")
-    right.spines["right"].set_visible(True)
-    axes.set_zorder(right.get_zorder() + 1)
-    axes.patch.set_visible(False)
 
 
 @styled

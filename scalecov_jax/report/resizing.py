@@ -12,6 +12,7 @@ from scalecov_jax.paper.compared import Compared
 from scalecov_jax.paper.resizing import Classified
 from scalecov_jax.paper.resizing_curves import ALL, REFERENCE, Difference, GridLoss, Plateau, Point
 from scalecov_jax.report import page, resizing_answer, style
+from scalecov_jax.report.numbers import interval
 from scalecov_jax.report.resizing_answer import FLAT, INPUTS, Evidence
 from scalecov_jax.report.resizing_figures import size_curves
 from scalecov_jax.tables import read_table, write_table
@@ -163,9 +164,9 @@ def _sections(evidence: Evidence) -> list[page.Section]:
             [
                 (
                     str(point.size),
-                    _interval(point.probability, point.probability_low, point.probability_high, 3),
-                    _interval(100 * point.top1, 100 * point.top1_low, 100 * point.top1_high, 1),
-                    _interval(100 * point.top5, 100 * point.top5_low, 100 * point.top5_high, 1),
+                    interval(point.probability, point.probability_low, point.probability_high, 3),
+                    interval(100 * point.top1, 100 * point.top1_low, 100 * point.top1_high, 1),
+                    interval(100 * point.top5, 100 * point.top5_low, 100 * point.top5_high, 1),
                 )
                 for point in points
             ],
@@ -187,7 +188,7 @@ def _filter_table(evidence: Evidence, weights: str) -> list[page.Table]:
     rows = [
         (
             str(size),
-            *(_interval(one.difference, one.low, one.high, 3) for one in differences if one.size == size),
+            *(interval(one.difference, one.low, one.high, 3) for one in differences if one.size == size),
         )
         for size in dict.fromkeys(one.size for one in differences)
     ]
@@ -202,10 +203,6 @@ def _comparison(rows: Sequence[Compared]) -> page.Section:
         "Claims of section 4.1 and Figure 6 of the paper, for Lanczos where it was used.",
         tables=[page.Table("Sizes in pixels.", columns, [row[1:] for row in rows])],
     )
-
-
-def _interval(value: float, low: float, high: float, digits: int) -> str:
-    return f"{page.number(value, digits)} ({page.number(low, digits)} to {page.number(high, digits)})"
 
 
 def _text(evidence: Evidence) -> str:

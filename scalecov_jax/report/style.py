@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -39,6 +40,21 @@ def styled(draw: _Draw) -> _Draw:
             return draw(*args, **kwargs)
 
     return wrapped  # pyright: ignore[reportReturnType]
+
+
+def r2_axis(axes: Axes, top: float) -> None:
+    """An ordinate of exp(R2 - 1), up to `top`, on which no far negative R2 hides the others; R2 itself stands on the right."""
+    right, low = axes.twinx(), -0.02
+    for side, name in ((axes, "exp(R² − 1)"), (right, "R²")):
+        side.set_ylabel(name)
+        side.set_ylim(low, top)
+    axes.set_yticks(np.linspace(0, 1, 6))
+    ticks = np.array([-2, -1, -0.5, 0, 0.25, 0.5, 0.75, 1])
+    right.set_yticks(np.exp(ticks - 1), [f"{tick:g}".replace("-", "−") for tick in ticks])
+    right.spines["right"].set_visible(True)
+    axes.set_zorder(right.get_zorder() + 1)
+    axes.patch.set_visible(False)
+    axes.axhline(np.exp(-1), color="#707070", linewidth=1, label="R² = 0: no better than the mean")
 
 
 def name_layers(axes: Axes, names: Sequence[str], marked: int | None = None) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scalecov_jax import checkpoints
-from scalecov_jax.bootstrap import draw_groups, percentile_interval
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.cutting import pruned_network
 from scalecov_jax.images.classes import ClassImages
 from scalecov_jax.models.layers import WHOLE
+from scalecov_jax.probes.statistics import draw_groups, percentile_interval
 from scalecov_jax.transfer.fine_tuning import Recipe, fine_tune
 
 HEAD = "pre_softmax"

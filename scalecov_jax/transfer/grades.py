@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from sklearn.metrics import roc_auc_score
 
-from scalecov_jax.bootstrap import draw_groups, percentile_interval
-from scalecov_jax.probes.statistics import Interval
+from scalecov_jax.probes.statistics import Interval, draw_groups, percentile_interval
 
 GRADES = 5
 REFERABLE = 2  # and above: what the paper calls severe

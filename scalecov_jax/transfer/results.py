@@ -7,10 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from scalecov_jax.bootstrap import clustered_bootstrap
 from scalecov_jax.concepts.nuclei import class_means
 from scalecov_jax.images.patches import Patches
-from scalecov_jax.probes.statistics import Interval
+from scalecov_jax.probes.statistics import Interval, clustered_bootstrap
 from scalecov_jax.transfer import significance
 from scalecov_jax.transfer.comparison import Model, Prediction
 from scalecov_jax.transfer.metrics import Measured, Outcome, evaluate, macro_mae
