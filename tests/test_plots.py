@@ -5,7 +5,15 @@ import pandas as pd
 import pytest
 
 from scalecov_jax.report.numbers import interval, number, percent, signed
-from scalecov_jax.report.plots import median_split, predicted_against_true, r2_by_layer
+from scalecov_jax.report.plots import (
+    bars,
+    curves,
+    image_grid,
+    matrix,
+    median_split,
+    predicted_against_true,
+    r2_by_layer,
+)
 
 
 def scores():
@@ -71,3 +79,44 @@ def test_numbers():
     assert interval(0.5, None, 1.0) == "0.50"
     assert [percent(x) for x in (0.123, None)] == ["12 %", "–"]
     assert [signed(x) for x in (0.5, -0.5)] == ["+0.50", "−0.50"]
+
+
+def test_curves_of_layers_and_of_numbers():
+    frame = pd.DataFrame(
+        [("p", "A", "b", 0.1), ("p", "A", "a", 0.5), ("p", "A", "c", -9.0), ("q", "B", "b", np.nan)],
+        columns=["panel", "series", "x", "value"],
+    )
+    image = curves(
+        frame, x="layer", y="R²", name="n", caption="c", order=["b", "a", "c"], limits=(-1.0, 1.0), lines={"chance": 0.2}
+    )  # fmt: skip
+    assert image.alt == "R² by layer. p, A: 0.10 at b to −9.00 at c; largest 0.50 at a."
+    numbers = frame[:2].assign(x=[10.0, 100.0], low=0.0, high=0.6).drop(columns="panel")
+    image = curves(numbers, x="px", y="MAE", name="n", caption="c", log="xy", shaded={"flat": (20.0, 50.0)})
+    assert image.alt == "MAE by px. A: 0.10 at 10.0 to 0.50 at 100.0; largest 0.50 at 100.0."
+    assert image.png.startswith(b"\x89PNG")
+
+
+def test_bars():
+    rows = [("a", "A", 0.5, 0.2, 0.7), ("b", "A", -0.1, -0.3, 0.1), ("a", "B", np.nan, np.nan, np.nan)]
+    frame = pd.DataFrame(rows, columns=["label", "series", "value", "low", "high"])
+    image = bars(frame, x="Br", name="n", caption="c")
+    assert image.alt == "Br: a, A 0.50 (0.20 to 0.70); b, A −0.10 (−0.30 to 0.10); a, B – (– to –)."
+    assert image == bars(frame, x="Br", name="n", caption="c")
+
+
+def test_matrix_few_and_many_columns():
+    few = pd.DataFrame([[0.1, 0.9], [np.nan, 1.0]], index=["cat", "dog"], columns=["x", "y"])
+    image = matrix({"l": few}, rows="fitted to", columns="read in", name="n", caption="c", limits=(0.0, 1.0))
+    assert image.alt == "fitted to by read in. l, cat: x 0.10, y 0.90; l, dog: x –, y 1.00."
+    many = pd.DataFrame(np.eye(12))
+    assert matrix({"": many}, rows="r", columns="c", name="n", caption="c", limits=(0.0, 1.0)).png
+
+
+def test_image_grid():
+    picture, heat = np.zeros((4, 5, 3), np.uint8), np.eye(3)
+    rows = {"one": [("photo", picture), ("map", heat)], "two": [("photo", picture)]}
+    image = image_grid(
+        rows, alt="two rows", name="n", caption="c", scale=(0.0, 1.0, "inferno"), label="share"
+    )
+    assert image.alt == "two rows"
+    assert image.png.startswith(b"\x89PNG")

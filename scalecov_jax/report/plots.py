@@ -8,10 +8,12 @@ from itertools import cycle
 
 import numpy as np
 import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from scalecov_jax.report import style
-from scalecov_jax.report.numbers import number
+from scalecov_jax.report.numbers import interval, number
 from scalecov_jax.report.page import Image
 from scalecov_jax.report.style import BLUE, DARK, GREEN, ORANGE, RED, SHADE, WIDTH, name_layers, styled
 
@@ -87,6 +89,134 @@ def predicted_against_true(
     )
     alt = f"Predicted against true {unit} of held-out images. R² of the median split: {', '.join(shown)}."
     return _image(_scatter(parts, splits, panels, unit, empty), alt, caption, name)
+
+
+def curves(
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    name: str,
+    caption: str,
+    order: Sequence[str] = (),
+    log: str = "",
+    limits: tuple[float | None, float | None] = (None, None),
+    lines: Mapping[str, float] | None = None,
+    shaded: Mapping[str, tuple[float, float]] | None = None,
+    digits: int = 2,
+) -> Image:
+    """Lines with bands: a panel per kind of value, one above the other, a line per series.
+
+    Args:
+        frame: Columns series, x, value; low and high where there are bands; panel where there are several. An x of text is a
+            layer or another name, in `order`. Missing values break a line; values beyond `limits` are drawn at them.
+        x: Label of the abscissa, with its unit.
+        y: Label of the ordinates, with its unit; panels have their names as titles.
+        name: Of the files.
+        caption: Under the figure.
+        order: Names along the abscissa; by default as they come.
+        log: Which axes are logarithmic: "", "x", "y" or "xy".
+        limits: Of the ordinate.
+        lines: Horizontal lines by their names in the legend, such as chance.
+        shaded: Ranges of the abscissa (numbers, or places in `order`) by their names in the legend.
+        digits: Of the numbers in the alt text.
+    """
+    frame = frame if "panel" in frame else frame.assign(panel="")
+    order = list(order) or (list(frame["x"].unique()) if frame["x"].dtype == object else [])
+    said = [f"{y} by {x}."]
+    for (panel, series), rows in frame.dropna(subset=["value"]).groupby(["panel", "series"], sort=False):
+        values, at = rows["value"].tolist(), rows["x"].tolist()
+        peak = int(np.argmax(values))
+        said.append(
+            f"{f'{panel}, ' if panel else ''}{series}: {number(values[0], digits)} at {at[0]} to "
+            f"{number(values[-1], digits)} at {at[-1]}; largest {number(values[peak], digits)} at {at[peak]}."
+        )
+    figure = _panels(frame, x, y, order, log, limits, lines or {}, shaded or {})
+    return _image(figure, " ".join(said), caption, name)
+
+
+def bars(frame: pd.DataFrame, *, x: str, name: str, caption: str, digits: int = 2) -> Image:
+    """Horizontal bars with intervals: a group per label, a colour per series.
+
+    Args:
+        frame: Columns label, value, low and high; series where there are several. A missing value leaves its place empty.
+        x: What the bars measure, with its unit.
+        name: Of the files.
+        caption: Under the figure.
+        digits: Of the numbers in the alt text.
+    """
+    frame = frame if "series" in frame else frame.assign(series="")
+    cells = frame[["label", "series", "value", "low", "high"]].to_numpy().tolist()
+    said = (
+        f"{label}{', ' + series if series else ''} {interval(value, low, high, digits)}"
+        for label, series, value, low, high in cells
+    )
+    return _image(_bars(frame, x), f"{x}: {'; '.join(said)}.", caption, name)
+
+
+def matrix(
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    rows: str,
+    columns: str,
+    name: str,
+    caption: str,
+    limits: tuple[float, float],
+    digits: int = 2,
+    texts: Mapping[str, pd.DataFrame] | None = None,
+) -> Image:
+    """Matrices of numbers in colour, one above the other; up to ten columns each cell holds its number.
+
+    Args:
+        tables: By the titles of the panels; index and columns are the names along the axes.
+        rows: What the rows are.
+        columns: What the columns are.
+        name: Of the files.
+        caption: Under the figure.
+        limits: Of the colours.
+        digits: Of the numbers in the cells.
+        texts: What stands in the cells instead of the numbers.
+    """
+    said = [
+        f"{title + ', ' if title else ''}{row}: "
+        + ", ".join(f"{column} {number(value, digits)}" for column, value in values.items())
+        for title, table in tables.items()
+        for row, values in table.iterrows()
+    ]
+    cells = texts or {
+        title: table.map(lambda value: number(value, digits)) for title, table in tables.items()
+    }
+    return _image(
+        _matrix(tables, cells, rows, columns, limits),
+        f"{rows} by {columns}. {'; '.join(said)}.",
+        caption,
+        name,
+    )
+
+
+def image_grid(
+    rows: Mapping[str, Sequence[tuple[str, np.ndarray]]],
+    *,
+    alt: str,
+    name: str,
+    caption: str,
+    width: float = 1.6,
+    scale: tuple[float, float, str] | None = None,
+    label: str = "",
+) -> Image:
+    """Pictures in rows, each with a title.
+
+    Args:
+        rows: By the names at their left. A picture is RGB in uint8 [H, W, 3], or a map of floats [H, W], drawn in the colours of
+            `scale`.
+        alt: What the pictures show, from the data.
+        name: Of the files.
+        caption: Under the figure.
+        width: Of a picture, in inches.
+        scale: Smallest and largest value of maps, and the name of matplotlib's colours.
+        label: Of the colour bar; without one, none is drawn.
+    """
+    return _image(_grid(rows, width, scale, label), alt, caption, name)
 
 
 def median_split(frame: pd.DataFrame) -> tuple[int, float]:
@@ -170,4 +300,149 @@ def _scatter(
             )
         axes.set_title(f"{title}: R² = {number(r2)}", fontsize=10)
     grid[0].set_ylabel(f"predicted {unit}")
+    return figure
+
+
+@styled
+def _panels(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    order: Sequence[str],
+    log: str,
+    limits: tuple[float | None, float | None],
+    lines: Mapping[str, float],
+    shaded: Mapping[str, tuple[float, float]],
+) -> Figure:
+    names, series = list(frame["panel"].unique()), list(frame["series"].unique())
+    entries = len(series) + len(lines) + len(shaded)
+    columns = 1 if max(map(len, [*series, *lines, *shaded])) > 24 else 2
+    height = (4.0 if len(names) == 1 else 2.8 * len(names)) + 0.2 * -(-entries // columns)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    grid = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    place = {label: at for at, label in enumerate(order)}
+    for axes, panel in zip(grid, names, strict=True):
+        axes.set_title(panel, fontsize=10.5)
+        axes.set_ylabel(y)
+        if "y" in log:
+            axes.set_yscale("log")
+        for label, (left, right) in shaded.items():
+            axes.axvspan(left, right, color=SHADE, linewidth=0, label=label, zorder=0)
+        for (label, at), color in zip(lines.items(), cycle(("#707070", DARK)), strict=False):
+            axes.axhline(at, color=color, linewidth=1, linestyle=":", label=label, zorder=1)
+        for (color, marker, dashes), label in zip(cycle(LOOKS), series, strict=False):
+            rows = frame[(frame["panel"] == panel) & (frame["series"] == label)]
+            at = rows["x"].map(place) if order else rows["x"]
+            if {"low", "high"} <= {*rows}:
+                axes.fill_between(
+                    at,
+                    rows["low"].clip(*limits),
+                    rows["high"].clip(*limits),
+                    color=color,
+                    alpha=0.18,
+                    linewidth=0,
+                )
+            filled = "white" if dashes == "--" else color
+            look = {"color": color, "marker": marker, "markersize": 4.5, "label": label}
+            axes.plot(at, rows["value"].clip(*limits), dashes, zorder=3, markerfacecolor=filled, **look)
+        if limits != (None, None):
+            low, high = limits
+            margin = 0.03 * (high - low) if low is not None and high is not None and "y" not in log else 0
+            axes.set_ylim(
+                low if low is None else low - margin, high if high is None else high + margin, auto=True
+            )
+    if order:
+        style.name_layers(grid[-1], order)
+        grid[-1].set_xlim(-0.5, len(order) - 0.5)
+    elif "x" in log:
+        grid[-1].set_xscale("log")
+    grid[-1].set_xlabel(x)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper left", ncols=columns, fontsize=9.5)
+    return figure
+
+
+@styled
+def _bars(frame: pd.DataFrame, x: str) -> Figure:
+    labels, series = list(frame["label"].unique()), list(frame["series"].unique())
+    height = 0.8 / len(series)
+    size = 0.9 + 0.34 * len(labels) * max(1.0, len(series) ** 0.6)
+    figure = Figure(figsize=(WIDTH, size), layout="constrained")
+    axes = figure.subplots()
+    for count, (name, (color, *_)) in enumerate(zip(series, cycle(LOOKS), strict=False)):
+        rows = frame[frame["series"] == name].set_index("label").reindex(labels)
+        at = np.arange(len(labels)) + (count - (len(series) - 1) / 2) * height
+        axes.barh(at, rows["value"], 0.85 * height, color=color, label=name or "_nolegend_")
+        ends = np.abs(np.array([rows["value"] - rows["low"], rows["high"] - rows["value"]], dtype=float))
+        axes.errorbar(rows["value"], at, xerr=ends, fmt="none", ecolor="#202020", capsize=2)
+    axes.axvline(0, color="#707070", linewidth=0.8)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel(x)
+    if len(series) > 1:
+        figure.legend(loc="outside upper left", ncols=2, fontsize=9.5)
+    return figure
+
+
+@styled
+def _matrix(
+    tables: Mapping[str, pd.DataFrame],
+    cells: Mapping[str, pd.DataFrame],
+    rows: str,
+    columns: str,
+    limits: tuple[float, float],
+) -> Figure:
+    few = max(table.shape[1] for table in tables.values()) <= 10
+    height = sum(0.9 + (0.38 if few else 0.22) * len(table) for table in tables.values())
+    figure = Figure(figsize=(WIDTH, 0.5 + height), layout="constrained")
+    grid = figure.subplots(len(tables), 1, squeeze=False)[:, 0]
+    shown = None
+    for axes, (title, table) in zip(grid, tables.items(), strict=True):
+        values = table.to_numpy(float)
+        shown = axes.imshow(
+            np.clip(values, *limits), cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto"
+        )
+        for row, column in np.ndindex(values.shape) if few else ():
+            share = (values[row, column] - limits[0]) / (limits[1] - limits[0])
+            text, color = str(cells[title].iat[row, column]), "white" if share > 0.55 else "black"
+            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
+        axes.set_title(title, fontsize=10.5)
+        axes.set_yticks(range(len(table)), [str(label) for label in table.index], fontsize=9)
+        axes.set_xticks(
+            range(table.shape[1]),
+            [str(label) for label in table.columns],
+            fontsize=9,
+            rotation=0 if few else 90,
+        )
+        axes.set_ylabel(rows)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+    grid[-1].set_xlabel(columns)
+    if not few and shown is not None:
+        figure.colorbar(shown, ax=list(grid))
+    return figure
+
+
+@styled
+def _grid(
+    rows: Mapping[str, Sequence[tuple[str, np.ndarray]]],
+    width: float,
+    scale: tuple[float, float, str] | None,
+    label: str,
+) -> Figure:
+    columns = max(map(len, rows.values()))
+    figure = Figure(figsize=(width * columns + 0.5, 1.1 * width * len(rows) + 0.3), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    look = {"vmin": scale[0], "vmax": scale[1], "cmap": scale[2]} if scale else {}
+    for places, (name, pictures) in zip(grid, rows.items(), strict=True):
+        for axes in places:
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+        for axes, (title, picture) in zip(places, pictures, strict=False):
+            axes.imshow(picture, **(look if picture.ndim == 2 else {}))
+            axes.set_title(title, fontsize=8, pad=2)
+        places[0].set_ylabel(name[:24], fontsize=8.5)
+    if scale and label:
+        colours = ScalarMappable(Normalize(*scale[:2]), scale[2])
+        figure.colorbar(colours, ax=grid, shrink=0.6, aspect=30, label=label)
     return figure
