@@ -1,7 +1,8 @@
 """One way to run every experiment: settings, folder, tables, report.
 
 A folder holds one CSV per table, figures/, report.html and summary.json (findings, settings, provenance), which is
-written last: a folder with a summary.json is finished. What is slow lies in features/ and is not computed again on resume.
+written last: a folder with a summary.json is finished. Experiments keep there what is slow, such as features/, which is not
+computed again on resume, and what is no table.
 """
 
 import dataclasses
@@ -108,10 +109,10 @@ def run(
     (folder / "summary.json").unlink(missing_ok=True)  # of a finished run that is resumed
     experiment = EXPERIMENTS[name]
     kinds = {}
-    for table, frame in experiment.run(settings, folder / "features").items():
+    for table, frame in experiment.run(settings, folder).items():
         _write(folder / f"{table}.csv", frame)
         kinds[table] = {column: str(kind) for column, kind in frame.dtypes.items()}
-    page = experiment.report(settings, _tables(folder, kinds))  # of what is on disk, as `read` finds it
+    page = experiment.report(settings, _tables(folder, kinds), folder)  # of what is on disk, as `read` finds it
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     for image in (image for section in page.sections for image in section.images if image.name):
@@ -154,7 +155,7 @@ def page(folder: Path) -> Page:
         ValueError, OSError: See `read`.
     """
     name = json.loads((folder / "summary.json").read_text())["experiment"]
-    return get_experiment(name).report(*read(folder))
+    return get_experiment(name).report(*read(folder), folder)
 
 
 def _write(path: Path, frame: pd.DataFrame) -> None:

@@ -35,12 +35,12 @@ def check(settings):
     return {}
 
 
-def run(settings, cache):
+def run(settings, folder):
     rows = [("", x, x / 7) for x in settings.numbers]
     return {"squares": pd.DataFrame(rows, columns=["name", "number", "seventh"])}
 
 
-def report(settings, tables):
+def report(settings, tables, folder):
     frame = tables["squares"]
     figure = Figure()
     image = page.embed(figure, "nothing")._replace(name="empty", png=style.render(figure, "png"))

@@ -18,14 +18,15 @@ class Experiment(NamedTuple):
     Attributes:
         settings: The dataclass of its settings.
         check: Opens what the settings name, before anything is computed, to the networks by name; ValueError if it cannot.
-        run: Settings and a folder that keeps what is slow to compute (or None), to tidy tables by name.
-        report: Settings and tables, to the page.
+        run: Settings and the folder of the run (None: nothing is kept) for what is slow to compute and what is no table, to tidy
+            tables by name.
+        report: Settings, tables and the folder, for the pictures that tables name, to the page.
     """
 
     settings: type[Base]
     check: Callable[[Any], Mapping[str, Network]]
     run: Callable[[Any, Path | None], Mapping[str, pd.DataFrame]]
-    report: Callable[[Any, Mapping[str, pd.DataFrame]], Page]
+    report: Callable[[Any, Mapping[str, pd.DataFrame], Path], Page]
 
 
 EXPERIMENTS: dict[str, Experiment] = {

@@ -96,12 +96,12 @@ def check(settings: Settings) -> dict[str, Network]:
     return load_networks(settings.weights, check=fits)
 
 
-def run(settings: Settings, cache: Path | None = None) -> dict[str, pd.DataFrame]:
+def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Features of noise with both poolings, and probes of its width.
 
     Args:
         settings: What to compute.
-        cache: Folder that keeps the features of each network and width.
+        folder: Of the run; features/ in it keeps the features of each network and width.
 
     Returns:
         noise (R2, a row per probe and split), predictions (held-out images), effects (how features depend on the width): columns
@@ -134,7 +134,7 @@ def run(settings: Settings, cache: Path | None = None) -> dict[str, pd.DataFrame
                 settings.seed,
                 batch_size=settings.batch_size,
                 dtype=getattr(jnp, settings.dtype),
-                cache=cache,
+                cache=folder and folder / "features",
                 name=f"{name}-{condition}",
                 progress=True,
             )
@@ -390,7 +390,7 @@ class _Report:
         )
 
 
-def report(settings: Settings, tables: Mapping[str, pd.DataFrame]) -> Page:
+def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path | None = None) -> Page:
     """Findings, cautions, and for each network its figures and tables."""
     layers = tables["layers"]
     networks = [_Report(settings, rows, tables) for _, rows in layers.groupby("weights", sort=False)]
