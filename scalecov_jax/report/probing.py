@@ -9,7 +9,7 @@ from pathlib import Path
 from scalecov_jax import evidence_table
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiment import ProbeResult
-from scalecov_jax.features import Pooling
+from scalecov_jax.features import POOLINGS
 from scalecov_jax.images.boxes import OTHER_CLASS
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.models.architecture import plain_name
@@ -22,12 +22,6 @@ from scalecov_jax.report.probing_answer import answer, evidence_of, summarise, w
 from scalecov_jax.scores import ESTIMATORS, Score
 from scalecov_jax.selection import Selected, select_layers
 from scalecov_jax.tables import write_table
-
-_POOLED: dict[Pooling, str] = {
-    "gap": "the mean over all pixels of a map (gap)",
-    "max": "the largest pixel of a map (max)",
-    "corrected_gap": "the mean over the pixels of a map that no padding reaches (corrected_gap)",
-}
 
 
 def write_results(
@@ -211,7 +205,7 @@ def _architecture_parts(
                 + (f": {evidence_answer.concept_title(concept)}" if len(result.concepts) > 1 else ""),
                 f"{count} images of {shown}; {n_train} to train"
                 + (" for each class" if image_class is None and len(result.images) > 1 else "")
-                + f"; features: {_POOLED[result.pooling]}; weights: {network.card.origin}",
+                + f"; features: {POOLINGS[result.pooling].title} ({result.pooling}); weights: {network.card.origin}",
                 selected,
                 page.layer_rows(scores, result.architecture, result.widths, n_train, ranks=result.ranks),
                 pruning if first else None,
