@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,13 +117,12 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     # The same scenes for every network of the same input size.
     render = lru_cache(maxsize=1)(lambda size: _render(settings, size))
     parts = maths.halves(settings.scenes, settings.splits, settings.seed)
-    generator, measures = np.random.default_rng, get_measures(("scale",))
     tables: dict[str, list[pd.DataFrame]] = {}
     for name, network in check(settings).items():
         source = render(_size(network, settings))
-        shares, sizes = _by_class(measure_all(measures, source).values[:, 0], settings)
+        shares, sizes = _by_class(measure_all(get_measures(("scale",)), source).values[:, 0], settings)
         true = np.stack([transform(shares) for transform in MEASURES.values()], axis=-1)
-        shuffled = [generator((settings.seed, at, 2)).permutation(rows) for at, rows in enumerate(true)]
+        shuffled = [np.random.default_rng((settings.seed, i, 2)).permutation(x) for i, x in enumerate(true)]
         variants: tuple[tuple[Network, dict[Condition, np.ndarray]], ...] = (
             (network, {"trained": true, "shuffled_measure": np.stack(shuffled)}),
             (random_network(network, settings.seed), {"random_weights": true}),
@@ -261,8 +261,7 @@ class _Report:
         self.tables["transfer"] = transfer.assign(own=transfer["image_class"] == transfer["test_class"])
         self.layers = change["layer"].unique().tolist()
         self.widths = change.groupby("layer", sort=False)["width"].first()
-        architecture = change["architecture"].iloc[0]
-        self.name = plain_name(architecture)
+        self.name = plain_name(architecture := change["architecture"].iloc[0])
         if (tables["change"].groupby("architecture")["weights"].nunique() > 1)[architecture]:
             self.name += f" ({self.weights})"  # else findings of two networks could not be told apart
 
@@ -273,17 +272,14 @@ class _Report:
 
     def findings(self) -> Iterator[Finding]:
         """At the peak: what is read of growth, what moves along the RCV, and whether probes of two classes agree."""
-        at = f"{self.name} {self.peak}, {self.how}"
-        between = f"range over {len(self.settings.classes)} classes"
+        at, over = f"{self.name} {self.peak}, {self.how}", "range over classes"
         for quantity, heading, table, column, wanted in QUANTITIES:
             unit, factor = ("%", 100) if table == "change" else ("", 1)
             value, low, high = (factor * self.by_layer(table, column, **wanted).loc[self.peak]).tolist()
             ends = (low, high) if low < high else (None, None)
             known = IMPLIED.get(heading), "implied in section 3.4" if heading in IMPLIED else ""
             level = "headline" if self.main and heading in IMPLIED else "result"
-            yield Finding(
-                quantity, at, value, *ends, between, unit, *known, level=level, digits=_digits(value)
-            )
+            yield Finding(quantity, at, value, *ends, over, unit, *known, level=level, digits=_digits(value))
 
     def cautions(self) -> Iterator[Finding]:
         """Where probes read nothing, where a few splits fail, and where least squares interpolates."""
@@ -292,7 +288,7 @@ class _Report:
         near = per_half.map(interpolates) & (self.how == NAMES["ols"])
         lowest = "smallest held-out R² of any class ({} over splits)"
         unread = "RCVs read no scale at {}; their shares and angles say nothing about it."
-        shaky = "A few splits fail at {}: a feature almost silent in one half is loud in the other. Read the medians."
+        shaky = "A few splits fail at {}: a feature almost silent in a half is loud in the other. Read the medians."
         few = "About as many features as scenes at {}: least squares tells of the sample size there. Read ridge."
         for values, quantity, note in (
             (median[median < 0], lowest.format("median"), unread),
@@ -305,11 +301,10 @@ class _Report:
 
     def section(self) -> Section:
         """Tables, and figures of the first estimator."""
+        images = [*self.figures()] if self.main else []
+        neighbours = [self.neighbours()] if self.main and self.layers[1:] else []
         heading = f"Covariance: {self.name}, {self.how}"
-        if not self.main:
-            return Section(heading, "", [], [self.layer_table()])
-        neighbours = [self.neighbours()] if self.layers[1:] else []
-        return Section(heading, "", [*self.figures()], [self.layer_table(), *neighbours])
+        return Section(heading, "", images, [self.layer_table(), *neighbours])
 
     def figures(self) -> Iterator[Image]:
         """Shares, readings, steps, linearity, angles and transfer."""
@@ -319,7 +314,7 @@ class _Report:
             {f"{metric} features": RATIO | {"metric": metric} for metric in METRICS},
             SHARES,
             y="share of the change",
-            caption="How much of what growth does to the features lies along one direction. Below 0.0002: drawn there.",
+            caption="How much of what growth does to the features lies along a direction. Below 0.0002: drawn there.",
             log="y",
             limits=(2e-4, 1.4),
             digits=4,
@@ -421,8 +416,8 @@ class _Report:
         """How alike the probes of neighbouring layers are."""
         rows = _rows(self.tables["angles"], condition="trained", kind="layers")
         means = rows.pivot_table("value", ["layer", "other"], "metric")
-        pairs = [*zip(self.layers, self.layers[1:], strict=False)]
-        frame = means.reindex(index=pairs, columns=["raw", "standardised", "readings", "errors"]).map(number)
+        index, columns = [*pairwise(self.layers)], ["raw", "standardised", "readings", "errors"]
+        frame = means.reindex(index=index, columns=columns).map(number)
         caption = f"{self.name}, {self.how}: neighbouring layers. Cosines of RCVs; correlations of readings and of their errors."
         cells = [(f"{first}, {second}", *row) for (first, second), *row in frame.itertuples()]
         return Table(caption, ("layers", *frame), cells)
