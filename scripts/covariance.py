@@ -12,23 +12,24 @@ import sys
 
 import command
 from absl import flags
-from command import OVERWRITE, RESUME, WORKDIR, run
+from command import OVERWRITE, RESUME, WORKDIR
 from ml_collections import config_flags
 
-from scalecov_jax.pipelines import covariance
+from scalecov_jax import run
+from scalecov_jax.experiments import covariance
+from scalecov_jax.settings import describe
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The settings, such as configs/covariance.py, which explains each of them."
-)
+__doc__ += "\n" + describe(covariance.Settings)
+CONFIG = config_flags.DEFINE_config_file("config", None, "The settings, such as configs/covariance.py.")
 flags.adopt_module_key_flags(command)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
     """Run the experiment."""
-    settings, workdir = CONFIG.value.to_dict(), WORKDIR.value
-    print(covariance.run(settings, workdir, command=sys.argv, resume=RESUME.value, overwrite=OVERWRITE.value))
+    settings, options = CONFIG.value.to_dict(), {"resume": RESUME.value, "overwrite": OVERWRITE.value}
+    print(run.run("covariance", settings, WORKDIR.value, command=sys.argv, **options))
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)
