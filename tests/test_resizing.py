@@ -358,10 +358,10 @@ def test_grid_losses_are_those_below_the_line():
     assert [x.size for x in table] == [100]  # 70 and 225 have no neighbours on both sides
     np.testing.assert_allclose((table[0].loss, table[0].low, table[0].high), 0.2 * 4 / 32, atol=1e-9)
     off = rows(grid_losses(rows_of(values, sizes=sizes), {"w": 193}))
-    assert [x.size for one in off] == []
+    assert [x.size for x in off] == []
     shifted = rows(grid_losses(rows_of(values, sizes=sizes, name="nearest"), {"w": 132}))
-    assert [x.size for one in shifted] == []
+    assert [x.size for x in shifted] == []
     nearest = rows_of(values, sizes=(75, 90, 107, 110, 120, 130, 139), name="nearest")
     shifted = rows(grid_losses(nearest, {"w": 299}))
-    assert [x.size for one in shifted] == [90, 110, 120, 130]
+    assert [x.size for x in shifted] == [90, 110, 120, 130]
     np.testing.assert_allclose(shifted[0].loss, 0.1 * 15 / 32 - 0.1, atol=1e-9)

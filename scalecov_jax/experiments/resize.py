@@ -35,7 +35,7 @@ FLAT = (175, 300)
 TOP5 = 200
 INPUTS = (224, 299)
 FEW = 30  # images, under which an interval is too wide to tell much
-NAMES = {"probability": "the mean probability", "top1": "top-1", "top5": "top-5"}
+MEAN = "the mean probability"
 
 
 @dataclass(frozen=True)
@@ -170,10 +170,8 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
 
 
 def _open(settings: Settings) -> LabelledImages:
-    count, seed, size = settings.scenes, settings.seed, settings.scene_size
-    images = labelled.open_labelled(
-        settings.images, settings.class_indices, count=count, seed=seed, size=size
-    )
+    rendered = {"count": settings.scenes, "seed": settings.seed, "size": settings.scene_size}
+    images = labelled.open_labelled(settings.images, settings.class_indices, **rendered)
     images = labelled.spread(labelled.squared(images, settings.square), settings.limit)
     if len(images) < MIN_IMAGES:
         reasons = count_reasons(images.skipped).items()
@@ -237,12 +235,12 @@ class _Report:
         losses, differences = self.losses, self.differences
         at = f"{self.name}, all images"
         for worst in losses.sort_values("loss").tail(1).to_dict("records"):
-            quantity = f"largest loss of {NAMES['probability']} off the training's grid"
+            quantity = f"largest loss of {MEAN} off the training's grid"
             shown, mean = (losses["low"] > 0).sum(), number(losses["loss"].mean(), 3)
             note = f"At {worst['size']} px; shown at {shown} of {len(losses)} such sizes, mean {mean}."
             yield _estimate(quantity, at, worst, ("loss", "low", "high"), note=note, digits=3)
         for most in differences.sort_values("difference", key=np.abs).tail(1).to_dict("records"):
-            quantity = f"largest difference of a filter to {REFERENCE} in {NAMES['probability']}"
+            quantity = f"largest difference of a filter to {REFERENCE} in {MEAN}"
             shown = ((differences["low"] > 0) | (differences["high"] < 0)).sum()
             note = f"With {most['filter']} at {most['size']} px; shown at {shown} of {len(differences)} filters and sizes."
             yield _estimate(quantity, at, most, ("difference", "low", "high"), note=note, digits=3)
@@ -252,39 +250,30 @@ class _Report:
         flat, _, top5 = (self.plateau(group, measure) for measure in MEASURES)
         first, last, top5_first = self.published
         source = "section 4.1, Figure 6" + self.scaled * f", in proportion to {self.input_size} px"
-        main: Literal["headline", "result"] = "headline" if group == ALL else "result"
+        main = "headline" if group == ALL else "result"
         for quantity, plateau, end, limit, published in (
-            (f"smallest size at which {NAMES['probability']} is flat", flat, "first", "smallest", first),
-            (f"largest size at which {NAMES['probability']} is flat", flat, "last", "largest", last),
+            (f"smallest size at which {MEAN} is flat", flat, "first", "smallest", first),
+            (f"largest size at which {MEAN} is flat", flat, "last", "largest", last),
             ("smallest size at which top-5 is flat", top5, "first", "smallest", top5_first),
         ):
             notes = [f"This is the {limit} size counted."] if plateau[end] == plateau[limit] else []
             if not plateau["smallest"] <= published <= plateau["largest"]:
                 notes.append("The published size lies outside the sizes counted.")
-            yield Finding(
-                quantity,
-                at,
-                float(plateau[end]),
-                unit="px",
-                published=float(published),
-                source=source,
-                note=" ".join(notes),
-                level=main if plateau is flat else "result",
-                digits=0,
-            )
+            known: dict[str, Any] = {"published": float(published), "source": source, "note": " ".join(notes)}
+            known |= {"unit": "px", "digits": 0, "level": main if plateau is flat else "result"}
+            yield Finding(quantity, at, float(plateau[end]), **known)
         inside = self.points(group).query("@first <= size <= @last").sort_values("probability", kind="stable")
         for worst in inside.head(1).to_dict("records"):
-            quantity = f"largest loss of {NAMES['probability']} between {first} and {last} px"
-            note, value = (
-                f"At {worst['size']} px, against {flat['best']} px.",
-                flat["value"] - worst["probability"],
-            )
+            quantity = f"largest loss of {MEAN} between {first} and {last} px"
+            note = f"At {worst['size']} px, against {flat['best']} px."
+            value = flat["value"] - worst["probability"]
             yield Finding(quantity, at, value, published="none visible", source=source, note=note)
         every = self.points(group, every=True)
         trained = _row(every.iloc[(every["size"] - self.input_size).abs().argsort(kind="stable")])
-        for measure, name in NAMES.items():
-            shown = {"level": main} if measure == "probability" else {"factor": 100, "unit": "%", "digits": 1}
-            yield _estimate(f"{name} at {trained['size']} px", at, trained, _ends(measure), **shown)
+        size = f"at {trained['size']} px"
+        yield _estimate(f"{MEAN} {size}", at, trained, _ends("probability"), level=main)
+        for measure, name in (("top1", "top-1"), ("top5", "top-5")):
+            yield _estimate(f"{name} {size}", at, trained, _ends(measure), 100, unit="%", digits=1)
 
     def section(self, settings: Settings) -> Section:
         """Text, figures and tables."""

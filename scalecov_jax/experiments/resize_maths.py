@@ -113,12 +113,10 @@ def group_images(labels: Sequence[Label], filled: float) -> list[str]:
     ratios = object_ratios(labels)
     if np.isnan(ratios).any():
         sides = np.array([min(label.width, label.height) for label in labels], float)
-        parts = _parts(sides, 2)
-        names = SIDES if parts.max(initial=0) else ("images",)
-        return _named(sides, parts, names, "shorter side {:.0f} to {:.0f} px")
+        names = SIDES if (sides != sides[0]).any() else ("images",)
+        return _parts(sides, names, "shorter side {:.0f} to {:.0f} px")
     rest = ratios < filled
-    parts = _parts(ratios[rest], 3)
-    thirds = iter(_named(100 * ratios[rest], parts, OBJECTS, "{:.1f} to {:.1f} % of the image"))
+    thirds = iter(_parts(100 * ratios[rest], OBJECTS, "{:.1f} to {:.1f} % of the image"))
     full = f"{FILLED} (at least {100 * filled:g} % of the image)"
     return [next(thirds) if below else full for below in rest]
 
@@ -128,18 +126,13 @@ def kind_of(group: str) -> str:
     return group.partition(" (")[0]
 
 
-def _parts(values: Float[np.ndarray, " N"], count: int) -> Int[np.ndarray, " N"]:
-    """Number of the part of each value, cut between different values as near to equal parts as can be."""
+def _parts(values: Float[np.ndarray, " N"], names: Sequence[str], text: str) -> list[str]:
+    """The name and bounds of each value's part, cut between different values as near to equal parts as can be."""
     ordered = np.sort(values)
     steps = np.flatnonzero(np.diff(ordered)) + 1
-    wanted = [len(values) * part / count for part in range(1, count)]
+    wanted = [len(values) * part / len(names) for part in range(1, len(names))]
     cuts = {int(steps[np.abs(steps - place).argmin()]) for place in wanted} if len(steps) else set()
-    return np.searchsorted(ordered[sorted(cuts)], values, side="right")
-
-
-def _named(
-    values: Float[np.ndarray, " N"], parts: Int[np.ndarray, " N"], names: Sequence[str], text: str
-) -> list[str]:
+    parts = np.searchsorted(ordered[sorted(cuts)], values, side="right")
     bounds = pd.Series(values).groupby(parts).agg(["min", "max"])
     full = {part: f"{names[part]} ({text.format(low, high)})" for part, low, high in bounds.itertuples()}
     return [full[part] for part in parts]
