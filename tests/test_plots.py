@@ -94,6 +94,11 @@ def test_curves_of_layers_and_of_numbers():
     image = curves(numbers, x="px", y="MAE", name="n", caption="c", log="xy", shaded={"flat": (20.0, 50.0)})
     assert image.alt == "MAE by px. A: 0.10 at 10.0 to 0.50 at 100.0; largest 0.50 at 100.0."
     assert image.png.startswith(b"\x89PNG")
+    hollow = [numbers.assign(hollow=values) for values in ([False, False], [True, False])]
+    pictures = [
+        curves(x, x="px", y="MAE", name="n", caption="c", marks={"trained": 30.0}).png for x in hollow
+    ]
+    assert pictures[0] != pictures[1]
 
 
 def test_bars():

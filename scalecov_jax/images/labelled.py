@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -28,7 +28,6 @@ from scalecov_jax.images.example import (
 from scalecov_jax.images.sources import SCENES
 
 Square = Literal["crop", "stretch"]
-SQUARES: tuple[Square, ...] = get_args(Square)
 
 
 class Label(NamedTuple):

@@ -48,7 +48,9 @@ class Finding:
     @property
     def reported(self) -> str:
         """The published value, or a dash."""
-        return self.published if isinstance(self.published, str) else number(self.published)
+        if isinstance(self.published, str):
+            return self.published
+        return number(self.published, 2 if self.digits is None else self.digits)
 
     @property
     def difference(self) -> str:
@@ -56,7 +58,7 @@ class Finding:
         return (
             "–"
             if self.published is None or isinstance(self.published, str)
-            else signed(self.value - self.published)
+            else signed(self.value - self.published, 2 if self.digits is None else self.digits)
         )
 
     @property

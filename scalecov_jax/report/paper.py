@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scalecov_jax.paper.compared import Compared
-from scalecov_jax.report import page, published_transfer, quantification, resizing
+from scalecov_jax.report import page, published_transfer, quantification
 from scalecov_jax.tables import write_table
 
 
@@ -47,7 +47,6 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "resize": Stage("4.1 Resizing", resizing.compare, resizing.compare, resizing.sections),
     "probe": Stage(
         "4.3 Layer-wise quantification",
         quantification.compare,

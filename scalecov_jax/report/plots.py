@@ -103,13 +103,15 @@ def curves(
     limits: tuple[float | None, float | None] = (None, None),
     lines: Mapping[str, float] | None = None,
     shaded: Mapping[str, tuple[float, float]] | None = None,
+    marks: Mapping[str, float] | None = None,
     digits: int = 2,
 ) -> Image:
     """Lines with bands: a panel per kind of value, one above the other, a line per series.
 
     Args:
         frame: Columns series, x, value; low and high where there are bands; panel where there are several. An x of text is a
-            layer or another name, in `order`. Missing values break a line; values beyond `limits` are drawn at them.
+            layer or another name, in `order`. Missing values break a line; values beyond `limits` are drawn at them. Where there
+            is a column hollow, markers are hollow where it is true.
         x: Label of the abscissa, with its unit.
         y: Label of the ordinates, with its unit; panels have their names as titles.
         name: Of the files.
@@ -119,6 +121,7 @@ def curves(
         limits: Of the ordinate.
         lines: Horizontal lines by their names in the legend, such as chance.
         shaded: Ranges of the abscissa (numbers, or places in `order`) by their names in the legend.
+        marks: Vertical lines at values of the abscissa, by their names in the legend.
         digits: Of the numbers in the alt text.
     """
     frame = frame if "panel" in frame else frame.assign(panel="")
@@ -131,7 +134,7 @@ def curves(
             f"{f'{panel}, ' if panel else ''}{series}: {number(values[0], digits)} at {at[0]} to "
             f"{number(values[-1], digits)} at {at[-1]}; largest {number(values[peak], digits)} at {at[peak]}."
         )
-    figure = _panels(frame, x, y, order, log, limits, lines or {}, shaded or {})
+    figure = _panels(frame, x, y, order, log, limits, lines or {}, shaded or {}, marks or {})
     return _image(figure, " ".join(said), caption, name)
 
 
@@ -313,10 +316,11 @@ def _panels(
     limits: tuple[float | None, float | None],
     lines: Mapping[str, float],
     shaded: Mapping[str, tuple[float, float]],
+    marks: Mapping[str, float],
 ) -> Figure:
     names, series = list(frame["panel"].unique()), list(frame["series"].unique())
-    entries = len(series) + len(lines) + len(shaded)
-    columns = 1 if max(map(len, [*series, *lines, *shaded])) > 24 else 2
+    entries = len(series) + len(lines) + len(shaded) + len(marks)
+    columns = 1 if max(map(len, [*series, *lines, *shaded, *marks])) > 24 else 2
     height = (4.0 if len(names) == 1 else 2.8 * len(names)) + 0.2 * -(-entries // columns)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     grid = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
@@ -330,6 +334,8 @@ def _panels(
             axes.axvspan(left, right, color=SHADE, linewidth=0, label=label, zorder=0)
         for (label, at), color in zip(lines.items(), cycle(("#707070", DARK)), strict=False):
             axes.axhline(at, color=color, linewidth=1, linestyle=":", label=label, zorder=1)
+        for label, at in marks.items():
+            axes.axvline(at, color="#707070", linewidth=1, label=label, zorder=1)
         for (color, marker, dashes), label in zip(cycle(LOOKS), series, strict=False):
             rows = frame[(frame["panel"] == panel) & (frame["series"] == label)]
             at = rows["x"].map(place) if order else rows["x"]
@@ -344,7 +350,12 @@ def _panels(
                 )
             filled = "white" if dashes == "--" else color
             look = {"color": color, "marker": marker, "markersize": 4.5, "label": label}
-            axes.plot(at, rows["value"].clip(*limits), dashes, zorder=3, markerfacecolor=filled, **look)
+            values = rows["value"].clip(*limits)
+            axes.plot(at, values, dashes, zorder=3, markerfacecolor=filled, **look)
+            if "hollow" in rows:
+                off = rows["hollow"].to_numpy()
+                look |= {"label": "_nolegend_", "linestyle": "", "markerfacecolor": "white"}
+                axes.plot(at[off], values[off], zorder=4, **look)
         if limits != (None, None):
             low, high = limits
             margin = 0.03 * (high - low) if low is not None and high is not None and "y" not in log else 0
