@@ -4,8 +4,6 @@ import json
 
 import numpy as np
 import pytest
-
-from scalecov_jax.paper import published
 from scalecov_jax.paper.quantification import (
     compare_classes,
     compare_runs,
@@ -14,6 +12,8 @@ from scalecov_jax.paper.quantification import (
     published_widths,
 )
 from scalecov_jax.report.quantification import compare, headlines, sections
+
+from scalecov_jax.paper import published
 from scalecov_jax.scores import CONDITIONS, ESTIMATORS, Score
 from scalecov_jax.tables import write_table
 

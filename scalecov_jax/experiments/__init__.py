@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.experiments import noise
+from scalecov_jax.experiments import noise, probe
 from scalecov_jax.report.page import Page
 from scalecov_jax.settings import Base
 
@@ -31,4 +31,5 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: dict[str, Experiment] = {
     "noise": Experiment(noise.Settings, noise.check, noise.run, noise.report),
+    "probe": Experiment(probe.Settings, probe.check, probe.run, probe.report),
 }

@@ -11,7 +11,7 @@ from absl import logging
 from scalecov_jax import run as runner
 from scalecov_jax.checkpoints import load_networks
 from scalecov_jax.paper.compared import Compared
-from scalecov_jax.pipelines import covariance, probe, resize, transfer
+from scalecov_jax.pipelines import covariance, resize, transfer
 from scalecov_jax.pipelines.settings import names
 from scalecov_jax.report import paper as report
 from scalecov_jax.report.provenance import provenance
@@ -19,11 +19,13 @@ from scalecov_jax.workdir import open_workdir
 
 _PIPELINES: dict[str, ModuleType] = {
     "resize": resize,
-    "probe": probe,
     "covariance": covariance,
     "transfer": transfer,
 }
-_MOVED = {"noise": "4.2 Noise inputs"}  # to scalecov_jax.experiments; their headings in the report
+_MOVED = {  # to scalecov_jax.experiments; their headings in the report
+    "noise": "4.2 Noise inputs",
+    "probe": "4.3 Layer-wise quantification",
+}
 _SECTIONS = ("resize", "noise", "probe", "covariance", "transfer")
 
 

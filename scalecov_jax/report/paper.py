@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scalecov_jax.paper.compared import Compared
-from scalecov_jax.report import covariance, page, published_transfer, quantification, resizing
+from scalecov_jax.report import covariance, page, published_transfer, resizing
 from scalecov_jax.tables import write_table
 
 
@@ -48,12 +48,6 @@ class Stage(NamedTuple):
 
 STAGES = {
     "resize": Stage("4.1 Resizing", resizing.compare, resizing.compare, resizing.sections),
-    "probe": Stage(
-        "4.3 Layer-wise quantification",
-        quantification.compare,
-        quantification.headlines,
-        quantification.sections,
-    ),
     "covariance": Stage(
         "3.4 Covariance as an operation", covariance.compare, covariance.compare, covariance.sections
     ),

@@ -3,7 +3,7 @@
 `figures.py` and the files called *_figures draw for the experiments that have not (docs/architecture.md).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
@@ -103,6 +103,7 @@ def curves(
     limits: tuple[float | None, float | None] = (None, None),
     lines: Mapping[str, float] | None = None,
     shaded: Mapping[str, tuple[float, float]] | None = None,
+    places: Mapping[str, Collection[str]] | None = None,
     digits: int = 2,
 ) -> Image:
     """Lines with bands: a panel per kind of value, one above the other, a line per series.
@@ -119,6 +120,7 @@ def curves(
         limits: Of the ordinate.
         lines: Horizontal lines by their names in the legend, such as chance.
         shaded: Ranges of the abscissa (numbers, or places in `order`) by their names in the legend.
+        places: Names in `order` to shade, by what the legend calls them.
         digits: Of the numbers in the alt text.
     """
     frame = frame if "panel" in frame else frame.assign(panel="")
@@ -131,7 +133,7 @@ def curves(
             f"{f'{panel}, ' if panel else ''}{series}: {number(values[0], digits)} at {at[0]} to "
             f"{number(values[-1], digits)} at {at[-1]}; largest {number(values[peak], digits)} at {at[peak]}."
         )
-    figure = _panels(frame, x, y, order, log, limits, lines or {}, shaded or {})
+    figure = _panels(frame, x, y, order, log, limits, lines or {}, shaded or {}, places or {})
     return _image(figure, " ".join(said), caption, name)
 
 
@@ -313,10 +315,11 @@ def _panels(
     limits: tuple[float | None, float | None],
     lines: Mapping[str, float],
     shaded: Mapping[str, tuple[float, float]],
+    places: Mapping[str, Collection[str]],
 ) -> Figure:
     names, series = list(frame["panel"].unique()), list(frame["series"].unique())
-    entries = len(series) + len(lines) + len(shaded)
-    columns = 1 if max(map(len, [*series, *lines, *shaded])) > 24 else 2
+    entries = len(series) + len(lines) + len(shaded) + len(places)
+    columns = 1 if max(map(len, [*series, *lines, *shaded, *places])) > 24 else 2
     height = (4.0 if len(names) == 1 else 2.8 * len(names)) + 0.2 * -(-entries // columns)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     grid = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
@@ -328,6 +331,10 @@ def _panels(
             axes.set_yscale("log")
         for label, (left, right) in shaded.items():
             axes.axvspan(left, right, color=SHADE, linewidth=0, label=label, zorder=0)
+        for label, marked in places.items():
+            for count, at in enumerate(place[name] for name in marked):
+                said = "_nolegend_" if count else label
+                axes.axvspan(at - 0.5, at + 0.5, color=SHADE, linewidth=0, label=said, zorder=0)
         for (label, at), color in zip(lines.items(), cycle(("#707070", DARK)), strict=False):
             axes.axhline(at, color=color, linewidth=1, linestyle=":", label=label, zorder=1)
         for (color, marker, dashes), label in zip(cycle(LOOKS), series, strict=False):
