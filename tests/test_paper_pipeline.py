@@ -5,16 +5,18 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from golden_tables import assert_golden
+from golden_tables import GOLDEN, assert_golden
 from test_transfer_pipeline import dots
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
-from scalecov_jax.experiments import EXPERIMENTS
+from scalecov_jax.experiments import EXPERIMENTS, probe
 from scalecov_jax.images import tissue
 from scalecov_jax.paper.compared import Compared
-from scalecov_jax.pipelines import covariance, paper, probe, resize, transfer
+from scalecov_jax.pipelines import covariance, paper, resize, transfer
+from scalecov_jax.report.numbers import number
 from scalecov_jax.report.paper import STAGES
 from scalecov_jax.tables import read_table
 
@@ -102,22 +104,34 @@ def test_every_section_has_its_files_and_its_rows(finished):
         assert all(all(cell for cell in row) for row in rows)
     rows = read_table(folder / "compared.csv", Compared)
     assert {row.section for row in rows} >= {"4.1", "4.2", "4.3", "4.4"}
-    assert (folder / "noise" / "report.html").exists()
-    findings = json.loads((folder / "noise" / "summary.json").read_text())["findings"]
-    noise = {row.quantity for row in rows if row.section == "4.2"}
-    assert noise == {f"{x['at']}: {x['quantity']}" for x in findings if x["level"] != "caution"}
+    for section, name in (("4.2", "noise"), ("4.3", "probe")):
+        assert (folder / name / "report.html").exists()
+        findings = json.loads((folder / name / "summary.json").read_text())["findings"]
+        own = {row.quantity for row in rows if row.section == section}
+        assert own == {f"{x['at']}: {x['quantity']}" for x in findings if x["level"] != "caution"}
     page = (folder / "report.html").read_text()
-    for heading in ("4.2 Noise inputs", *(stage.heading for stage in STAGES.values())):
+    moved = ("4.2 Noise inputs", "4.3 Layer-wise quantification")
+    for heading in (*moved, *(stage.heading for stage in STAGES.values())):
         assert heading in page
     assert "nan" not in {cell.lower() for row in rows for cell in row}
-    assert "ResNet50: R² at add_15, least squares" in table
+    assert "ResNet50 add_15: R² by least squares at the published peak" in table
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["provenance"]["seed"] == "0"
 
 
 def test_tables_are_those_kept(finished):
-    # Noise (section 4.2) and probing have tables of their own.
-    assert_golden(finished[0], "paper", tables=["noise/*", "probe/*"], rows={"section": 4.2})
+    # Noise (section 4.2) and probing (4.3) have tables of their own.
+    assert_golden(finished[0], "paper", tables=["noise/*", "probe/*"], rows={"section": (4.2, 4.3)})
+
+
+def test_published_values_of_single_layers_are_those_kept(finished):
+    before = pd.read_csv(GOLDEN / "paper" / "compared.csv").query("section == 4.3")
+    before = before[before["quantity"].str.contains("Figure A2")]
+    now = pd.read_csv(finished[0] / "probe" / "published.csv")
+    assert now["layer"].tolist() == before["quantity"].str.rpartition(" ")[2].tolist()
+    assert now["explanation"].tolist() == before["explanation"].tolist()
+    for column in ("published", "ours"):
+        assert now[column].map(number).tolist() == before[column].tolist()
 
 
 def test_a_finished_section_is_not_run_again(finished, settings, monkeypatch):
@@ -126,8 +140,9 @@ def test_a_finished_section_is_not_run_again(finished, settings, monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("ran again")
 
-    monkeypatch.setitem(EXPERIMENTS, "noise", EXPERIMENTS["noise"]._replace(run=refuse))
-    for pipeline in (resize, probe, covariance, transfer):
+    for name in ("noise", "probe"):
+        monkeypatch.setitem(EXPERIMENTS, name, EXPERIMENTS[name]._replace(run=refuse))
+    for pipeline in (resize, covariance, transfer):
         monkeypatch.setattr(pipeline, "run", refuse)
     before = (folder / "compared.csv").read_bytes()
     assert paper.run(settings, str(folder), command=["reproduce.py"], resume=True) == table
@@ -136,15 +151,15 @@ def test_a_finished_section_is_not_run_again(finished, settings, monkeypatch):
 
 def test_an_interrupted_run_goes_on_to_the_same_figures(finished, settings, tmp_path, monkeypatch):
     some = {**settings, "sections": "resize,probe"}
-    interrupted = probe.probing.write_results
+    interrupted = probe.class_tables
 
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(probe.probing, "write_results", interrupt)
+    monkeypatch.setattr(probe, "class_tables", interrupt)
     with pytest.raises(KeyboardInterrupt):
         paper.run(some, str(tmp_path / "run"), command=["reproduce.py"])
-    monkeypatch.setattr(probe.probing, "write_results", interrupted)
+    monkeypatch.setattr(probe, "class_tables", interrupted)
     monkeypatch.setattr(resize, "run", interrupt)  # is finished
     paper.run(some, str(tmp_path / "run"), command=["reproduce.py"], resume=True)
     with (finished[0] / "compared.csv").open() as whole, (tmp_path / "run" / "compared.csv").open() as part:
@@ -176,7 +191,7 @@ def test_wrong_settings_of_every_section_are_told_at_once(settings, tmp_path):
 @pytest.mark.parametrize("data", ["photographs", "imagenet", "scenes"])
 def test_the_configuration_names_its_data(data, tmp_path):
     config = load(data)
-    for name in ("noise", *STAGES):
+    for name in ("noise", "probe", *STAGES):
         stage = paper.stage_settings(config, name, tmp_path)
         assert stage["weights"]
         assert stage["seed"] == config["seed"]
