@@ -118,4 +118,4 @@ def test_findings_and_section(architecture):
     section = probe_published.section("Net", "net", rows, scores, CLASSES)
     assert len(section.tables) == rows["source"].nunique() == (2 if architecture == "inception_v3" else 1)
     assert [row[0] for row in section.tables[0].rows] == [*layers]
-    assert [image.name for image in section.images] == ["net-published", "net-classes"]
+    assert [image.name for image in section.images] == ["net-published"]

@@ -245,11 +245,6 @@ def section(
         scores: Of the network in scores.csv.
         classes: Of the network in classes.csv.
     """
-    scores = scores[scores["concept"] == CONCEPT]
-    curve = rows[rows["source"] == CURVE]
-    images = [_curves(weights, curve)]
-    if len(classes) > 1:
-        images.append(_by_class(weights, scores, [*curve["layer"].unique()]))
     tables = []
     for source, some in rows.groupby("source", sort=False):
         columns: dict[str, pd.Series] = {}
@@ -270,7 +265,9 @@ def section(
         reference=reference_class(classes),
         table=RUNS in rows["source"].tolist(),
     )
-    return Section(f"Published and ours: {name}", "", images, tables, text)
+    return Section(
+        f"Published and ours: {name}", "", [_curves(weights, rows[rows["source"] == CURVE])], tables, text
+    )
 
 
 def _curves(weights: str, curve: pd.DataFrame) -> Image:
@@ -291,29 +288,6 @@ def _curves(weights: str, curve: pd.DataFrame) -> Image:
         name=f"{weights}-published",
         caption="Mean over classes and ten repetitions, as in Figure A2.",
         order=[*curve["layer"].unique()],
-        limits=(0.0, 1.0),
-        lines={"R² = 0": float(np.exp(-1))},
-    )
-
-
-def _by_class(weights: str, scores: pd.DataFrame, layers: list[str]) -> Image:
-    panels = {"ols": "least squares", "ridge": "ridge"}
-    wanted = (scores["condition"] == "trained") & scores["estimator"].isin([*panels])
-    some = scores[wanted & scores["layer"].isin(layers)]
-    means = (
-        np.exp(some["r2"] - 1)
-        .groupby([some["estimator"], some["image_class"], some["layer"]], sort=False)
-        .mean()
-    )
-    frame = means.rename("value").reset_index()
-    frame = frame.rename(columns={"image_class": "series", "layer": "x"})
-    return plots.curves(
-        frame.assign(panel=frame["estimator"].map(panels)),
-        x="layer, from input to output",
-        y="exp(R² − 1)",
-        name=f"{weights}-classes",
-        caption="Each class, trained weights, as in Figure A1.",
-        order=layers,
         limits=(0.0, 1.0),
         lines={"R² = 0": float(np.exp(-1))},
     )

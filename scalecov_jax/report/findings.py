@@ -23,7 +23,7 @@ class Finding:
         source: Where it was published.
         note: A sentence on how to read the number.
         level: headline (stands on top of the page), result, or caution (what to know before trusting the others).
-        digits: Of all three; those in % are whole numbers.
+        digits: Decimals of value and interval; by default none of %, two of all else.
     """
 
     quantity: str
@@ -37,18 +37,20 @@ class Finding:
     source: str = ""
     note: str = ""
     level: Literal["headline", "result", "caution"] = "result"
-    digits: int = 2
+    digits: int | None = None
 
     @property
     def shown(self) -> str:
         """Value, interval and unit."""
-        digits = 0 if self.unit == "%" else self.digits
+        digits = (0 if self.unit == "%" else 2) if self.digits is None else self.digits
         return interval(self.value, self.low, self.high, digits) + (f" {self.unit}" if self.unit else "")
 
     @property
     def reported(self) -> str:
         """The published value, or a dash."""
-        return self.published if isinstance(self.published, str) else number(self.published)
+        if isinstance(self.published, str):
+            return self.published
+        return number(self.published, 2 if self.digits is None else self.digits)
 
     @property
     def difference(self) -> str:
@@ -56,7 +58,7 @@ class Finding:
         return (
             "–"
             if self.published is None or isinstance(self.published, str)
-            else signed(self.value - self.published)
+            else signed(self.value - self.published, 2 if self.digits is None else self.digits)
         )
 
     @property

@@ -1,6 +1,6 @@
 """Figures drawn from tables, each with the alt text that says what the table holds. Experiments that have moved draw with these.
 
-`figures.py` and the files called *_figures draw for the experiments that have not (docs/architecture.md).
+Files called *_figures draw for the experiments that have not (docs/architecture.md).
 """
 
 from collections.abc import Collection, Mapping, Sequence
