@@ -140,7 +140,7 @@ def _finish(
     )  # of what is on disk, as `read` finds it
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    for image in (image for section in page.sections for image in section.images if image.name):
+    for image in (image for image in page.images if image.name):
         (figures / f"{image.name}.svg").write_bytes(image.content)
         (figures / f"{image.name}.png").write_bytes(image.png)
     facts = provenance(command, values, cards, started)

@@ -135,7 +135,8 @@ def test_all_files_are_there(finished):
     }
     page = runner.page(workdir)  # of what is on disk
     assert [x.to_dict() for x in page.findings] == summary_of(workdir)["findings"]
-    for image in (image for section in page.sections for image in section.images if image.name):
+    assert page.lead.name == "some_weights-all-ridge"
+    for image in (image for image in page.images if image.name):
         assert image.content == (workdir / "figures" / f"{image.name}.svg").read_bytes()
     for grid in (grid for section in page.sections for grid in section.tables):
         assert [row[0] for row in grid.rows] == list(TRUNK)

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -123,10 +122,10 @@ def estimate(settings: Settings) -> str:
         ValueError: See `check`.
     """
     networks, counts = check(settings), count_images(settings)
-    count, forward = sum(counts.values()), settings.forward
+    count = sum(counts.values())
     lines = [f"{count} images of {', '.join(counts)}; trained and random weights are one pass each."]
     for name, network in networks.items():
-        once: Any = dry_run(network, count, layers_of(network, settings)[0], **forward)  # pyright: ignore[reportArgumentType]
+        once = dry_run(network, count, layers_of(network, settings)[0], **settings.forward)
         lines.append(
             f"{name}: about {2 * once.seconds:.0f} s at {once.images_per_second:.0f} images/s; features "
             f"{2 * once.feature_bytes / 1e6:.1f} MB; one batch takes {once.batch_bytes / 1e6:.0f} MB."
@@ -170,14 +169,14 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
             if len(classes) == 1 or found["classes"]["n_train"].nunique() > 1:
                 found["cases"] = _cases(name, classes, found, sources, folder)
             for table, frame in found.items():
-                tables.setdefault(table, []).append(frame)
+                if len(frame):
+                    tables.setdefault(table, []).append(frame)
             rcvs += [rcv for one in classes.values() for rcv in one.rcvs]
     if folder and is_first():
         save_rcvs(folder / "rcvs.npz", rcvs)
         if settings.images == SCENES and not (folder / "scenes.jpg").exists():
             (folder / "scenes.jpg").write_bytes(encode_jpeg(scenes.contact_sheet(settings.seed)))
-    joined = {table: pd.concat(frames, ignore_index=True) for table, frames in tables.items()}
-    return {table: frame for table, frame in joined.items() if len(frame) or table == "skipped"}
+    return {table: pd.concat(frames, ignore_index=True) for table, frames in tables.items()}
 
 
 def _skipped(weights: str, images: Sequence[Skipped]) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,7 +56,6 @@ def probe(
         "random_weights": random_network(network, settings.seed),
     }
     pooled = "" if settings.pooling == "gap" else f"-{settings.pooling}"
-    forward: Any = settings.forward
     classes = {}
     for image_class, source in sources.items():
         features: dict[Condition, Features] = {}
@@ -66,7 +64,7 @@ def probe(
             features[condition] = cached_features(
                 cache and cache / f"{weights}-{image_class}-{condition}{pooled}.npz",
                 lambda variant=variant, source=source, label=label: compute_features(
-                    variant, source, layers, store=settings.store, progress=label, **forward
+                    variant, source, layers, store=settings.store, progress=label, **settings.forward
                 ),
             )
         names = {"architecture": network.architecture.name, "weights": weights, "image_class": image_class}

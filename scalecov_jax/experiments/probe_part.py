@@ -166,7 +166,7 @@ class Part:
         return one.r2_mean, one.r2_mean - one.r2_sd, one.r2_mean + one.r2_sd
 
     def section(self, folder: Path | None) -> Section:
-        """Figures and tables, the first figure that which leads the page."""
+        """Figures and tables; the first figure is that of the page."""
         text = render_text(
             "probe.html",
             "description",

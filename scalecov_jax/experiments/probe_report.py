@@ -47,6 +47,8 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     ]
     findings = [finding for part in parts for finding in part.findings()]
     sections = [part.section(folder) for part in parts]
+    lead, *others = sections[0].images
+    sections[0] = sections[0]._replace(images=others)
     for cut in tables["cuts"].to_dict("records"):
         kept = 100 * cut["parameters_after"] / cut["parameters_before"]
         at = f"{named[cut['weights']]} {cut['layer']}"
@@ -77,7 +79,9 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     )
     left_out = {str(reason): sorted(rows["image"]) for reason, rows in skipped.groupby("reason")}
     facts = _facts(tables, [part for part in parts if part.main], settings)
-    return Page(settings.title, findings, sections, render_text("probe.html", "reading"), left_out, facts)
+    return Page(
+        settings.title, findings, sections, render_text("probe.html", "reading"), left_out, lead, facts
+    )
 
 
 def _cautions(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -164,7 +164,7 @@ class Settings(Base):
         return FeatureStore(Path(self.cache).expanduser(), int(self.cache_gb * 1e9)) if self.cache else None
 
     @property
-    def forward(self) -> dict[str, object]:
+    def forward(self) -> dict[str, Any]:
         """What the forward passes need beside images and layers."""
         return {
             "size": self.input_size,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -89,7 +89,7 @@ def probe(
             facts |= {name: str(value) for name, value in forward.items() if name != "dtype"}
             facts |= {"dtype": settings.dtype, "products": products, "flush": str(settings.flush)}
             label = f"{weights} {image_class} {condition}" if progress else None
-            stream: Any = partial(
+            stream = partial(
                 stream_sums,
                 variant,
                 source,
@@ -101,7 +101,7 @@ def probe(
                 flush=settings.flush,
                 workers=settings.workers,
                 progress=label,
-                **forward,  # pyright: ignore[reportArgumentType]
+                **forward,
             )
             at = folder / f"{weights}-{image_class}-{condition}"
             solved[condition] = _once(at, facts, settings, stream, products, label)

@@ -90,6 +90,7 @@ class Report(NamedTuple):
         provenance: Command, seed, versions, config, checksum, device, date, wall time; in this order.
         reading: How to read the page, term by term, or as text from a template.
         method: Named below it.
+        lead: A figure under the answer.
     """
 
     title: str
@@ -101,6 +102,7 @@ class Report(NamedTuple):
     provenance: Mapping[str, str] = {}
     reading: Mapping[str, str] | Markup = Markup()
     method: Method = GRAZIANI
+    lead: Image | None = None
 
 
 class Page(NamedTuple):
@@ -112,6 +114,7 @@ class Page(NamedTuple):
         sections: Figures, tables and text.
         reading: How to read the page, from a template.
         skipped: Names of the images left out, by reason.
+        lead: The figure under the headlines.
         facts: What other programs read from summary.json beside findings and settings.
     """
 
@@ -120,7 +123,14 @@ class Page(NamedTuple):
     sections: Sequence[Section]
     reading: Markup = Markup()
     skipped: Mapping[str, Sequence[str]] = {}
+    lead: Image | None = None
     facts: Mapping[str, Any] = {}
+
+    @property
+    def images(self) -> list[Image]:
+        """All pictures, the leading one first."""
+        lead = [self.lead] if self.lead else []
+        return [*lead, *(image for section in self.sections for image in section.images)]
 
     def sentences(self, level: str) -> list[str]:
         """The findings of one level in words."""
@@ -133,6 +143,7 @@ class Page(NamedTuple):
             "\n".join(self.sentences("headline")),
             warnings=self.sentences("caution"),
             skipped=self.skipped,
+            lead=self.lead,
             sections=[
                 Section("Findings", "", tables=[Table("Intervals in brackets.", *table(self.findings))]),
                 *self.sections,

@@ -447,7 +447,7 @@ def _grid(
             axes.spines[:].set_visible(False)
         for axes, (title, picture) in zip(places, pictures, strict=False):
             axes.imshow(picture, **(look if picture.ndim == 2 else {}))
-            axes.set_title(title, fontsize=8, pad=2)
+            axes.set_title(title, fontsize=8, pad=2, parse_math=False)
         places[0].set_ylabel(name[:24], fontsize=8.5)
     if scale and label:
         colours = ScalarMappable(Normalize(*scale[:2]), scale[2])
