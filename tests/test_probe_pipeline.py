@@ -180,7 +180,7 @@ def test_summary_agrees_with_the_scores(finished):
     (headline,) = findings_of(workdir, level="headline")
     ridge = summary["selected"]["ridge"]
     assert (headline["at"], headline["value"]) == (f"tiny {ridge['layer']}", pytest.approx(ridge["r2_mean"]))
-    (least_squares,) = findings_of(workdir, "least squares, best layer")
+    (least_squares,) = findings_of(workdir, "least squares at the best layer")
     ols = summary["selected"]["ols"]
     assert (least_squares["at"], least_squares["value"]) == (
         f"tiny {ols['layer']}",
@@ -458,7 +458,7 @@ def test_findings_hold_the_numbers_of_the_tables(weighed):
         (p,) = findings_of(workdir, f"family-wise p that {title}")
         assert p["value"] == pytest.approx(row["p_family"])
         assert "39 permutations of groups, and images within groups" in p["note"]
-        (nested,) = findings_of(workdir, f"R² of {title}, layer chosen inside")
+        (nested,) = findings_of(workdir, f"R² of {title} at the layer chosen inside")
         assert nested["value"] == pytest.approx(choices.loc[concept, "r2"])
 
 

@@ -123,7 +123,7 @@ def test_tables_are_those_kept(streamed):
 def test_the_report_says_what_is_absent(streamed):
     workdir, text = streamed
     summary = json.loads((workdir / "summary.json").read_text())
-    (caution,) = (x for x in summary["findings"] if x["quantity"] == "images that were streamed")
+    (caution,) = (x for x in summary["findings"] if x["quantity"] == "number of images that were streamed")
     assert (caution["level"], caution["value"]) == ("caution", 60)
     (headline,) = (x for x in summary["findings"] if x["level"] == "headline")
     best = pd.read_csv(workdir / "layers.csv").set_index("layer").loc[headline["at"].removeprefix("tiny ")]

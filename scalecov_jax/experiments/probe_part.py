@@ -120,7 +120,7 @@ class Part:
         reach = (best["r2"], best["low"], best["high"]) if self.evidence else self._spread("ridge")
         note = f"Layers that may be as good: {', '.join(self.others)}." if self.others else ""
         yield Finding(
-            f"held-out {what} by ridge, best of {len(self.order)} layers",
+            f"held-out {what} by ridge at the best of {len(self.order)} layers",
             at,
             *map(float, reach),
             REACH if self.evidence else "± 1 sd over folds",
@@ -130,7 +130,7 @@ class Part:
         if not self.main:
             return
         yield Finding(
-            f"{what} by least squares, best layer by the published rule",
+            f"{what} by least squares at the best layer by the published rule",
             f"{self.at} {self.selected['ols'].layer}",
             *self._spread("ols"),
             "± 1 sd over splits",
@@ -149,14 +149,20 @@ class Part:
             return
         if len(self.order) > 1:
             values = (self.choice[name] for name in ("r2", "low", "high"))
-            quantity = f"{what}, layer chosen inside each training part"
+            quantity = f"{what} at the layer chosen inside each training part"
             yield Finding(
                 quantity, self.at, *values, REACH, note=f"Splits of each layer: {self.choice['chosen']}."
             )
         differences = self.differences(self.peak)
         for control, label in CONTROLS.items():
             if control in differences:
-                yield Finding(f"{what} above that of {label}", at, *differences[control], REACH)
+                shown = differences[control][1] > 0
+                note = (
+                    ""
+                    if shown
+                    else "The interval is not above 0: no more than the control is shown to be read."
+                )
+                yield Finding(f"{what} above that of {label}", at, *differences[control], REACH, note=note)
         if "beyond_nuisances" in differences:
             quantity = f"partial R² of {self.title} beyond the nuisance measures"
             yield Finding(quantity, at, *differences["beyond_nuisances"], REACH)

@@ -53,9 +53,12 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
         kept = 100 * cut["parameters_after"] / cut["parameters_before"]
         at = f"{named[cut['weights']]} {cut['layer']}"
         counted = (
-            f"{cut['parameters_before']:,} → {cut['parameters_after']:,}; the cut network is in pruned/."
+            f"{cut['parameters_before']:,} → {cut['parameters_after']:,}, without the head; the cut network, whose output differs "
+            f"from the layer by at most {cut['max_difference']:.1g}, is in pruned/."
         )
-        findings.append(Finding("parameters that a cut there keeps", at, kept, unit="%", note=counted))
+        findings.append(
+            Finding("share of the parameters that a cut there keeps", at, kept, unit="%", note=counted)
+        )
     if "published" in tables:
         for weights, rows in tables["published"].groupby("weights", sort=False):
             architecture = rows_of(widths, weights=weights)["architecture"].iloc[0]
@@ -109,7 +112,7 @@ def _cautions(
         for weights, rows in undefined.groupby("weights", sort=False)
     }
     yield from _caution(
-        f"layers left out, at which {settings.pooling} is undefined",
+        f"number of layers left out, at which {settings.pooling} is undefined",
         {
             name: float(len(rows_of(undefined, weights=weights)))
             for weights, name in named.items()
@@ -121,7 +124,7 @@ def _cautions(
         classes = tables["classes"].drop_duplicates("image_class").set_index("image_class")
         shared = (classes["images"] - classes["groups"]).astype(float)
         yield from _caution(
-            "images of a group (patient, slide or source) that has others",
+            "number of images of a group (patient, slide or source) that has others",
             {str(name): value for name, value in shared.items() if value},
             f"Splits of kind {settings.splitting} put them into both the training and the held-out part, so that R² is too high "
             f"for new groups. Take config.splitting={UNGROUPED[settings.splitting]}.",
@@ -130,7 +133,7 @@ def _cautions(
     near = {part.at: part.flagged for part in first if part.flagged}
     listed = "; ".join(f"{name}: {', '.join(layers)}" for name, layers in near.items())
     yield from _caution(
-        "layers with about as many independent features as training images",
+        "number of layers with about as many independent features as training images",
         {name: float(len(layers)) for name, layers in near.items()},
         f"R² of least squares there tells of the sample size, not of the layer; read ridge. {listed}.",
     )
@@ -146,7 +149,7 @@ def _cautions(
     if "contrasts" not in tables:
         images = float(tables["classes"].groupby("weights")["images"].sum().max())
         yield from _caution(
-            "images that were streamed",
+            "number of images that were streamed",
             {"all networks": images},
             "There is what the sums of folds give, R² with its spread over folds and the permutation test, and no evidence that "
             "needs all features at once: intervals from leaving out images or groups, single images, nuisances, pixels.",
@@ -154,7 +157,7 @@ def _cautions(
         return
     groups = {part.at: float(part.best["groups"]) for part in parts if part.best["groups"] < FEW_GROUPS}
     yield from _caution(
-        "independent images or groups of images",
+        "number of independent images or groups of images",
         groups,
         f"With fewer than {FEW_GROUPS}, 95 % intervals are too narrow.",
         worst=min,
