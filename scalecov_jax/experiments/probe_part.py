@@ -235,7 +235,7 @@ class Part:
         wanted = {
             "least squares": ("trained", "ols"),
             "ridge": ("trained", "ridge"),
-            "least squares, shuffled measure": ("shuffled_measure", "ols"),
+            "least squares, shuffled": ("shuffled_measure", "ols"),
             "ridge, random weights": ("random_weights", "ridge"),
         }
         frames = [

@@ -53,8 +53,8 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
         kept = 100 * cut["parameters_after"] / cut["parameters_before"]
         at = f"{named[cut['weights']]} {cut['layer']}"
         counted = (
-            f"{cut['parameters_before']:,} → {cut['parameters_after']:,}, without the head; the cut network, whose output differs "
-            f"from the layer by at most {cut['max_difference']:.1g}, is in pruned/."
+            f"{cut['parameters_before']:,} → {cut['parameters_after']:,}, without the head; the cut network, whose output "
+            f"differs from the layer by at most {cut['max_difference']:.1g}, is in pruned/."
         )
         findings.append(
             Finding("share of the parameters that a cut there keeps", at, kept, unit="%", note=counted)
