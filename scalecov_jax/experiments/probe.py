@@ -51,7 +51,9 @@ def check(settings: Settings) -> dict[str, Network]:
     networks, counts, problems = {}, {}, []
     try:
         networks = load_networks(
-            settings.weights, settings.architecture, check=lambda _, network: layers_of(network, settings)
+            settings.weights,
+            settings.architecture,
+            check=lambda _, network: layers_to_probe(network, settings),
         )
     except ValueError as error:
         problems.append(str(error))
@@ -64,11 +66,6 @@ def check(settings: Settings) -> dict[str, Network]:
     if problems:
         raise ValueError(" ".join(problems))
     return networks
-
-
-def layers_of(network: Network, settings: Settings) -> tuple[tuple[str, ...], Mapping[str, int | None]]:
-    """See `layers_to_probe`."""
-    return layers_to_probe(network, settings.layers, settings.input_size, settings.pooling)
 
 
 def plan(networks: Mapping[str, Network], counts: Mapping[str, int], settings: Settings) -> Route:
@@ -90,7 +87,7 @@ def plan(networks: Mapping[str, Network], counts: Mapping[str, int], settings: S
     widths = [
         list(
             probe_streamed.layer_widths(
-                network, layers_of(network, settings)[0], settings.input_size
+                network, layers_to_probe(network, settings)[0], settings.input_size
             ).values()
         )
         for network in networks.values()
@@ -125,7 +122,7 @@ def estimate(settings: Settings) -> str:
     count = sum(counts.values())
     lines = [f"{count} images of {', '.join(counts)}; trained and random weights are one pass each."]
     for name, network in networks.items():
-        once = dry_run(network, count, layers_of(network, settings)[0], **settings.forward)
+        once = dry_run(network, count, layers_to_probe(network, settings)[0], **settings.forward)
         lines.append(
             f"{name}: about {2 * once.seconds:.0f} s at {once.images_per_second:.0f} images/s; features "
             f"{2 * once.feature_bytes / 1e6:.1f} MB; one batch takes {once.batch_bytes / 1e6:.0f} MB."
@@ -197,7 +194,7 @@ def _width_table(
 ) -> pd.DataFrame:
     """Features of each layer, the independent ones, parameters up to it; and the layers at which the pooling is undefined."""
     parameters = cumulative_parameters(network.module, network.architecture)
-    layers, undefined = layers_of(network, settings)
+    layers, undefined = layers_to_probe(network, settings)
     first, every = next(iter(classes.values())), classes.values()
     table = pd.DataFrame(
         {
@@ -226,7 +223,7 @@ def _cut(
 ) -> pd.DataFrame:
     """Cut at the layer of the first concept, check, and save."""
     own = scores[scores["concept"] == settings.concept[0]]
-    layer = select_layer(own, layers_of(network, settings)[0], "ridge").layer
+    layer = select_layer(own, layers_to_probe(network, settings)[0], "ridge").layer
     pruned = cutting.pruned_network(network, layer)
     first = next(iter(sources.values()))
     pruning = cutting.check_pruning(network, pruned, first, settings.input_size, settings.pooling)

@@ -48,7 +48,7 @@ def probe(
 
     Source: Graziani et al. 2021, sections 3.4 and 4.3.
     """
-    layers, _ = layers_to_probe(network, settings.layers, settings.input_size, settings.pooling)
+    layers, _ = layers_to_probe(network, settings)
     cache = folder and folder / "features"
     measured = {name: measure(source, settings, cache, progress) for name, source in sources.items()}
     networks: dict[Condition, Network] = {

@@ -1,6 +1,6 @@
 """What is probed, on which images, and how: the settings of the main experiment, and what they name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -248,16 +248,8 @@ def measure(
     return measured
 
 
-def layers_to_probe(
-    network: Network, layers: Sequence[str], size: int | None, pooling: Pooling
-) -> tuple[tuple[str, ...], Mapping[str, int | None]]:
+def layers_to_probe(network: Network, settings: Settings) -> tuple[tuple[str, ...], Mapping[str, int | None]]:
     """The layers to probe, and those at which the pooling is not defined.
-
-    Args:
-        network: Whose layers are probed.
-        layers: Asked for; all at which the pooling is defined when empty.
-        size: Width of the images in pixels; the network's own when absent.
-        pooling: One of `features.POOLINGS`.
 
     Returns:
         The layers; and those left out, with the smallest width of an image at which the pooling is defined there, None where
@@ -267,12 +259,16 @@ def layers_to_probe(
         ValueError: A layer that the network has not, images too small for the network, or a pooling that is not defined at a
             layer asked for, or at none.
     """
-    known = available_layers(network.architecture, network.module)
-    if layers or pooling != "corrected_gap":
-        layers = tuple(check_layer(network.architecture, layer, known[-1]) for layer in layers) or known
-        check_request(network, layers, size, pooling)
-        return layers, {}
-    size = check_request(network, known, size, "gap")
+    known, size, pooling = (
+        available_layers(network.architecture, network.module),
+        settings.input_size,
+        settings.pooling,
+    )
+    if settings.layers or pooling != "corrected_gap":
+        layers = tuple(check_layer(network.architecture, layer, known[-1]) for layer in settings.layers)
+        check_request(network, layers or known, size, pooling)
+        return layers or known, {}
+    check_request(network, known, size, "gap")
     undefined = undefined_layers(folded(network.module), size, known)
     defined = tuple(layer for layer in known if layer not in undefined)
     check_request(network, defined or known, size, pooling)

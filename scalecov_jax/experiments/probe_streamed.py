@@ -67,7 +67,7 @@ def probe(
         ValueError: See `probe_memory.probe`, `stream_sums` and `state.resume`; hosts that disagree.
     """
     folder, forward = folder / "streamed", settings.forward
-    layers, _ = layers_to_probe(network, settings.layers, settings.input_size, settings.pooling)
+    layers, _ = layers_to_probe(network, settings)
     concepts = dataclasses.replace(settings, nuisances=())
     cache = folder if is_first() else None
     measured = {name: measure(source, concepts, cache, progress) for name, source in sources.items()}

@@ -98,41 +98,41 @@ def layer_table(evidence: Evidence, weights: str, image_class: str) -> pd.DataFr
     the best one unless `p_peak` is at most 5 % and the interval of its difference from the peak (contrasts.csv) lies below 0: the
     set of these layers is a little larger than the test alone would make it, and no statement contradicts another.
     """
-    rows, tests = [], evidence.permutation
+    frames, tests = [], evidence.permutation
+    nothing = np.full(len(evidence.layers), math.nan)
     for m, concept in enumerate(evidence.concepts):
         r2 = _measure(evidence.r2, m)
-        peak, behind = peak_set(r2.value, r2.deviation), _behind_peak(r2)
-        for k, layer in enumerate(evidence.layers):
-            one = jackknife(float(r2.value[k]), r2.deviation[k], most=1.0)
-            lead = jackknife(float(behind.value[k]), behind.deviation[k]).interval
-            drawn = bootstrap(float(r2.value[k]), r2.deviation[k])
-            over_splits = _resampled(evidence.splits[k, :, m], evidence)
-            rows.append(
-                {
-                    "weights": weights,
-                    "concept": concept,
-                    "image_class": image_class,
-                    "layer": layer,
-                    "images": evidence.images,
-                    "groups": evidence.groups,
-                    "r2": one.value,
-                    "error": one.error,
-                    "low": one.interval.low,
-                    "high": one.interval.high,
-                    "bootstrap_low": drawn[0],
-                    "bootstrap_high": min(drawn[1], 1.0),
-                    "resampled_low": over_splits[0],
-                    "resampled_high": over_splits[1],
-                    "r2_left_out": evidence.r2_left_out[k, m],
-                    "dof": evidence.dof[k, m],
-                    "alpha": evidence.alpha[k, m],
-                    "p": math.nan if tests is None else tests.p[k, m],
-                    "p_family": math.nan if tests is None else tests.p_family[k, m],
-                    "p_peak": peak.p[k],
-                    "may_be_best": bool(peak.members[k] or lead.high >= 0),
-                }
-            )
-    return pd.DataFrame(rows)
+        behind, peak = _behind_peak(r2), peak_set(r2.value, r2.deviation)
+        every = [*zip(map(float, r2.value), r2.deviation, strict=True)]
+        own = [jackknife(*one, most=1.0) for one in every]
+        lead = [
+            jackknife(*one).interval.high
+            for one in zip(map(float, behind.value), behind.deviation, strict=True)
+        ]
+        intervals = {
+            "": [one.interval for one in own],
+            "bootstrap_": [bootstrap(*one) for one in every],
+            "resampled_": [_resampled(splits, evidence) for splits in evidence.splits[..., m]],
+        }
+        frame = pd.DataFrame({"concept": concept, "layer": evidence.layers, "r2": r2.value})
+        frame["error"] = [one.error for one in own]
+        for name, ends in intervals.items():
+            frame[[f"{name}low", f"{name}high"]] = np.minimum(np.array(ends), 1.0)
+        frame["r2_left_out"] = evidence.r2_left_out[:, m]
+        frame["dof"], frame["alpha"] = evidence.dof[:, m], evidence.alpha[:, m]
+        frame["p"] = nothing if tests is None else tests.p[:, m]
+        frame["p_family"] = nothing if tests is None else tests.p_family[:, m]
+        frame["p_peak"], frame["may_be_best"] = peak.p, peak.members | (np.array(lead) >= 0)
+        frames.append(frame)
+    names = {
+        "weights": weights,
+        "image_class": image_class,
+        "images": evidence.images,
+        "groups": evidence.groups,
+    }
+    table = pd.concat(frames, ignore_index=True).assign(**names)
+    first = ["weights", "concept", "image_class", "layer", "images", "groups"]
+    return table[[*first, *table.columns.drop(first)]]
 
 
 def contrast_table(evidence: Evidence, weights: str, image_class: str) -> pd.DataFrame:
