@@ -55,7 +55,7 @@ class Settings(Base):
         ("scale",),
         least=1,
         distinct=True,
-        help="What is read: names of docs/measures.md or csv:FILE:COLUMN; the first decides where to cut.",
+        help="What is read: names of docs/measures.md or csv:PATH:COLUMN; the first decides where to cut.",
     )
     scenes: int = setting(447, low=1, help="Images of each class where they are rendered.")
     layers: tuple[str, ...] = setting(
@@ -72,7 +72,7 @@ class Settings(Base):
     )
     groups: str = setting(
         "",
-        help="Patients or slides, csv:FILE:COLUMN, kept together in splits, intervals and tests; those of the images when empty.",
+        help="Patients or slides, csv:PATH:COLUMN, kept together in splits, intervals and tests; those of the images when empty.",
     )
     splits: int = setting(25, low=1, help="Splits or folds.")
     seed: int = setting(
@@ -129,7 +129,7 @@ class Settings(Base):
             problems.append(f"cache_gb is {self.cache_gb}; expected more than 0")
         if self.groups and not all(self.group_column):
             problems.append(
-                f"groups is {self.groups!r}; expected csv:FILE:COLUMN, as in csv:patients.csv:patient"
+                f"groups is {self.groups!r}; expected csv:PATH:COLUMN, as in csv:patients.csv:patient"
             )
         if unknown := [name for name in self.probes if name not in PROBES]:
             problems.append(f"probes: There is no probe {', '.join(unknown)}; there are {', '.join(PROBES)}")
@@ -154,7 +154,7 @@ class Settings(Base):
 
     @property
     def group_column(self) -> tuple[str, str]:
-        """File and column of the groups; empty where they are not given, or not as csv:FILE:COLUMN."""
+        """File and column of the groups; empty where they are not given, or not as csv:PATH:COLUMN."""
         path, _, column = self.groups.removeprefix("csv:").rpartition(":")
         return (path, column) if self.groups.startswith("csv:") else ("", "")
 
