@@ -462,6 +462,25 @@ def test_findings_hold_the_numbers_of_the_tables(weighed):
         assert nested["value"] == pytest.approx(choices.loc[concept, "r2"])
 
 
+def test_classes_of_different_sizes_are_reported_by_themselves_too(weighed):
+    settings, tables = runner.read(weighed[1])
+    tables["classes"].loc[0, "n_train"] = 30
+    page = probe.report(settings, tables)
+    titles = ("logarithm of object scale", "mean red")
+    places = ("tiny", *(f"tiny, {name}" for name in CLASSES))
+    assert [section.heading for section in page.sections[:6]] == [
+        f"{at}: {title}" for title in titles for at in places
+    ]
+    layers = (
+        tables["layers"].query("concept == 'log_scale' and image_class == @CLASSES[1]").set_index("layer")
+    )
+    (best,) = (
+        x for x in page.findings if x.at.startswith(f"tiny, {CLASSES[1]} ") and "logarithm" in x.quantity
+    )
+    assert best.level == "result"
+    assert best.value == pytest.approx(layers["r2"].max())
+
+
 def test_one_definition_of_every_number(weighed):
     """Scores, tables, headline, summary and cut are of one ridge R2, and name one layer."""
     _, workdir = weighed
