@@ -481,6 +481,29 @@ def test_classes_of_different_sizes_are_reported_by_themselves_too(weighed):
     assert best.value == pytest.approx(layers["r2"].max())
 
 
+def test_there_is_one_caution_for_each_kind(weighed):
+    settings, tables = runner.read(weighed[1])
+    tables["layers"] = tables["layers"].assign(low=-0.25, high=0.9, p_family=0.5, groups=12)
+    tables["choices"] = tables["choices"].assign(r2=tables["choices"]["best_r2"] - 0.125)
+    tables["cuts"] = tables["cuts"].assign(max_difference=1.0, largest=4.0)
+    scores = tables["scores"]
+    ridge = scores.query("condition == 'trained' and estimator == 'ridge' and layer == 'block_1'").index
+    scores.loc[ridge[:2], "r2"] = [-5.5, -2.0]
+    cautions = {x.quantity: x for x in probe.report(settings, tables).findings if x.level == "caution"}
+    expected = {
+        "output of the cut network": 0.25,
+        "smallest R² by ridge": -5.5,
+        "independent images or groups": 12,
+        "chosen inside the training parts": 0.125,
+        "family-wise p": 0.5,
+        "lower end of the 95 % interval": -0.25,
+    }
+    for text, value in expected.items():
+        (caution,) = (x for quantity, x in cautions.items() if text in quantity)
+        assert caution.value == pytest.approx(value)
+    assert len(cautions) == len(expected) + sum("as many independent features" in text for text in cautions)
+
+
 def test_one_definition_of_every_number(weighed):
     """Scores, tables, headline, summary and cut are of one ridge R2, and name one layer."""
     _, workdir = weighed
