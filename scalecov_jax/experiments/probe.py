@@ -48,13 +48,13 @@ def check(settings: Settings) -> dict[str, Network]:
         ValueError: Folders that hold no network, layers and poolings that a network has not, images that cannot be read, and ways
             of probing that cannot be gone; all at once.
     """
+
+    def fits(name: str, network: Network) -> None:
+        layers_to_probe(network, settings)
+
     networks, counts, problems = {}, {}, []
     try:
-        networks = load_networks(
-            settings.weights,
-            settings.architecture,
-            check=lambda _, network: layers_to_probe(network, settings),
-        )
+        networks = load_networks(settings.weights, settings.architecture, check=fits)
     except ValueError as error:
         problems.append(str(error))
     try:

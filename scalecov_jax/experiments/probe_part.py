@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,14 @@ class Part:
         """Where the concept is read, whether it is, and beyond what."""
         what, at, best = f"R² of {self.title}", f"{self.at} {self.peak}", self.best
         reach = (best["r2"], best["low"], best["high"]) if self.evidence else self._spread("ridge")
+        value, low, high = map(float, reach)
         note = f"Layers that may be as good: {', '.join(self.others)}." if self.others else ""
         yield Finding(
             f"held-out {what} by ridge at the best of {len(self.order)} layers",
             at,
-            *map(float, reach),
+            value,
+            low,
+            high,
             REACH if self.evidence else "± 1 sd over folds",
             note=note,
             level="headline" if self.main else "result",
@@ -148,11 +152,10 @@ class Part:
         if not self.evidence:
             return
         if len(self.order) > 1:
-            values = (self.choice[name] for name in ("r2", "low", "high"))
+            value, low, high = (float(self.choice[name]) for name in ("r2", "low", "high"))
             quantity = f"{what} at the layer chosen inside each training part"
-            yield Finding(
-                quantity, self.at, *values, REACH, note=f"Splits of each layer: {self.choice['chosen']}."
-            )
+            note = f"Splits of each layer: {self.choice['chosen']}."
+            yield Finding(quantity, self.at, value, low, high, REACH, note=note)
         differences = self.differences(self.peak)
         for control, label in CONTROLS.items():
             if control in differences:
@@ -260,7 +263,7 @@ class Part:
         if self.evidence:
             columns["resampled t"] = _intervals(frame, "resampled_low", "resampled_high")
             columns["left-out R²"] = frame["r2_left_out"].map(number)
-            columns["dof"] = frame["dof"].map(lambda value: number(value, 1))
+            columns["dof"] = frame["dof"].map("{:.1f}".format)
         columns |= {"p": frame["p"].map(p_value), "family-wise p": frame["p_family"].map(p_value)}
         if self.evidence:
             behind = rows_of(self.contrasts, against="peak").set_index("layer").reindex(self.order)
@@ -268,7 +271,7 @@ class Part:
                 behind["difference"].map(number) + " (" + _intervals(behind, "low", "high") + ")"
             )
             columns["may be best"] = frame["may_be_best"].map({True: "yes", False: "no"})
-        columns["parameters up to here"] = self.widths["parameters"].map(lambda value: number(value, 0))
+        columns["parameters up to here"] = self.widths["parameters"].map(partial(number, digits=0))
         caption = "Ridge: held-out R²; leave-one-out R² and effective degrees of freedom (dof) of the fit to all images."
         return self._table(caption, columns, self.peak)
 
@@ -276,13 +279,12 @@ class Part:
         """Mean and sd of every probe and control."""
         names = {"ols": "least squares", "ridge": "ridge"}
         columns = {
-            "D": self.widths["width"].map(lambda width: f"{int(width):,}"),
+            "D": self.widths["width"].map("{:,.0f}".format),
             "D / n_train": self.ratios.map(number),
         }
         for (condition, estimator), rows in self.scores.groupby(["condition", "estimator"], sort=False):
-            label = f"{names.get(estimator, estimator)}" + (
-                "" if condition == "trained" else f", {SHORT[condition]}"
-            )
+            label = names.get(str(estimator), str(estimator))
+            label += f", {SHORT[str(condition)]}" if condition != "trained" else ""
             r2 = rows.groupby("layer")["r2"]
             columns[label] = r2.mean().map(number) + " ± " + r2.std().fillna(0.0).map(number)
         alpha = (
@@ -344,7 +346,7 @@ class Part:
         rows = [*frame.itertuples(name=None)]
         return Table(
             f"{self.at}: {self.title}. {caption}",
-            ("layer", *frame),
+            ("layer", *map(str, frame)),
             rows,
             [at for at, layer in enumerate(self.order) if layer in strong],
         )

@@ -125,8 +125,8 @@ def compare(scores: pd.DataFrame, widths: pd.DataFrame, classes: pd.DataFrame) -
 
 def reference_class(classes: pd.DataFrame) -> str:
     """The class that stands for the published albatross: itself where it was probed, else the largest class."""
-    names = classes["image_class"]
-    return "n02058221" if "n02058221" in names.tolist() else names[classes["images"].idxmax()]
+    names = classes.sort_values("images", ascending=False, kind="stable")["image_class"].tolist()
+    return "n02058221" if "n02058221" in names else names[0]
 
 
 def _rows(
@@ -139,6 +139,7 @@ def _rows(
 ) -> Iterator[dict[str, object]]:
     """Rows of `compare`; `n_train` is ours and the published one."""
     own, there = widths.set_index("layer")["width"].dropna(), published_widths(architecture)
+    found = dict(zip(ours.index, ours.to_numpy().tolist(), strict=True))
     for condition, by_layer in printed.items():
         for layer, (value, sd) in by_layer.items():
             row = {
@@ -153,14 +154,14 @@ def _rows(
                 missing = dict.fromkeys(("ours", "ours_sd", "ridge"), np.nan)
                 yield {**row, **missing, "interpolates": False, "explanation": why}
                 continue
-            (r2, spread), ridge = ours.loc[(condition, "ols", layer)], ours.loc[(condition, "ridge", layer)]
+            (r2, spread), (ridge, _) = found[condition, "ols", layer], found[condition, "ridge", layer]
             ratios = {"published": (there[layer], n_train[1]), "here": (int(own[layer]), n_train[0])}
             near = {where: ratio for where, ratio in ratios.items() if interpolates(ratio[0] / ratio[1])}
             yield {
                 **row,
                 "ours": r2,
                 "ours_sd": np.nan if np.isnan(sd) else spread,
-                "ridge": ridge["r2"],
+                "ridge": ridge,
                 "interpolates": bool(near),
                 "explanation": _explain(layer, condition, (value, sd), (r2, spread), ratios, near),
             }
@@ -256,7 +257,7 @@ def section(
         columns["explanation (trained)"] = trained["explanation"]
         frame = pd.DataFrame(columns)
         caption = f"{name}, {source}. Ours: least squares, averaged as published. A dash: not probed, or below what it can show."
-        tables.append(Table(caption, ("layer", *frame), [*frame.itertuples(name=None)]))
+        tables.append(Table(caption, ("layer", *map(str, frame)), [*frame.itertuples(name=None)]))
     text = render_text(
         "probe.html",
         "published",

@@ -60,7 +60,8 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
             Finding("share of the parameters that a cut there keeps", at, kept, unit="%", note=counted)
         )
     if "published" in tables:
-        for weights, rows in tables["published"].groupby("weights", sort=False):
+        for weights in map(str, tables["published"]["weights"].unique()):
+            rows = rows_of(tables["published"], weights=weights)
             architecture = rows_of(widths, weights=weights)["architecture"].iloc[0]
             findings += probe_published.findings(named[weights], architecture, rows)
             own = (rows_of(tables[name], weights=weights) for name in ("scores", "classes"))
@@ -103,7 +104,7 @@ def _cautions(
     )
     undefined = tables["widths"][tables["widths"]["width"].isna()]
     places = {
-        named[weights]: ", ".join(
+        named[str(weights)]: ", ".join(
             f"{layer} (sees the whole image)"
             if np.isnan(size)
             else f"{layer} (defined from {size:.0f} pixels)"
@@ -138,10 +139,10 @@ def _cautions(
         f"R² of least squares there tells of the sample size, not of the layer; read ridge. {listed}.",
     )
     ridge = rows_of(tables["scores"], condition="trained", estimator="ridge")
-    lowest = ridge.groupby(["weights", "layer"], sort=False)["r2"].min()
+    lowest = ridge.groupby(["weights", "layer"], sort=False)["r2"].min().reset_index().to_numpy().tolist()
     yield from _caution(
         "smallest R² by ridge of any split",
-        {f"{named[weights]} {layer}": r2 for (weights, layer), r2 in lowest.items() if r2 < -1},
+        {f"{named[weights]} {layer}": r2 for weights, layer, r2 in lowest if r2 < -1},
         "A feature that is almost constant in the training part takes a value far outside its range in the held-out part. "
         "Read the median there, not the mean.",
         worst=min,
@@ -203,7 +204,8 @@ def _caution(quantity: str, places: Mapping[str, float], note: str, worst: Any =
 def _training_sizes(scores: pd.DataFrame, named: Mapping[str, str]) -> tuple[list[Finding], list[Section]]:
     """The dip of least squares against the number of training images."""
     findings, images, tables = [], [], []
-    for (weights, image_class), some in scores.groupby(["weights", "image_class"], sort=False):
+    for weights, image_class in scores[["weights", "image_class"]].drop_duplicates().to_numpy().tolist():
+        some = rows_of(scores, weights=weights, image_class=image_class)
         found = dips([SizeScore(*row) for row in some.itertuples(index=False)])
         if not found:
             continue
@@ -212,10 +214,12 @@ def _training_sizes(scores: pd.DataFrame, named: Mapping[str, str]) -> tuple[lis
         quantity = "training images at the dip of least squares / independent features"
         span = f"extremes of {len(found)} layers"
         findings.append(
-            Finding(quantity, at, *map(float, (np.median(ratios), ratios.min(), ratios.max())), span)
+            Finding(quantity, at, float(np.median(ratios)), float(ratios.min()), float(ratios.max()), span)
         )
-        drawn = {dip.rank: dip for dip in reversed(found)}
-        labels = {dip.layer: f"{dip.layer} (rank {dip.rank})" for dip in [*reversed(drawn.values())][:DRAWN]}
+        first = pd.DataFrame(found).drop_duplicates("rank").head(DRAWN)
+        labels = {
+            layer: f"{layer} (rank {rank})" for layer, rank in zip(first["layer"], first["rank"], strict=True)
+        }
         medians = some[some["layer"].isin([*labels])].groupby(["estimator", "layer", "n_train"], sort=False)[
             "r2"
         ]

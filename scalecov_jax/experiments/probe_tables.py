@@ -201,8 +201,9 @@ def image_table(
     }
     axes = {"concept": evidence.concepts, "layer": evidence.layers, "at": range(len(names))}
     table = _tidy(values, axes)
-    of_image = {"image": [names[at] for at in table["at"]], "group": [groups[at] for at in table["at"]]}
-    return table.assign(weights=weights, image_class=image_class, **of_image)[[*_IMAGES]]
+    table["image"] = [names[at] for at in table["at"]]
+    table["group"] = [groups[at] for at in table["at"]]
+    return table.assign(weights=weights, image_class=image_class)[[*_IMAGES]]
 
 
 def case_table(images: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
