@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from scalecov_jax.evidence import Evidence, weigh
-from scalecov_jax.evidence_table import choice_rows, layer_rows
+from scalecov_jax.experiments.probe_tables import choice_table, layer_table
 from scalecov_jax.probes import evaluate, statistics
 from scalecov_jax.probes.permutation import permutation_test
 from scalecov_jax.probes.splits import HELD_OUT, grouped_splits, k_folds, random_splits
@@ -127,7 +127,7 @@ def single(task: Task) -> Iterator[Outcome]:
 
 def intervals(evidence: Evidence) -> Iterator[Outcome]:
     """Those of the first layer."""
-    for row in layer_rows("", "", evidence):
+    for row in layer_table(evidence, "", "").itertuples():
         yield Outcome(row.concept, "r2", "jackknife", row.r2, row.low, row.high)
         yield Outcome(row.concept, "r2", "bootstrap", row.r2, row.bootstrap_low, row.bootstrap_high)
         yield Outcome(row.concept, "r2", "resampled t", row.r2, row.resampled_low, row.resampled_high)
@@ -237,10 +237,11 @@ def choice(task: Task) -> Iterator[Outcome]:
             design, "difference", "jackknife", value, *statistics.jackknife(value, deviation).interval
         )
         yield Outcome(design, "difference", "bootstrap", value, *statistics.bootstrap(value, deviation))
-        rows = [row.may_be_best for row in layer_rows("", "", evidence) if row.concept == design]
+        every = layer_table(evidence, "", "")
+        rows = every.loc[every["concept"] == design, "may_be_best"].tolist()
         yield Outcome(design, "peak set", "holds the best", np.mean([rows[layer] for layer in best]))
         yield Outcome(design, "peak set", "layers", sum(rows))
-    for row in choice_rows("", "", evidence):
+    for row in choice_table(evidence, "", "").itertuples():
         yield Outcome(row.concept, "nested", "jackknife", row.r2, row.low, row.high)
 
 
@@ -273,7 +274,7 @@ def grouped(task: Task) -> Iterator[Outcome]:
     measure = concept(hidden[:, :10], 1 / np.arange(1, 11), noise)[:, None]
     splits = grouped_splits(patients, SPLITS, task.replicate)
     yield from intervals(weigh({"": mix(hidden)}, measure, ["leading"], splits, groups=patients))
-    row = layer_rows("", "", weigh({"": mix(hidden)}, measure, ["leading"], splits))[0]
+    row = layer_table(weigh({"": mix(hidden)}, measure, ["leading"], splits), "", "").iloc[0]
     yield Outcome("leading", "r2", "jackknife over images", row.r2, row.low, row.high)
 
 

@@ -26,9 +26,11 @@ from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from scalecov_jax import checkpoints, evidence_table, experiment
+from scalecov_jax import checkpoints
 from scalecov_jax.concepts.compute import Measured
-from scalecov_jax.design import Design
+from scalecov_jax.experiments.probe_memory import probe_class
+from scalecov_jax.experiments.probe_settings import Settings
+from scalecov_jax.experiments.probe_tables import class_tables
 from scalecov_jax.features import Features, dry_run
 from scalecov_jax.images.example import Example
 from scalecov_jax.models.architecture import get_architecture
@@ -162,18 +164,11 @@ def whole_run() -> None:
     )
     names = tuple(map(str, range(count)))
     measured = Measured(values, names, names, np.arange(count), ())
-    design = Design(
-        concepts=("scale",), nuisances=("mean_red", "mean_green", "mean_blue", "box_centre_x", "box_centre_y", "file_size"),
-        pixels=True, permutations=1000,
-    )  # fmt: skip
+    settings = Settings(nuisances=(*Settings().nuisances, "file_size"), permutations=1000)
+    labels = {"architecture": "resnet50", "weights": "w", "image_class": "car"}
 
     def statistics() -> None:
-        result = experiment.probe_class(
-            features, measured, source, design, architecture="resnet50", weights="w", image_class="car"
-        )
-        assert result.evidence is not None
-        for rows in (evidence_table.layer_rows, evidence_table.contrast_rows, evidence_table.choice_rows):
-            rows("w", "car", result.evidence)
+        class_tables("w", {"car": probe_class(features, measured, source, settings, labels)})
 
     first, seconds, _ = timed(statistics)
     print(f"statistics of a run      ours {seconds:7.2f} s   (first call, with compilation, {first:.2f} s)")

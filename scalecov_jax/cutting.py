@@ -1,14 +1,18 @@
 """Cut a network after a layer, and check what is left."""
 
 import dataclasses
+import json
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
+from scalecov_jax import checkpoints
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.features import Pooling, compute_features, pooled_output
 from scalecov_jax.images.example import Example, ImageError, Source, resize_image
 from scalecov_jax.models.pruning import Pruning, abstract_variables, count_parameters, prune
+from scalecov_jax.scores import Estimator
 
 
 def pruned_network(network: Network, layer: str) -> Network:
@@ -62,3 +66,48 @@ def parameters_to_cut(whole: Network, layer: str) -> int:
     if layer not in family.trunk_layers:
         return count_parameters(whole.variables)
     return count_parameters(abstract_variables(whole.module.clone(last=family.trunk), family))  # pyright: ignore[reportCallIssue]
+
+
+def cut_checkpoint(
+    weights: str, output: str, layer: str | None, scores: str | None, estimator: Estimator = "ridge"
+) -> str:
+    """Cut a checkpoint after `layer`, or after the layer selected in the summary.json of an earlier run.
+
+    Returns:
+        What was kept, for people.
+
+    Raises:
+        ValueError: No such layer, a summary of another network or without a selection, or an existing output.
+    """
+    network = checkpoints.load(Path(weights))
+    if layer is None:
+        layer = selected_layer(
+            Path(str(scores)) / "summary.json", network.architecture.name, Path(weights).name, estimator
+        )
+    pruned = pruned_network(network, layer)
+    checkpoints.save(Path(output), pruned)
+    before, after = parameters_to_cut(network, layer), count_parameters(pruned.variables)
+    return (
+        f"{network.architecture.name} cut after {layer}: {before:,} -> {after:,} parameters "
+        f"({100 * (1 - after / before):.2f} % less than without its head), saved in {output}"
+    )
+
+
+def selected_layer(path: Path, architecture: str, weights: str, estimator: Estimator) -> str:
+    """The layer that an earlier run of the probes selected for these weights, from its summary.json.
+
+    Raises:
+        ValueError: There is none, or the summary is about another architecture.
+    """
+    try:
+        summary = json.loads(path.read_text())
+        summary = summary.get("networks", {weights: summary})[weights]
+        layer = summary["selected"][estimator]["layer"]
+        probed = summary["architecture"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} holds no layer selected by {estimator} for {weights}; pass the --workdir of probe.py."
+        ) from error
+    if probed != architecture:
+        raise ValueError(f"{path} is about {probed}, but the weights are {architecture}.")
+    return layer

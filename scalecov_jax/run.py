@@ -19,6 +19,7 @@ import pandas as pd
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments import EXPERIMENTS, Experiment
+from scalecov_jax.hosts import on_first
 from scalecov_jax.report.findings import text_table
 from scalecov_jax.report.page import Page, write_report
 from scalecov_jax.report.provenance import provenance
@@ -105,24 +106,47 @@ def run(
     cards = {name: network._replace(variables=None) for name, network in networks.items()}
     del networks
     values = json.loads(json.dumps(dataclasses.asdict(settings)))
-    folder = open_workdir(workdir, values, resume=resume, overwrite=overwrite)
-    (folder / "summary.json").unlink(missing_ok=True)  # of a finished run that is resumed
-    experiment = EXPERIMENTS[name]
+    folder = Path(workdir).absolute()
+
+    def enter() -> None:
+        open_workdir(folder, values, resume=resume, overwrite=overwrite)
+        (folder / "summary.json").unlink(missing_ok=True)  # of a finished run that is resumed
+
+    on_first(enter)
+    tables = EXPERIMENTS[name].run(
+        settings, folder
+    )  # on all hosts, which share the work where an experiment can
+    text = on_first(lambda: _finish(name, settings, values, tables, cards, folder, command, started))
+    return f"{text or ''}\n\nReport: {folder / 'report.html'}".lstrip()
+
+
+def _finish(
+    name: str,
+    settings: Base,
+    values: Mapping[str, Any],
+    tables: Mapping[str, pd.DataFrame],
+    cards: Mapping[str, Network],
+    folder: Path,
+    command: Sequence[str],
+    started: float,
+) -> str:
+    """Tables, figures, page and summary; returns the findings for the terminal."""
     kinds = {}
-    for table, frame in experiment.run(settings, folder).items():
+    for table, frame in tables.items():
         _write(folder / f"{table}.csv", frame)
         kinds[table] = {column: str(kind) for column, kind in frame.dtypes.items()}
-    page = experiment.report(
+    page = EXPERIMENTS[name].report(
         settings, _tables(folder, kinds), folder
     )  # of what is on disk, as `read` finds it
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    for image in (image for section in page.sections for image in section.images if image.name):
+    for image in (image for image in page.images if image.name):
         (figures / f"{image.name}.svg").write_bytes(image.content)
         (figures / f"{image.name}.png").write_bytes(image.png)
     facts = provenance(command, values, cards, started)
     write_report(folder / "report.html", page.report(facts))
     summary = {
+        **page.facts,
         "experiment": name,
         "answer": "\n".join(page.sentences("headline")),
         "warnings": page.sentences("caution"),
@@ -134,7 +158,7 @@ def run(
     partial = folder / "summary.partial"
     partial.write_text(json.dumps(summary, indent=2) + "\n")
     partial.replace(folder / "summary.json")
-    return f"{text_table(page.findings)}\n\nReport: {folder / 'report.html'}"
+    return text_table(page.findings)
 
 
 def read(folder: Path) -> tuple[Base, dict[str, pd.DataFrame]]:

@@ -1,11 +1,12 @@
 """From scores to the layer to cut at."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from scalecov_jax.scores import ESTIMATORS, Estimator, Score
+from scalecov_jax.scores import ESTIMATORS, Estimator
 
 
 class Selected(NamedTuple):
@@ -17,14 +18,14 @@ class Selected(NamedTuple):
     r2_sd: float
 
 
-def select_layer(scores: Iterable[Score], layers: Sequence[str], estimator: Estimator) -> Selected:
+def select_layer(scores: pd.DataFrame, layers: Sequence[str], estimator: Estimator) -> Selected:
     """The peak over layers of the trained network.
 
     ols: the published rule, the mean over classes and splits of exp(R2 - 1), which keeps the far negative R2 of least squares
     from drowning the rest. ridge: the mean R2. Of equal layers the first wins.
 
     Args:
-        scores: Of one architecture; conditions other than trained are passed over.
+        scores: Of one network and concept, as by `probe_tables.score_table`; conditions other than trained are passed over.
         layers: Candidates, from input to output.
         estimator: Whose scores decide.
 
@@ -33,22 +34,19 @@ def select_layer(scores: Iterable[Score], layers: Sequence[str], estimator: Esti
 
     Source: Graziani et al. 2021, section 3.5; the averaging on exp(R2 - 1) is that of the authors' notebook Averaging_results.
     """
-    r2: dict[str, list[float]] = {layer: [] for layer in layers}
-    for score in scores:
-        if score.condition == "trained" and score.estimator == estimator and score.layer in r2:
-            r2[score.layer].append(score.r2)
-    missing = [layer for layer, values in r2.items() if not values]
-    if missing:
+    wanted = (scores["condition"] == "trained") & (scores["estimator"] == estimator)
+    r2 = scores[wanted & scores["layer"].isin(layers)].groupby("layer")["r2"].apply(np.array)
+    if missing := [layer for layer in layers if layer not in r2]:
         raise ValueError(f"No {estimator} score of the trained network at {', '.join(missing)}.")
-    criterion = {"ols": lambda values: np.exp(np.array(values) - 1).mean(), "ridge": np.mean}[estimator]
+    criterion = {"ols": lambda values: np.exp(values - 1).mean(), "ridge": np.mean}[estimator]
     layer = max(layers, key=lambda name: criterion(r2[name]))
-    values = np.array(r2[layer])
+    values = r2[layer]
     return Selected(
         estimator, layer, float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
     )
 
 
-def select_layers(scores: Sequence[Score], layers: Sequence[str]) -> tuple[Selected, ...]:
+def select_layers(scores: pd.DataFrame, layers: Sequence[str]) -> tuple[Selected, ...]:
     """`select_layer` for every estimator."""
     return tuple(select_layer(scores, layers, estimator) for estimator in ESTIMATORS)
 

@@ -8,7 +8,7 @@ Examples:
 from absl import flags
 from command import run
 
-from scalecov_jax.pipelines import prune
+from scalecov_jax.cutting import cut_checkpoint
 
 WEIGHTS = flags.DEFINE_string("weights", None, "Checkpoint to cut.", required=True)
 LAYER = flags.DEFINE_string("layer", None, "Last layer to keep, such as mixed8 or add_15.")
@@ -20,7 +20,7 @@ flags.mark_flags_as_mutual_exclusive(["layer", "scores"], required=True)
 
 def main() -> None:
     """Prune."""
-    print(prune.run(WEIGHTS.value, OUTPUT.value, LAYER.value, SCORES.value, ESTIMATOR.value))
+    print(cut_checkpoint(WEIGHTS.value, OUTPUT.value, LAYER.value, SCORES.value, ESTIMATOR.value))
 
 
 if __name__ == "__main__":

@@ -5,16 +5,18 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from golden_tables import assert_golden
+from golden_tables import GOLDEN, assert_golden
 from test_transfer_pipeline import dots
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
-from scalecov_jax.experiments import EXPERIMENTS
+from scalecov_jax.experiments import EXPERIMENTS, probe
 from scalecov_jax.images import tissue
 from scalecov_jax.paper.compared import Compared
-from scalecov_jax.pipelines import paper, probe, transfer
+from scalecov_jax.pipelines import paper, transfer
+from scalecov_jax.report.numbers import number
 from scalecov_jax.report.paper import STAGES
 from scalecov_jax.tables import read_table
 
@@ -111,7 +113,7 @@ def test_every_section_has_its_files_and_its_rows(finished):
     for heading in (*paper._MOVED.values(), *(stage.heading for stage in STAGES.values())):
         assert heading in page
     assert "nan" not in {cell.lower() for row in rows for cell in row}
-    assert "ResNet50: R² at add_15, least squares" in table
+    assert "ResNet50 add_15: R² by least squares at the published peak" in table
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["provenance"]["seed"] == "0"
 
@@ -119,7 +121,17 @@ def test_every_section_has_its_files_and_its_rows(finished):
 def test_tables_are_those_kept(finished):
     # Noise and probing have tables of their own; the findings of experiments that have moved are tested there.
     tables = ["noise/*", "probe/*", "resize/networks.csv", "resize/images.csv"]
-    assert_golden(finished[0], "paper", tables=tables, rows={"section": (4.1, 4.2, 3.4)})
+    assert_golden(finished[0], "paper", tables=tables, rows={"section": (4.1, 4.2, 4.3, 3.4)})
+
+
+def test_published_values_of_single_layers_are_those_kept(finished):
+    before = pd.read_csv(GOLDEN / "paper" / "compared.csv").query("section == 4.3")
+    before = before[before["quantity"].str.contains("Figure A2")]
+    now = pd.read_csv(finished[0] / "probe" / "published.csv")
+    assert now["layer"].tolist() == before["quantity"].str.rpartition(" ")[2].tolist()
+    assert now["explanation"].tolist() == before["explanation"].tolist()
+    for column in ("published", "ours"):
+        assert now[column].map(number).tolist() == before[column].tolist()
 
 
 def test_a_finished_section_is_not_run_again(finished, settings, monkeypatch):
@@ -130,7 +142,7 @@ def test_a_finished_section_is_not_run_again(finished, settings, monkeypatch):
 
     for name in paper._MOVED:
         monkeypatch.setitem(EXPERIMENTS, name, EXPERIMENTS[name]._replace(run=refuse))
-    for pipeline in (probe, transfer):
+    for pipeline in (transfer,):
         monkeypatch.setattr(pipeline, "run", refuse)
     before = (folder / "compared.csv").read_bytes()
     assert paper.run(settings, str(folder), command=["reproduce.py"], resume=True) == table
@@ -139,15 +151,15 @@ def test_a_finished_section_is_not_run_again(finished, settings, monkeypatch):
 
 def test_an_interrupted_run_goes_on_to_the_same_figures(finished, settings, tmp_path, monkeypatch):
     some = {**settings, "sections": "resize,probe"}
-    interrupted = probe.probing.write_results
+    interrupted = probe.class_tables
 
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(probe.probing, "write_results", interrupt)
+    monkeypatch.setattr(probe, "class_tables", interrupt)
     with pytest.raises(KeyboardInterrupt):
         paper.run(some, str(tmp_path / "run"), command=["reproduce.py"])
-    monkeypatch.setattr(probe.probing, "write_results", interrupted)
+    monkeypatch.setattr(probe, "class_tables", interrupted)
     finished_stage = EXPERIMENTS["resize"]._replace(run=interrupt)  # is not run again
     monkeypatch.setitem(EXPERIMENTS, "resize", finished_stage)
     paper.run(some, str(tmp_path / "run"), command=["reproduce.py"], resume=True)

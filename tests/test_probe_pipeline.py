@@ -9,25 +9,24 @@ import sys
 import time
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from scipy import stats
 from tiny_network import LAYERS, random_network
 
-from scalecov_jax import checkpoints, evidence_table, experiment
+from scalecov_jax import checkpoints
+from scalecov_jax import run as runner
 from scalecov_jax.concepts.measure import MEASURES
-from scalecov_jax.design import Design
+from scalecov_jax.cutting import cut_checkpoint
+from scalecov_jax.experiments import probe, probe_memory
 from scalecov_jax.features import compute_features
 from scalecov_jax.images.sources import open_source
-from scalecov_jax.pipelines import probe, prune
-from scalecov_jax.probes.sample_size import SizeScore
 from scalecov_jax.probes.splits import make_splits
-from scalecov_jax.rcv import RcvRow, load_rcv, load_rcvs
-from scalecov_jax.scores import Score
+from scalecov_jax.rcv import load_rcv, load_rcvs
 from scalecov_jax.selection import select_layers
-from scalecov_jax.tables import read_table
+from scalecov_jax.settings import parse
 
 CLASSES = ("striped_disc", "ringed_star")
 TRUNK = LAYERS[:3]
@@ -60,17 +59,32 @@ def settings(weights):
         "alpha_max": 1e4,
         "alphas": 4,
         "batch_size": 16,
-        "dtype": "float32",
+        "permutations": 0,
+        "nuisances": "",
+        "pixels": False,
     }
 
 
 def run(settings, workdir, **options):
-    return probe.run(settings, str(workdir), command=["probe.py", "--seed=5"], **options)
+    return runner.run("probe", settings, workdir, command=["probe.py", "--seed=5"], **options)
+
+
+def table(workdir, name):
+    return pd.read_csv(workdir / f"{name}.csv", keep_default_na=False, na_values=[""])
+
+
+def findings_of(workdir, *texts, level=None):
+    """Those whose quantity and place hold all texts."""
+    return [
+        x
+        for x in summary_of(workdir)["findings"]
+        if level in (None, x["level"]) and all(text in f"{x['quantity']}, {x['at']}" for text in texts)
+    ]
 
 
 @pytest.fixture(scope="module")
 def finished(settings, tmp_path_factory):
-    """A finished run and what it told."""
+    """A finished run and its text."""
     workdir = tmp_path_factory.mktemp("runs") / "first"
     return workdir, run(settings, workdir)
 
@@ -91,9 +105,9 @@ def refused(settings, workdir, message, **options):
 
 
 def test_all_files_are_there(finished):
-    workdir, table = finished
+    workdir, text = finished
     names = {str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file()}
-    assert {"scores.csv", "summary.json", "report.html", "scalecov_run.json"} <= names
+    assert {"scores.csv", "summary.json", "report.html", "scalecov_run.json", "rcvs.npz"} <= names
     assert {
         f"features/some_weights-{image_class}-{condition}.npz"
         for image_class in CLASSES
@@ -102,11 +116,32 @@ def test_all_files_are_there(finished):
     for ending in ("png", "svg"):
         assert f"figures/some_weights-all-ridge.{ending}" in names
         assert f"figures/some_weights-all-ols.{ending}" in names
-        assert f"figures/some_weights-pruning.{ending}" in names
-    page = (workdir / "report.html").read_text()
-    assert "tiny" in page
-    assert "The scenes" in page
-    assert str(workdir / "report.html") in table
+    assert "The scenes" in (workdir / "report.html").read_text()
+    assert str(workdir / "report.html") in text
+    tables = {
+        "scores",
+        "layers",
+        "contrasts",
+        "choices",
+        "images",
+        "rcvs",
+        "classes",
+        "widths",
+        "cuts",
+        "skipped",
+    }
+    assert {f"{name}.csv" for name in tables} == {name for name in names if name.endswith(".csv")} - {
+        "features/measures.csv"
+    }
+    page = runner.page(workdir)  # of what is on disk
+    assert [x.to_dict() for x in page.findings] == summary_of(workdir)["findings"]
+    assert page.lead.name == "some_weights-all-ridge"
+    for image in (image for image in page.images if image.name):
+        assert image.content == (workdir / "figures" / f"{image.name}.svg").read_bytes()
+    for grid in (grid for section in page.sections for grid in section.tables):
+        assert [row[0] for row in grid.rows] == list(TRUNK)
+        assert all(len(row) == len(grid.columns) for row in grid.rows)
+    assert "nan" not in (text + json.dumps(summary_of(workdir)["findings"])).lower()
 
 
 def test_scores_have_one_row_for_everything(finished):
@@ -118,40 +153,57 @@ def test_scores_have_one_row_for_everything(finished):
         == "architecture,weights,condition,concept,image_class,layer,split,estimator,alpha,r2"
     )
     assert len(rows) == len(CLASSES) * len(TRUNK) * SPLITS * 3 * 2
-    scores = read_table(workdir / "scores.csv", Score)
-    keys = {(s.condition, s.image_class, s.layer, s.split, s.estimator) for s in scores}
-    assert len(keys) == len(rows)
-    assert {(s.architecture, s.weights, s.concept) for s in scores} == {("tiny", "some_weights", "scale")}
-    assert {s.condition for s in scores} == {"trained", "random_weights", "shuffled_measure"}
-    assert {s.layer for s in scores} == set(TRUNK)
-    assert {s.alpha is None for s in scores if s.estimator == "ols"} == {True}
-    assert {s.alpha for s in scores if s.estimator == "ridge"} <= set(np.geomspace(0.1, 1e4, 4))
-    assert max(s.r2 for s in scores) <= 1
+    scores = table(workdir, "scores")
+    assert not scores.duplicated([*scores][:-2]).any()
+    for column, values in {
+        "architecture": {"tiny"},
+        "weights": {"some_weights"},
+        "concept": {"scale"},
+        "condition": {"trained", "random_weights", "shuffled_measure"},
+        "layer": {*TRUNK},
+    }.items():
+        assert {*scores[column]} == values
+    assert scores["alpha"].isna().equals(scores["estimator"] == "ols")
+    assert {*scores["alpha"].dropna()} <= {*np.geomspace(0.1, 1e4, 4)}
+    assert scores["r2"].max() <= 1
 
 
 def test_summary_agrees_with_the_scores(finished):
-    workdir, table = finished
+    workdir, text = finished
     summary = summary_of(workdir)
     assert set(summary["selected"]) == {"ols", "ridge"}
-    for one in select_layers(read_table(workdir / "scores.csv", Score), TRUNK):
+    for one in select_layers(table(workdir, "scores"), TRUNK):
         written = summary["selected"][one.estimator]
-        assert written == {"layer": one.layer, "r2_mean": one.r2_mean, "r2_sd": one.r2_sd}
-        assert one.layer in table
+        assert written["layer"] == one.layer
+        assert (written["r2_mean"], written["r2_sd"]) == pytest.approx((one.r2_mean, one.r2_sd), rel=1e-12)
+        assert one.layer in text
+    (headline,) = findings_of(workdir, level="headline")
+    ridge = summary["selected"]["ridge"]
+    assert (headline["at"], headline["value"]) == (f"tiny {ridge['layer']}", pytest.approx(ridge["r2_mean"]))
+    (least_squares,) = findings_of(workdir, "least squares at the best layer")
+    ols = summary["selected"]["ols"]
+    assert (least_squares["at"], least_squares["value"]) == (
+        f"tiny {ols['layer']}",
+        pytest.approx(ols["r2_mean"]),
+    )
     assert (summary["architecture"], summary["weights"]) == ("tiny", "some_weights")
     assert summary["images"] == dict.fromkeys(CLASSES, 80)
     assert summary["n_train"] == dict.fromkeys(CLASSES, 56)
-    assert summary["widths"] == {"stem": 8, "block_1": 16, "block_2": 32}
+    widths = table(workdir, "widths").set_index("layer")
+    assert widths["width"].to_dict() == {"stem": 8, "block_1": 16, "block_2": 32}
     assert summary["skipped"] == {}
     # 56 images to train: of the widths 8, 16 and 32 only the last is more than half of that.
-    assert sum("at block_2 there are about as many" in warning for warning in summary["warnings"]) == 1
-    assert all(warning.startswith("tiny, ") for warning in summary["warnings"])
+    (caution,) = findings_of(workdir, "as many independent features", level="caution")
+    assert (caution["at"], caution["value"]) == ("tiny", 1)
+    assert "tiny: block_2." in caution["note"]
 
 
 def test_provenance_tells_how_to_repeat_the_run(finished, settings):
     provenance = summary_of(finished[0])["provenance"]
     assert provenance["command"] == "probe.py --seed=5"
     assert provenance["seed"] == "5"
-    assert json.loads(provenance["config"]) == settings
+    written = json.loads(provenance["config"])
+    assert parse(probe.Settings, written) == parse(probe.Settings, settings)
     for name in ("date", "wall time", "device", "versions", "weights"):
         assert provenance[name]
     assert "some_weights: tests" in provenance["weights"]
@@ -205,7 +257,7 @@ def test_existing_workdir_is_refused_and_other_settings_are_named(finished, sett
 
 
 def test_dry_run_writes_nothing(settings, tmp_path):
-    text = run(settings, tmp_path / "dry", estimate_only=True)
+    text = probe.estimate(parse(probe.Settings, settings))
     assert "Memory planned, the network aside" in text
     assert not (tmp_path / "dry").exists()
     # 160 images, 8 + 16 + 32 features, 4 bytes, two passes
@@ -231,15 +283,17 @@ def test_several_networks_and_half_precision(settings, weights, tmp_path):
     run(changed, tmp_path / "both")
     summary = summary_of(tmp_path / "both")
     assert set(summary["networks"]) == {"some_weights", "other"}
-    assert list(summary["networks"]["some_weights"]["widths"]) == list(LAYERS)
-    assert list(summary["networks"]["other"]["widths"]) == ["stem", "block_1"]
-    scores = read_table(tmp_path / "both" / "scores.csv", Score)
-    assert len(scores) == (len(LAYERS) + 2) * SPLITS * 3 * 2
+    layers = table(tmp_path / "both", "widths").groupby("weights")["layer"].apply(list)
+    assert layers.to_dict() == {"some_weights": [*LAYERS], "other": ["stem", "block_1"]}
+    assert len(table(tmp_path / "both", "scores")) == (len(LAYERS) + 2) * SPLITS * 3 * 2
+    headlines = findings_of(tmp_path / "both", level="headline")
+    names = (f"tiny ({name}) " for name in ("some_weights", "other"))
+    assert all(x["at"].startswith(name) for x, name in zip(headlines, names, strict=True))
     for name, layers in (("some_weights", LAYERS), ("other", LAYERS[:2])):
         layer = summary["networks"][name]["selected"]["ridge"]["layer"]
         assert layer in layers
         assert checkpoints.load(tmp_path / "both" / "pruned" / name).module.last == layer
-        text = prune.run(
+        text = cut_checkpoint(
             str(weights if name == "some_weights" else tmp_path / "other"),
             str(tmp_path / f"cut_{name}"),
             None,
@@ -257,21 +311,22 @@ def test_layers_that_the_pooling_is_not_defined_at_are_left_out_and_named(settin
         "image_class": CLASSES[0],
     }
     workdir = tmp_path / "corrected"
-    table = run(changed, workdir)
-    undefined = {"block_2": 32, "pre_softmax": None, "softmax": None}
-    summary = summary_of(workdir)
-    assert (summary["pooling"], summary["undefined"]) == ("corrected_gap", undefined)
-    assert list(summary["widths"]) == ["stem", "block_1"]
+    text = run(changed, workdir)
+    summary, widths = summary_of(workdir), table(workdir, "widths").set_index("layer")
+    assert widths["width"].dropna().index.tolist() == ["stem", "block_1"]
+    left_out = widths[widths["width"].isna()]["defined_from"]
+    assert left_out.fillna(0).to_dict() == {"block_2": 32, "pre_softmax": 0, "softmax": 0}
+    (caution,) = findings_of(workdir, "layers left out", "corrected_gap", level="caution")
+    assert caution["value"] == 3
     sentence = (
-        "corrected_gap is undefined at block_2 (defined from 32 pixels), pre_softmax (sees the whole image), "
-        "softmax (sees the whole image)"
+        "block_2 (defined from 32 pixels), pre_softmax (sees the whole image), softmax (sees the whole image)"
     )
-    assert sentence in summary["warnings"][0]
-    assert sentence in table
-    page = (workdir / "report.html").read_text()
-    assert sentence in page
-    assert "the mean over the pixels of a map that no padding reaches" in page
-    assert {s.layer for s in read_table(workdir / "scores.csv", Score)} == {"stem", "block_1"}
+    assert sentence in caution["note"]
+    assert sentence in text
+    assert (
+        "the mean over the pixels of a map that no padding reaches" in (workdir / "report.html").read_text()
+    )
+    assert {*table(workdir, "scores")["layer"]} == {"stem", "block_1"}
     assert "nan" not in (workdir / "scores.csv").read_text()
     # Of the features, against compute_features; of the cut, under the same pooling.
     assert summary["pruning"]["max_difference"] < 1e-4
@@ -283,45 +338,32 @@ def test_layers_that_the_pooling_is_not_defined_at_are_left_out_and_named(settin
                 network, source, ("block_1",), size=31, batch_size=16, pooling=pooling
             ).values["block_1"]
             assert np.allclose(found, cached["layer_block_1"], rtol=1e-4, atol=1e-5) == equal
-    text = run(changed, tmp_path / "dry", estimate_only=True)
+    text = probe.estimate(parse(probe.Settings, changed))
     assert f"features {2 * 4 * 80 * 24 / 1e6:.1f} MB" in text
 
 
-def test_same_seed_same_bytes_also_with_settings_of_earlier_versions(settings, finished, tmp_path):
-    """Without a pooling they mean the global average, which the summary names; another pooling gives other scores."""
-    earlier = {name: value for name, value in settings.items() if name != "pooling"}
-    run(earlier, tmp_path / "earlier")
-    assert (tmp_path / "earlier" / "scores.csv").read_bytes() == (finished[0] / "scores.csv").read_bytes()
-    assert (summary_of(finished[0])["pooling"], summary_of(finished[0])["undefined"]) == ("gap", {})
+def test_same_seed_same_bytes_and_another_pooling_gives_other_scores(settings, finished, tmp_path):
+    run({name: value for name, value in settings.items() if name != "pooling"}, tmp_path / "again")
+    assert (tmp_path / "again" / "scores.csv").read_bytes() == (finished[0] / "scores.csv").read_bytes()
     run({**settings, "pooling": "max", "image_class": CLASSES[0]}, tmp_path / "max")
-    assert summary_of(tmp_path / "max")["pooling"] == "max"
-
-    def first_class(workdir):
-        scores = read_table(workdir / "scores.csv", Score)
-        return {one[:8]: one.r2 for one in scores if one.image_class == CLASSES[0]}
-
-    found, expected = first_class(tmp_path / "max"), first_class(finished[0])
-    assert found.keys() == expected.keys()
-    assert found != expected
+    found, expected = (
+        table(workdir, "scores").query("image_class == @CLASSES[0]").reset_index(drop=True)
+        for workdir in (tmp_path / "max", finished[0])
+    )
+    assert found[[*found][:-2]].equals(expected[[*expected][:-2]])
+    assert not found["r2"].equals(expected["r2"])
 
 
 def test_probe_is_pure(settings):
-    """`experiment.probe` without files: the same seed gives the same scores; another seed does not."""
+    """`probe_memory.probe` without files: the same seed gives the same scores; another seed does not."""
     source, _ = open_source("scenes", CLASSES[0], count=80, seed=5, size=32)
 
     def scores(seed):
-        result = experiment.probe(
-            random_network(),
-            "w",
-            {CLASSES[0]: source},
-            Design(splits=SPLITS, seed=seed, alphas=np.geomspace(0.1, 1e4, 4)),  # shapes compiled already
-            layers=("block_1",),
-            batch_size=16,
-            dtype=jnp.float32,
-        )
-        return result.scores
+        changed = parse(probe.Settings, {**settings, "seed": seed, "layers": "block_1"})
+        return probe_memory.probe(random_network(), "w", {CLASSES[0]: source}, changed)[CLASSES[0]].scores
 
-    assert scores(1) == scores(1) != scores(2)
+    assert scores(1).equals(scores(1))
+    assert not scores(1).equals(scores(2))
 
 
 # Evidence
@@ -352,8 +394,8 @@ def weighed(settings, tmp_path_factory):
 
 def test_evidence_is_tabled_for_every_class_concept_and_layer(weighed):
     _, workdir = weighed
-    layers = read_table(workdir / "layers.csv", evidence_table.LayerRow)
-    keys = {(row.concept, row.image_class, row.layer) for row in layers}
+    layers = table(workdir, "layers")
+    keys = {*layers[["concept", "image_class", "layer"]].itertuples(index=False, name=None)}
     assert keys == {
         (concept, name, layer)
         for concept in ("log_scale", "mean_red")
@@ -361,15 +403,15 @@ def test_evidence_is_tabled_for_every_class_concept_and_layer(weighed):
         for layer in ("stem", "block_1")
     }
     assert len(layers) == len(keys)
-    assert {(row.images, row.groups) for row in layers if row.image_class != "all"} == {(60, 20)}
-    assert {(row.images, row.groups) for row in layers if row.image_class == "all"} == {(120, 40)}
-    for row in layers:
+    pooled = layers["image_class"] == "all"
+    for some, counts in ((layers[~pooled], [60, 20]), (layers[pooled], [120, 40])):
+        assert some[["images", "groups"]].drop_duplicates().to_numpy().tolist() == [counts]
+    for row in layers.itertuples():
         reach = stats.t.ppf(0.975, row.groups - 1) * row.error  # of groups, not of images
         assert (row.low, row.high) == pytest.approx((row.r2 - reach, min(row.r2 + reach, 1)))
         assert 1 / 40 <= row.p <= 1
         assert 1 < row.dof < 60
-    against = {row.against for row in read_table(workdir / "contrasts.csv", evidence_table.ContrastRow)}
-    assert against == {
+    assert {*table(workdir, "contrasts")["against"]} == {
         "peak",
         "random_weights",
         "pixels",
@@ -377,51 +419,111 @@ def test_evidence_is_tabled_for_every_class_concept_and_layer(weighed):
         "shuffled_measure",
         "beyond_nuisances",
     }
-    choices = read_table(workdir / "choices.csv", evidence_table.ChoiceRow)
-    agreed = [
-        row for row in choices if "," not in row.chosen
-    ]  # other splits, other layers: that may be better
-    assert agreed
-    assert all(row.r2 <= row.best_r2 + 1e-9 for row in agreed)
-    cases = read_table(workdir / "images.csv", evidence_table.CaseRow)
-    assert len(cases) == 2 * 2 * 2 * 60
-    assert {row.group for row in cases} == {f"patient {index}" for index in range(40)}
+    choices = table(workdir, "choices")
+    agreed = choices[~choices["chosen"].str.contains(",")]  # other splits, other layers: that may be better
+    assert len(agreed)
+    assert (agreed["r2"] <= agreed["best_r2"] + 1e-9).all()
+    images = table(workdir, "images")
+    assert len(images) == 2 * 2 * 2 * 60
+    assert {*images["group"]} == {f"patient {index}" for index in range(40)}
+
+
+def test_findings_hold_the_numbers_of_the_tables(weighed):
+    _, workdir = weighed
+    contrasts = table(workdir, "contrasts").query("image_class == 'all'")
+    layers = table(workdir, "layers").query("image_class == 'all'").set_index(["concept", "layer"])
+    choices = table(workdir, "choices").query("image_class == 'all'").set_index("concept")
+    headlines = findings_of(workdir, level="headline")
+    assert len(headlines) == 2
+    for concept, title, headline in zip(
+        ("log_scale", "mean_red"), ("logarithm of object scale", "mean red"), headlines, strict=True
+    ):
+        assert title in headline["quantity"]
+        layer = headline["at"].removeprefix("tiny ")
+        row = layers.loc[concept, layer]
+        values = [headline[name] for name in ("value", "low", "high")]
+        assert values == pytest.approx([row["r2"], row["low"], row["high"]])
+        others = layers.loc[concept].query("may_be_best and layer != @layer").index
+        assert all(other in headline["note"] for other in others)
+        at = contrasts[(contrasts["concept"] == concept) & (contrasts["layer"] == layer)].set_index("against")
+        for against, text in {
+            "random_weights": f"R² of {title} above that of random weights",
+            "pixels": f"R² of {title} above that of the pixels alone",
+            "nuisances": f"R² of {title} above that of the nuisance measures",
+            "beyond_nuisances": f"partial R² of {title}",
+        }.items():
+            (finding,) = findings_of(workdir, text)
+            difference = at.loc[against, ["difference", "low", "high"]].tolist()
+            assert [finding[name] for name in ("value", "low", "high")] == pytest.approx(difference)
+        (p,) = findings_of(workdir, f"family-wise p that {title}")
+        assert p["value"] == pytest.approx(row["p_family"])
+        assert "39 permutations of groups, and images within groups" in p["note"]
+        (nested,) = findings_of(workdir, f"R² of {title} at the layer chosen inside")
+        assert nested["value"] == pytest.approx(choices.loc[concept, "r2"])
+
+
+def test_classes_of_different_sizes_are_reported_by_themselves_too(weighed):
+    settings, tables = runner.read(weighed[1])
+    tables["classes"].loc[0, "n_train"] = 30
+    page = probe.report(settings, tables)
+    titles = ("logarithm of object scale", "mean red")
+    places = ("tiny", *(f"tiny, {name}" for name in CLASSES))
+    assert [section.heading for section in page.sections[:6]] == [
+        f"{at}: {title}" for title in titles for at in places
+    ]
+    layers = (
+        tables["layers"].query("concept == 'log_scale' and image_class == @CLASSES[1]").set_index("layer")
+    )
+    (best,) = (
+        x for x in page.findings if x.at.startswith(f"tiny, {CLASSES[1]} ") and "logarithm" in x.quantity
+    )
+    assert best.level == "result"
+    assert best.value == pytest.approx(layers["r2"].max())
+
+
+def test_there_is_one_caution_for_each_kind(weighed):
+    settings, tables = runner.read(weighed[1])
+    tables["layers"] = tables["layers"].assign(low=-0.25, high=0.9, p_family=0.5, groups=12)
+    tables["choices"] = tables["choices"].assign(r2=tables["choices"]["best_r2"] - 0.125)
+    tables["cuts"] = tables["cuts"].assign(max_difference=1.0, largest=4.0)
+    scores = tables["scores"]
+    ridge = scores.query("condition == 'trained' and estimator == 'ridge' and layer == 'block_1'").index
+    scores.loc[ridge[:2], "r2"] = [-5.5, -2.0]
+    cautions = {x.quantity: x for x in probe.report(settings, tables).findings if x.level == "caution"}
+    expected = {
+        "output of the cut network": 0.25,
+        "smallest R² by ridge": -5.5,
+        "independent images or groups": 12,
+        "chosen inside the training parts": 0.125,
+        "family-wise p": 0.5,
+        "lower end of the 95 % interval": -0.25,
+    }
+    for text, value in expected.items():
+        (caution,) = (x for quantity, x in cautions.items() if text in quantity)
+        assert caution.value == pytest.approx(value)
+    assert len(cautions) == len(expected) + sum("as many independent features" in text for text in cautions)
 
 
 def test_one_definition_of_every_number(weighed):
     """Scores, tables, headline, summary and cut are of one ridge R2, and name one layer."""
     _, workdir = weighed
-    scores, summary = read_table(workdir / "scores.csv", Score), summary_of(workdir)
-    layers = read_table(workdir / "layers.csv", evidence_table.LayerRow)
-    for row in layers:
-        r2 = [
-            s.r2
-            for s in scores
-            if (s.condition, s.estimator, s.concept, s.layer) == ("trained", "ridge", row.concept, row.layer)
-            and row.image_class in (s.image_class, "all")
-        ]
-        assert row.r2 == pytest.approx(np.mean(r2), abs=1e-12)
-    peaks = {}
-    for row in read_table(workdir / "contrasts.csv", evidence_table.ContrastRow):
-        if row.against == "peak" and row.difference == 0:
-            peaks[row.concept, row.image_class] = row.layer
-        if row.against == "peak":  # no statement contradicts another
-            (layer,) = (
-                one
-                for one in layers
-                if (one.concept, one.image_class, one.layer) == (row.concept, row.image_class, row.layer)
-            )
-            assert layer.may_be_best or row.high < 0
+    summary, keys = summary_of(workdir), ["concept", "image_class", "layer"]
+    scores = table(workdir, "scores").query("condition == 'trained' and estimator == 'ridge'")
+    layers = table(workdir, "layers").set_index(keys)
+    means = scores.groupby(keys)["r2"].mean()
+    pooled = scores.groupby(["concept", "layer"])["r2"].mean()
+    for (concept, image_class, layer), row in layers.iterrows():
+        r2 = pooled[concept, layer] if image_class == "all" else means[concept, image_class, layer]
+        assert row["r2"] == pytest.approx(r2, abs=1e-12)
+    behind = table(workdir, "contrasts").query("against == 'peak'").set_index(keys)
+    assert (layers["may_be_best"] | (behind["high"] < 0)).all()  # no statement contradicts another
+    peaks = behind[behind["difference"] == 0].reset_index("layer")["layer"]
     assert len(peaks) == 2 * 3
     for concept in ("log_scale", "mean_red"):
         selected = summary["concepts"][concept]["selected"]["ridge"]
-        (best,) = (
-            row
-            for row in layers
-            if (row.concept, row.image_class, row.layer) == (concept, "all", selected["layer"])
-        )
         assert peaks[concept, "all"] == selected["layer"]
-        assert selected["r2_mean"] == pytest.approx(best.r2, abs=1e-12)
+        best = layers.loc[concept, "all", selected["layer"]]
+        assert selected["r2_mean"] == pytest.approx(best["r2"], abs=1e-12)
     cut = summary["pruning"]["layer"]
     assert cut == summary["selected"]["ridge"]["layer"]
     assert checkpoints.load(workdir / "pruned" / "some_weights").module.last == cut
@@ -436,28 +538,19 @@ def test_the_vectors_are_files(weighed, weights):
         for name in CLASSES
         for layer in ("stem", "block_1")
     }
-    rows = read_table(workdir / "rcvs.csv", RcvRow)
-    layers = read_table(workdir / "layers.csv", evidence_table.LayerRow)
-    cases = read_table(workdir / "images.csv", evidence_table.CaseRow)
+    keys = ["concept", "image_class", "layer"]
+    layers, images = (table(workdir, name).set_index(keys).sort_index() for name in ("layers", "images"))
     network = checkpoints.load(weights)
-    for row in rows:
-        (layer,) = (
-            one
-            for one in layers
-            if (one.concept, one.image_class, one.layer) == (row.concept, row.image_class, row.layer)
-        )
-        assert (row.r2, row.alpha) == (pytest.approx(layer.r2), pytest.approx(layer.alpha))
+    for row in table(workdir, "rcvs").itertuples():
+        layer = layers.loc[row.concept, row.image_class, row.layer]
+        assert (row.r2, row.alpha) == pytest.approx((layer["r2"], layer["alpha"]))
         assert 0 < row.mean_angle < row.largest_angle < 180
         assert row.mean_cosine == row.least_cosine  # of two classes
         rcv = load_rcv(workdir / "rcvs.npz", row.concept, row.layer, image_class=row.image_class)
         assert row.norm == pytest.approx(np.linalg.norm(rcv.weights))
         source, _ = open_source("scenes", row.image_class, count=60, seed=5, size=32)
         read = rcv.predict(compute_features(network, source, (row.layer,), batch_size=16))
-        measured = [
-            one.measure
-            for one in cases
-            if (one.concept, one.image_class, one.layer) == (row.concept, row.image_class, row.layer)
-        ]
+        measured = images.loc[[(row.concept, row.image_class, row.layer)], "measure"].to_numpy()
         assert np.mean(read) == pytest.approx(np.mean(measured), abs=1e-5)
         assert np.std(measured) == pytest.approx(rcv.sigma)
     with pytest.raises(ValueError, match="was fitted on the network tiny"):
@@ -472,35 +565,29 @@ def test_patients_stay_together_unless_asked_for(weighed):
         assert not {*groups[mask]} & {*groups[~mask]}
     summary = summary_of(workdir)
     assert summary["n_train"] == dict.fromkeys(CLASSES, 42)
-    assert not any("into both the training and the held-out part" in text for text in summary["warnings"])
-    assert "39 permutations of groups, and images within groups" in (workdir / "report.html").read_text()
+    assert not findings_of(workdir, "images of a group", level="caution")
     apart = {**changed, "splitting": "random", "permutations": 0, "concept": "log_scale", "probes": ""}
     run({**apart, "nuisances": "", "pixels": False}, workdir.parent / "apart")
-    told = summary_of(workdir.parent / "apart")["warnings"]
-    assert sum("into both the training and the held-out part" in text for text in told) == len(CLASSES)
-    assert all("config.splitting=grouped." in text for text in told if "into both" in text)
+    (caution,) = findings_of(workdir.parent / "apart", "images of a group", level="caution")
+    assert (caution["at"], caution["value"]) == (CLASSES[0], 40)
+    assert CLASSES[1] in caution["note"]
+    assert "config.splitting=grouped." in caution["note"]
 
 
 def test_scores_hold_every_concept_and_probe(weighed):
-    scores = read_table(weighed[1] / "scores.csv", Score)
-    assert {(s.concept, s.estimator) for s in scores if s.condition == "trained"} == {
+    scores = table(weighed[1], "scores")
+    trained = scores[scores["condition"] == "trained"]
+    assert {*trained[["concept", "estimator"]].itertuples(index=False, name=None)} == {
         (concept, estimator)
         for concept in ("log_scale", "mean_red")
         for estimator in ("ols", "ridge", "local_ridge")
     }
     concepts = summary_of(weighed[1])["concepts"]
     for concept in ("log_scale", "mean_red"):
-        some = [s for s in scores if s.concept == concept]
-        for one in select_layers(some, ("stem", "block_1")):
+        for one in select_layers(scores[scores["concept"] == concept], ("stem", "block_1")):
             assert concepts[concept]["selected"][one.estimator]["layer"] == one.layer
-    found = concepts["mean_red"]["evidence"]["all"]
-    (row,) = (
-        one
-        for one in read_table(weighed[1] / "layers.csv", evidence_table.LayerRow)
-        if (one.concept, one.image_class, one.layer) == ("mean_red", "all", found["layer"])
-    )
-    assert [*found["interval"], found["r2"]] == pytest.approx([row.low, row.high, row.r2])
-    assert found["layer"] in found["may_be_best"]
+    grids = [grid for section in runner.page(weighed[1]).sections for grid in section.tables]
+    assert any("local_ridge" in grid.columns for grid in grids)
 
 
 def test_measures_are_kept_and_read_again(weighed, monkeypatch):
@@ -550,20 +637,19 @@ def test_truncated_images_are_counted_and_named_and_cost_only_themselves(photogr
     write_voc(tmp_path / "voc", sides, broken=(3, 17))
     run(photographs, tmp_path / "run")
     # The measures still belong to the images: scale is found, and its shuffled control is not.
-    scores = read_table(tmp_path / "run" / "scores.csv", Score)
-    trained, random, shuffled = (
-        np.mean([s.r2 for s in scores if (s.condition, s.estimator) == (condition, "ridge")])
-        for condition in ("trained", "random_weights", "shuffled_measure")
-    )
+    ridge = table(tmp_path / "run", "scores").query("estimator == 'ridge'")
+    means = ridge.groupby("condition")["r2"].mean()
+    trained, random, shuffled = (means[name] for name in ("trained", "random_weights", "shuffled_measure"))
     assert trained > 0.7
     assert random > 0.5
     assert shuffled < 0.2
     summary = summary_of(tmp_path / "run")
     assert summary["skipped"] == {"unreadable image": 2}
     assert summary["images"] == {"car": 24}
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert "03.png" in page
-    assert "17.png" in page
+    assert runner.page(tmp_path / "run").skipped == {"unreadable image": ["03.png", "17.png"]}
+    cases = table(tmp_path / "run", "cases")
+    assert all((tmp_path / "run" / file).exists() for file in cases["file"])
+    assert (tmp_path / "run" / "figures" / "some_weights-all-cases.svg").exists()
     with np.load(tmp_path / "run" / "features" / "some_weights-car-trained.npz") as features:
         np.testing.assert_array_equal(features["indices"], [i for i in range(26) if i not in (3, 17)])
     before = (tmp_path / "run" / "scores.csv").read_bytes()
@@ -575,9 +661,9 @@ def test_truncated_images_are_counted_and_named_and_cost_only_themselves(photogr
 PROBE = """
 import json, sys
 import tiny_network
-from scalecov_jax.pipelines import probe
+from scalecov_jax import run
 
-probe.run(json.loads(sys.argv[1]), sys.argv[2], command=["probe.py"])
+run.run("probe", json.loads(sys.argv[1]), sys.argv[2], command=["probe.py"])
 """
 
 
@@ -631,14 +717,17 @@ def test_photographs_that_cannot_be_used(photographs, tmp_path, boxes, broken, c
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "tinny"}, "did you mean tiny"),
+        ({"architecture": "tinny"}, "config.architecture: .*did you mean tiny"),
         ({"architecture": "resnet50"}, "some_weights holds tiny, but config.architecture is resnet50"),
         ({"layers": "stem,block_3"}, "no layer 'block_3'; did you mean block_"),
-        ({"weights": ""}, "config.weights is empty; expected a checkpoint folder"),
-        ({"weights": " , "}, "config.weights is empty"),
+        ({"weights": " , "}, "config.weights is ''; expected at least 1 value"),
         ({"weights": "/nowhere/weights"}, "/nowhere/weights is no folder; expected a checkpoint"),
-        ({"images": ""}, "config.images is empty"),
-        ({"image_class": ""}, "config.image_class is empty"),
+        ({"images": ""}, "config.images is ''; expected at least 1 value"),
+        ({"image_class": ""}, "config.image_class is ''; expected at least 1 value"),
+        (
+            {"weights": "/nowhere/weights", "image_class": "ringed_disk"},
+            "/nowhere/weights is no folder.*did you mean ringed_disc",
+        ),
         ({"image_class": "ringed_disk"}, "did you mean ringed_disc"),
         ({"scenes": 0}, "config.scenes is 0; expected at least 1"),
         ({"splits": 0}, "config.splits is 0"),
@@ -649,8 +738,9 @@ def test_photographs_that_cannot_be_used(photographs, tmp_path, boxes, broken, c
         ({"alpha_min": 0.0}, "0 < alpha_min <= alpha_max"),
         ({"alpha_max": 0.01}, "0 < alpha_min <= alpha_max"),
         ({"concept": "scael"}, "There is no concept measure 'scael'. Did you mean .*scale"),
-        ({"concept": ""}, "config.concept is empty"),
-        ({"concept": "scale,scale"}, "scale comes twice"),
+        ({"concept": ""}, "config.concept is ''; expected at least 1 value"),
+        ({"concept": "scale,scale"}, "config.concept is 'scale,scale'; expected different values"),
+        ({"concept": "scale", "nuisances": "scale"}, "config.nuisances: scale is a concept as well"),
         ({"nuisances": "redness"}, "There is no concept measure 'redness'"),
         ({"nuisances": "file_size"}, "file_size.*striped_disc_0000"),
         ({"probes": "lasso"}, "There is no probe lasso; there are ridge"),
@@ -701,24 +791,24 @@ def test_pruned_weights_have_no_later_layer(settings, tmp_path):
 @pytest.mark.parametrize("estimator", ["ols", "ridge"])
 def test_prune_by_scores(finished, weights, tmp_path, estimator):
     layer = summary_of(finished[0])["selected"][estimator]["layer"]
-    text = prune.run(str(weights), str(tmp_path / "cut"), None, str(finished[0]), estimator)
+    text = cut_checkpoint(str(weights), str(tmp_path / "cut"), None, str(finished[0]), estimator)
     assert f"tiny cut after {layer}" in text
     assert checkpoints.load(tmp_path / "cut").module.last == layer
 
 
 def test_prune_by_layer(weights, tmp_path):
-    text = prune.run(str(weights), str(tmp_path / "cut"), "block_1", None)
+    text = cut_checkpoint(str(weights), str(tmp_path / "cut"), "block_1", None)
     assert text.startswith(
         "tiny cut after block_1: 6,144 -> 1,440 parameters (76.56 % less than without its head)"
     )
-    head = prune.run(str(weights), str(tmp_path / "head"), "softmax", None)
+    head = cut_checkpoint(str(weights), str(tmp_path / "head"), "softmax", None)
     assert "6,309 -> 6,309 parameters (0.00 % less" in head
     with pytest.raises(ValueError, match="cut exists"):
-        prune.run(str(weights), str(tmp_path / "cut"), "stem", None)
+        cut_checkpoint(str(weights), str(tmp_path / "cut"), "stem", None)
     with pytest.raises(ValueError, match="no layer 'block_11'; did you mean block_1"):
-        prune.run(str(weights), str(tmp_path / "other"), "block_11", None)
+        cut_checkpoint(str(weights), str(tmp_path / "other"), "block_11", None)
     with pytest.raises(ValueError, match="stops at block_1, before 'block_2'"):
-        prune.run(str(tmp_path / "cut"), str(tmp_path / "other"), "block_2", None)
+        cut_checkpoint(str(tmp_path / "cut"), str(tmp_path / "other"), "block_2", None)
     assert not (tmp_path / "other").exists()
 
 
@@ -739,16 +829,17 @@ def test_scores_that_choose_no_layer(weights, tmp_path, summary, message):
     if summary is not None:
         (tmp_path / "summary.json").write_text(summary)
     with pytest.raises(ValueError, match=message):
-        prune.run(str(weights), str(tmp_path / "cut"), None, str(tmp_path))
+        cut_checkpoint(str(weights), str(tmp_path / "cut"), None, str(tmp_path))
     assert not (tmp_path / "cut").exists()
 
 
 def test_the_size_of_the_training_part_is_swept(settings, tmp_path):
     run({**settings, "n_train": "6,10,300", "image_class": CLASSES[0]}, tmp_path / "run")
-    rows = read_table(tmp_path / "run" / "sample_size.csv", SizeScore)
-    assert {row.n_train for row in rows} == {6, 10}  # 300 are more than there are
-    assert {row.layer for row in rows} == set(TRUNK)
-    assert "against the number of training images" in (tmp_path / "run" / "report.html").read_text()
-    for given, problem in (("6,many", "expected whole numbers"), ("1", "cannot be cut from")):
+    rows = table(tmp_path / "run", "sample_size")
+    assert {*rows["n_train"]} == {6, 10}  # 300 are more than there are
+    assert {*rows["layer"]} == {*TRUNK}
+    (dip,) = findings_of(tmp_path / "run", "at the dip of least squares")
+    assert 6 / 8 <= dip["value"] <= 10 / 8
+    for given, problem in (("6,many", "expected an integer"), ("1", "expected at least 2")):
         with pytest.raises(ValueError, match=problem):
             run({**settings, "n_train": given}, tmp_path / given)

@@ -3,17 +3,18 @@
 import csv
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from scalecov_jax.concepts.compute import measure_all
 from scalecov_jax.concepts.measure import get_measures
+from scalecov_jax.experiments.probe_tables import score_table
 from scalecov_jax.features import compute_features
 from scalecov_jax.images.boxes import read_boxes
 from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.port import port
 from scalecov_jax.probes import evaluate
 from scalecov_jax.probes.splits import random_splits, shuffled
-from scalecov_jax.scores import Score
 from scalecov_jax.selection import select_layers
 
 SPLITS = 10
@@ -37,12 +38,11 @@ def test_scale_of_cars_peaks_where_the_paper_found_it(shared, architecture, file
     targets = np.stack([np.tile(measures, (SPLITS, 1)), shuffled(measures, SPLITS, 0)], -1)
     solved = evaluate.score_layers(features.values, targets, random_splits(334, SPLITS, 0))
 
-    scores = [
-        Score(architecture, file, "trained", "scale", "car", layer, split, estimator, None, float(r2))
-        for estimator, values in (("ols", solved.ols), ("ridge", solved.ridge))
-        for layer, row in zip(layers, values[..., 0], strict=True)
-        for split, r2 in enumerate(row)
-    ]
+    names = {"architecture": architecture, "weights": file, "condition": "trained", "image_class": "car"}
+    scores = pd.concat(
+        score_table(r2[..., :1], None, layers=layers, concepts=["scale"], estimator=estimator, **names)
+        for estimator, r2 in (("ols", solved.ols), ("ridge", solved.ridge))
+    )
     assert {one.estimator: one.layer for one in select_layers(scores, layers)} == {"ols": peak, "ridge": peak}
 
     with (shared / "reference/scale_r2.csv").open() as table:

@@ -1,13 +1,13 @@
 """The dip of least squares follows the number of features, on noise too; ridge has none."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression
 from sklearn.preprocessing import StandardScaler
 
-from scalecov_jax.probes.sample_size import MIN_HELD_OUT, SizeScore, dips, medians, sweep
-from scalecov_jax.report.sample_size import FILE, sections
-from scalecov_jax.tables import write_table
+from scalecov_jax.experiments.probe_report import _training_sizes
+from scalecov_jax.probes.sample_size import MIN_HELD_OUT, dips, medians, sweep
 
 WIDTHS = {"narrow": 20, "middle": 40, "wide": 80, "widest": 300}
 SIZES = (10, 20, 30, 40, 60, 80, 120)
@@ -73,21 +73,17 @@ def test_sizes_that_cannot_be_cut_are_passed_over_or_refused(data):
         sweep(narrow, measures, (1, 30), weights="net", image_class="noise")
 
 
-def test_the_section_names_where_the_dip_lies(rows, tmp_path):
-    assert sections(tmp_path) == []
-    write_table(tmp_path / FILE, SizeScore, rows)
-    (section,) = sections(tmp_path)
-    assert "middle (40 features, rank 40) is lowest at n_train 40" in section.text
-    assert "it moves with the number of training images" in section.text
+def test_the_report_says_where_the_dip_lies(rows):
+    (finding,), (section,) = _training_sizes(pd.DataFrame(rows), {"net": "Net"})
+    assert (finding.at, finding.value, finding.low, finding.high) == ("Net, noise", 1, 1, 1)
     assert [row[:4] for row in section.tables[0].rows] == [
         ("narrow", "20", "20", "20"),
         ("middle", "40", "40", "40"),
         ("wide", "80", "80", "80"),
     ]
-    assert (tmp_path / "figures" / "net-noise-sample_size.svg").exists()
-    elsewhere = [
-        row._replace(r2=-1000.0) if row.n_train == 10 and row.estimator == "ols" else row for row in rows
-    ]
-    write_table(tmp_path / FILE, SizeScore, elsewhere)
-    (section,) = sections(tmp_path)
-    assert "does not follow the number of independent features at every layer" in section.text
+    assert "middle (rank 40)" in section.images[0].alt
+    moved = [row._replace(r2=-1000.0) if (row.n_train, row.estimator) == (10, "ols") else row for row in rows]
+    (finding,), _ = _training_sizes(pd.DataFrame(moved), {"net": "Net"})
+    assert finding.value == pytest.approx(10 / 40)
+    narrow = [row for row in rows if row.layer == "widest"]
+    assert _training_sizes(pd.DataFrame(narrow), {"net": "Net"}) == ([], [])

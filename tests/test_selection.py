@@ -1,9 +1,9 @@
 """The layer that scores select."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from scalecov_jax.scores import Score
 from scalecov_jax.selection import Selected, interpolates, select_layer, select_layers
 
 LAYERS = ("early", "middle", "late")
@@ -11,11 +11,9 @@ LAYERS = ("early", "middle", "late")
 
 def table(r2, estimator="ridge", condition="trained", image_class="car"):
     """Scores from {layer: [R2 of each split]}."""
-    return [
-        Score("net", "w", condition, "scale", image_class, layer, split, estimator, None, value)
-        for layer, values in r2.items()
-        for split, value in enumerate(values)
-    ]
+    rows = [(layer, split, value) for layer, values in r2.items() for split, value in enumerate(values)]
+    names = {"condition": condition, "image_class": image_class, "estimator": estimator}
+    return pd.DataFrame(rows, columns=["layer", "split", "r2"]).assign(**names)
 
 
 # One far negative split: the mean R2 of "late" drowns (-1.1), while its mean of exp(R2 - 1) is the highest.
@@ -34,9 +32,11 @@ def test_published_rule_for_ols_and_mean_for_ridge():
 
 
 def test_mean_and_sd_are_over_classes_and_splits():
-    scores = table({"early": [0.2, 0.4], "late": [0.1, 0.1]}) + table(
-        {"early": [0.6, 0.8], "late": [0.1, 0.2]}, image_class="cat"
+    both = (
+        table({"early": [0.2, 0.4], "late": [0.1, 0.1]}),
+        table({"early": [0.6, 0.8], "late": [0.1, 0.2]}, image_class="cat"),
     )
+    scores = pd.concat(both)
     selected = select_layer(scores, ("early", "late"), "ridge")
     assert selected.layer == "early"
     assert selected.r2_mean == pytest.approx(0.5)
@@ -57,16 +57,17 @@ def test_one_split_has_no_spread():
 def test_only_scores_of_the_trained_network_and_the_estimator_count():
     scores = table(DROWNED)
     others = [
-        *table({"early": [0.99, 0.99]}, condition="random_weights"),
-        *table({"early": [0.99, 0.99]}, condition="shuffled_measure"),
-        *table({"early": [0.99, 0.99]}, "ols"),
-        *table({"no candidate": [0.99, 0.99]}),
+        table({"early": [0.99, 0.99]}, condition="random_weights"),
+        table({"early": [0.99, 0.99]}, condition="shuffled_measure"),
+        table({"early": [0.99, 0.99]}, "ols"),
+        table({"no candidate": [0.99, 0.99]}),
     ]
-    assert select_layer(scores + others, LAYERS, "ridge") == select_layer(scores, LAYERS, "ridge")
+    every = pd.concat([scores, *others])
+    assert select_layer(every, LAYERS, "ridge") == select_layer(scores, LAYERS, "ridge")
 
 
 def test_order_of_scores_does_not_matter():
-    scores = table(DROWNED) + table(DROWNED, "ols")
+    scores = pd.concat([table(DROWNED), table(DROWNED, "ols")])
     assert [(one.estimator, one.layer) for one in select_layers(scores[::-1], LAYERS)] == [
         ("ols", "late"),
         ("ridge", "middle"),
@@ -74,7 +75,8 @@ def test_order_of_scores_does_not_matter():
 
 
 def test_layers_without_a_score_are_named():
-    scores = table({"middle": [0.5]}) + table({layer: [0.5] for layer in LAYERS}, condition="random_weights")
+    random = table({layer: [0.5] for layer in LAYERS}, condition="random_weights")
+    scores = pd.concat([table({"middle": [0.5]}), random])
     with pytest.raises(ValueError, match="No ridge score of the trained network at early, late"):
         select_layer(scores, LAYERS, "ridge")
     with pytest.raises(ValueError, match="No ols score"):

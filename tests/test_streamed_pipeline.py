@@ -1,6 +1,5 @@
 """The main job with streamed images: the same tables as in memory, resumed, and shared by two processes."""
 
-import csv
 import json
 import os
 import socket
@@ -9,18 +8,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from golden_tables import assert_golden
 from PIL import Image
 from tiny_network import LAYERS, random_network
 
 from scalecov_jax import checkpoints
-from scalecov_jax.pipelines import probe
+from scalecov_jax import run as runner
+from scalecov_jax.experiments import probe
 from scalecov_jax.probes import evaluate, permutation
 from scalecov_jax.probes.splits import k_folds
-from scalecov_jax.scores import Score
-from scalecov_jax.streaming.scores import FoldRow
-from scalecov_jax.tables import read_table
+from scalecov_jax.settings import parse
 
 FOLDS = 3
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -64,15 +63,21 @@ def settings(tmp_path_factory):
         "alpha_max": 10.0,
         "alphas": 1,
         "permutations": 19,
+        "nuisances": "",
+        "pixels": False,
         "batch_size": 16,
-        "dtype": "float32",
         "route": "streamed",
         "flush": 1,
     }
 
 
 def run(settings, workdir, **options):
-    return probe.run(settings, str(workdir), command=["probe.py"], **options)
+    return runner.run("probe", settings, workdir, command=["probe.py"], **options)
+
+
+def scores_of(workdir):
+    keys = ["condition", "concept", "image_class", "layer", "split", "estimator"]
+    return pd.read_csv(workdir / "scores.csv").set_index(keys)
 
 
 @pytest.fixture(scope="module")
@@ -83,63 +88,61 @@ def streamed(settings, tmp_path_factory):
 
 def test_scores_are_those_of_the_way_through_memory(settings, streamed, tmp_path):
     run({**settings, "route": "memory"}, tmp_path / "memory")
-    expected = {s[:8]: s for s in read_table(tmp_path / "memory" / "scores.csv", Score)}
-    found = {s[:8]: s for s in read_table(streamed[0] / "scores.csv", Score)}
-    assert found.keys() == expected.keys()
-    assert len(found) == 3 * FOLDS * 3 * 2
-    for key, score in found.items():
-        assert score.alpha == expected[key].alpha
-        assert score.r2 == pytest.approx(expected[key].r2, abs=1e-5)
-    rows = read_table(streamed[0] / "layers.csv", FoldRow)
-    assert [row.layer for row in rows] == list(LAYERS[:3])
-    for row in rows:
-        r2 = [
-            s.r2
-            for s in found.values()
-            if (s.layer, s.condition, s.estimator) == (row.layer, "trained", "ridge")
-        ]
-        assert (row.r2, row.r2_sd) == pytest.approx((np.mean(r2), np.std(r2, ddof=1)))
-        assert (row.images, row.folds, row.alpha) == (60, FOLDS, pytest.approx(10))
-        assert row.p is not None
-        assert 1 / 20 <= row.p <= row.p_family <= 1
+    found, expected = scores_of(streamed[0]), scores_of(tmp_path / "memory")
+    assert len(found) == len(expected) == 3 * FOLDS * 3 * 2
+    pd.testing.assert_frame_equal(found, expected.loc[found.index], check_exact=False, rtol=1e-6, atol=1e-5)
+    rows = pd.read_csv(streamed[0] / "layers.csv")
+    assert rows["layer"].tolist() == list(LAYERS[:3])
+    r2 = found.query("condition == 'trained' and estimator == 'ridge'").groupby("layer", sort=False)["r2"]
+    np.testing.assert_allclose(rows[["r2", "r2_sd"]], r2.agg(["mean", "std"]))
+    assert (rows["images"] == 60).all()
+    assert (rows["folds"] == FOLDS).all()
+    np.testing.assert_allclose(rows["alpha"], 10)
+    assert ((rows["p"] >= 1 / 20) & (rows["p"] <= rows["p_family"]) & (rows["p_family"] <= 1)).all()
     # Every order anew, from the features in memory.
-    with (tmp_path / "memory" / "images.csv").open() as file:
-        measure = [float(row["measure"]) for row in csv.DictReader(file) if row["layer"] == LAYERS[0]]
+    measure = pd.read_csv(tmp_path / "memory" / "images.csv").query("layer == @LAYERS[0]")["measure"]
     with np.load(tmp_path / "memory" / "features" / "some_weights-striped_disc-trained.npz") as file:
         features = {layer: file[f"layer_{layer}"] for layer in LAYERS[:3]}
-    measure = np.array(measure)[:, None]
+    measure = measure.to_numpy()[:, None]
     drawn = permutation.Permuted.draw(measure, 19, settings["seed"]).rows(np.arange(60))[..., 0]
     shuffled = np.concatenate([measure, drawn], axis=1)
     solved = evaluate.score_layers(
         features, np.tile(shuffled, (FOLDS, 1, 1)), k_folds(60, FOLDS, settings["seed"]), np.array([10.0])
     )
     scores = solved.ridge.mean(1)
-    np.testing.assert_allclose([row.p for row in rows], (scores >= scores[:, :1]).mean(1))
+    np.testing.assert_allclose(rows["p"], (scores >= scores[:, :1]).mean(1))
 
 
 def test_tables_are_those_kept(streamed):
-    assert_golden(streamed[0], "streamed_probe")
+    # Of the other tables there were none before.
+    assert_golden(
+        streamed[0], "streamed_probe", tables=["classes.csv", "cuts.csv", "skipped.csv", "widths.csv"]
+    )
 
 
 def test_the_report_says_what_is_absent(streamed):
-    workdir, table = streamed
+    workdir, text = streamed
     summary = json.loads((workdir / "summary.json").read_text())
-    page = (workdir / "report.html").read_text()
-    assert "the images were streamed" in " ".join(summary["warnings"])
-    assert "the images were streamed" in page
+    (caution,) = (x for x in summary["findings"] if x["quantity"] == "number of images that were streamed")
+    assert (caution["level"], caution["value"]) == ("caution", 60)
+    (headline,) = (x for x in summary["findings"] if x["level"] == "headline")
+    best = pd.read_csv(workdir / "layers.csv").set_index("layer").loc[headline["at"].removeprefix("tiny ")]
+    assert headline["value"] == pytest.approx(best["r2"])
+    assert headline["high"] - headline["value"] == pytest.approx(best["r2_sd"])
+    assert headline["sentence"] in summary["answer"]
+    assert "nan" not in text.lower()
     assert not (workdir / "images.csv").exists()
     assert not (workdir / "features").exists()
     assert summary["images"] == {"striped_disc": 60}
     assert summary["n_train"] == {"striped_disc": 40}
-    assert summary["widths"] == {"stem": 8, "block_1": 16, "block_2": 32}
-    assert "ridge" in table
+    assert pd.read_csv(workdir / "widths.csv")["width"].tolist() == [8, 16, 32]
 
 
 def test_a_finished_stage_is_not_computed_again(settings, streamed, monkeypatch):
     workdir, _ = streamed
     before = (workdir / "scores.csv").read_bytes(), (workdir / "layers.csv").read_bytes()
     monkeypatch.setattr(
-        "scalecov_jax.streaming.experiment.stream_sums", lambda *_, **__: pytest.fail("again")
+        "scalecov_jax.experiments.probe_streamed.stream_sums", lambda *_, **__: pytest.fail("again")
     )
     run(settings, workdir, resume=True)
     assert ((workdir / "scores.csv").read_bytes(), (workdir / "layers.csv").read_bytes()) == before
@@ -159,10 +162,10 @@ def test_other_weights_under_resume_are_refused(settings, streamed):
 
 
 def test_the_plan_is_told_before_anything_is_computed(settings, tmp_path):
-    text = run(settings, tmp_path / "run", estimate_only=True)
+    text = probe.estimate(parse(probe.Settings, settings))
     assert "Route streamed: config.route says so. Memory planned" in text
     assert f"streamed in {FOLDS} folds" in text
-    auto = run({**settings, "route": "auto"}, tmp_path / "run", estimate_only=True)
+    auto = probe.estimate(parse(probe.Settings, {**settings, "route": "auto"}))
     assert "Route memory: 60 images and their features fit" in auto
     with pytest.raises(ValueError, match=r"config\.route is 'streamed', but splits of kind 'random'"):
         run({**settings, "splitting": "random"}, tmp_path / "run")
@@ -173,9 +176,9 @@ IN_TWO_PROCESSES = """
 import sys, json, runpy
 import tiny_network
 import jax
-from scalecov_jax.pipelines import probe
+from scalecov_jax import run
 jax.distributed.initialize(num_processes=2, process_id=int(sys.argv[1]))
-print(probe.run(json.loads(sys.argv[2]), sys.argv[3], command=["probe.py"]))
+print(run.run("probe", json.loads(sys.argv[2]), sys.argv[3], command=["probe.py"]))
 """
 
 
@@ -200,7 +203,5 @@ def test_two_processes_write_what_one_does(settings, streamed, tmp_path):
     printed = [process.communicate(timeout=500)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert all("Report: " in text for text in printed)
-    expected = read_table(streamed[0] / "scores.csv", Score)
-    for one, other in zip(read_table(tmp_path / "run" / "scores.csv", Score), expected, strict=True):
-        assert one[:9] == other[:9]
-        assert one.r2 == pytest.approx(other.r2, abs=1e-5)
+    found, expected = scores_of(tmp_path / "run"), scores_of(streamed[0])
+    pd.testing.assert_frame_equal(found, expected, check_exact=False, rtol=1e-6, atol=1e-5)

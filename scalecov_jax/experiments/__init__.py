@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.experiments import covariance, noise, resize
+from scalecov_jax.experiments import covariance, noise, probe, resize
 from scalecov_jax.report.page import Page
 from scalecov_jax.settings import Base
 
@@ -30,7 +30,6 @@ class Experiment(NamedTuple):
 
 
 EXPERIMENTS: dict[str, Experiment] = {
-    "covariance": Experiment(covariance.Settings, covariance.check, covariance.run, covariance.report),
-    "noise": Experiment(noise.Settings, noise.check, noise.run, noise.report),
-    "resize": Experiment(resize.Settings, resize.check, resize.run, resize.report),
+    module.__name__.rpartition(".")[2]: Experiment(module.Settings, module.check, module.run, module.report)
+    for module in (covariance, noise, probe, resize)
 }

@@ -11,19 +11,19 @@ from absl import logging
 from scalecov_jax import run as runner
 from scalecov_jax.checkpoints import load_networks
 from scalecov_jax.paper.compared import Compared
-from scalecov_jax.pipelines import probe, transfer
+from scalecov_jax.pipelines import transfer
 from scalecov_jax.pipelines.settings import names
 from scalecov_jax.report import paper as report
 from scalecov_jax.report.provenance import provenance
 from scalecov_jax.workdir import open_workdir
 
 _PIPELINES: dict[str, ModuleType] = {
-    "probe": probe,
     "transfer": transfer,
 }
 _MOVED = {  # to scalecov_jax.experiments; their headings in the report
     "resize": "4.1 Resizing",
     "noise": "4.2 Noise inputs",
+    "probe": "4.3 Layer-wise quantification",
     "covariance": "3.4 Covariance as an operation",
 }
 _SECTIONS = ("resize", "noise", "probe", "covariance", "transfer")

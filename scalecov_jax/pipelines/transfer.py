@@ -13,6 +13,7 @@ from jaxtyping import Bool
 
 from scalecov_jax import checkpoints
 from scalecov_jax.checkpoints import load_networks
+from scalecov_jax.cutting import selected_layer
 from scalecov_jax.feature_cache import cached_features
 from scalecov_jax.features import compute_features
 from scalecov_jax.images import tissue
@@ -21,7 +22,6 @@ from scalecov_jax.images.example import Skipped, count_reasons, encode_jpeg
 from scalecov_jax.images.patches import AnnotatedSource, Patches, open_patches, prepare_patches
 from scalecov_jax.models.architecture import check_layer, get_architecture
 from scalecov_jax.models.cost import measure_cost
-from scalecov_jax.pipelines.prune import selected_layer
 from scalecov_jax.pipelines.settings import DTYPES, names
 from scalecov_jax.probes.splits import grouped_splits
 from scalecov_jax.report import page

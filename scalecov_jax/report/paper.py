@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scalecov_jax.paper.compared import Compared
-from scalecov_jax.report import page, published_transfer, quantification
+from scalecov_jax.report import page, published_transfer
 from scalecov_jax.tables import write_table
 
 
@@ -47,12 +47,6 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "probe": Stage(
-        "4.3 Layer-wise quantification",
-        quantification.compare,
-        quantification.headlines,
-        quantification.sections,
-    ),
     "transfer": Stage(
         "4.4 Transfer to histopathology",
         published_transfer.compare,

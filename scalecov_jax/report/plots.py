@@ -1,9 +1,9 @@
 """Figures drawn from tables, each with the alt text that says what the table holds. Experiments that have moved draw with these.
 
-`figures.py` and the files called *_figures draw for the experiments that have not (docs/architecture.md).
+Files called *_figures draw for the experiments that have not (docs/architecture.md).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
@@ -104,6 +104,7 @@ def curves(
     lines: Mapping[str, float] | None = None,
     shaded: Mapping[str, tuple[float, float]] | None = None,
     marks: Mapping[str, float] | None = None,
+    places: Mapping[str, Collection[str]] | None = None,
     digits: int = 2,
 ) -> Image:
     """Lines with bands: a panel per kind of value, one above the other, a line per series.
@@ -122,6 +123,7 @@ def curves(
         lines: Horizontal lines by their names in the legend, such as chance.
         shaded: Ranges of the abscissa (numbers, or places in `order`) by their names in the legend.
         marks: Vertical lines at values of the abscissa, by their names in the legend.
+        places: Names in `order` to shade, by what the legend calls them.
         digits: Of the numbers in the alt text.
     """
     frame = frame if "panel" in frame else frame.assign(panel="")
@@ -134,7 +136,7 @@ def curves(
             f"{f'{panel}, ' if panel else ''}{series}: {number(values[0], digits)} at {at[0]} to "
             f"{number(values[-1], digits)} at {at[-1]}; largest {number(values[peak], digits)} at {at[peak]}."
         )
-    figure = _panels(frame, x, y, order, log, limits, lines or {}, shaded or {}, marks or {})
+    figure = _panels(frame, x, y, order, log, limits, lines or {}, shaded or {}, marks or {}, places or {})
     return _image(figure, " ".join(said), caption, name)
 
 
@@ -317,10 +319,11 @@ def _panels(
     lines: Mapping[str, float],
     shaded: Mapping[str, tuple[float, float]],
     marks: Mapping[str, float],
+    places: Mapping[str, Collection[str]],
 ) -> Figure:
     names, series = list(frame["panel"].unique()), list(frame["series"].unique())
-    entries = len(series) + len(lines) + len(shaded) + len(marks)
-    columns = 1 if max(map(len, [*series, *lines, *shaded, *marks])) > 24 else 2
+    legend = [*series, *lines, *shaded, *marks, *places]
+    entries, columns = len(legend), 1 if max(map(len, legend)) > 24 else 2
     height = (4.0 if len(names) == 1 else 2.8 * len(names)) + 0.2 * -(-entries // columns)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     grid = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
@@ -332,6 +335,10 @@ def _panels(
             axes.set_yscale("log")
         for label, (left, right) in shaded.items():
             axes.axvspan(left, right, color=SHADE, linewidth=0, label=label, zorder=0)
+        for label, marked in places.items():
+            for count, at in enumerate(place[name] for name in marked):
+                said = "_nolegend_" if count else label
+                axes.axvspan(at - 0.5, at + 0.5, color=SHADE, linewidth=0, label=said, zorder=0)
         for (label, at), color in zip(lines.items(), cycle(("#707070", DARK)), strict=False):
             axes.axhline(at, color=color, linewidth=1, linestyle=":", label=label, zorder=1)
         for label, at in marks.items():
@@ -451,7 +458,7 @@ def _grid(
             axes.spines[:].set_visible(False)
         for axes, (title, picture) in zip(places, pictures, strict=False):
             axes.imshow(picture, **(look if picture.ndim == 2 else {}))
-            axes.set_title(title, fontsize=8, pad=2)
+            axes.set_title(title, fontsize=8, pad=2, parse_math=False)
         places[0].set_ylabel(name[:24], fontsize=8.5)
     if scale and label:
         colours = ScalarMappable(Normalize(*scale[:2]), scale[2])

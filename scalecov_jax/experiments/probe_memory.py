@@ -1,0 +1,206 @@
+"""The main experiment with all features in memory: probes under three conditions, and what the images say of each layer."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from absl import logging
+from jaxtyping import Float
+
+from scalecov_jax.checkpoints import Network, random_network
+from scalecov_jax.concepts.compute import Measured, check_measures
+from scalecov_jax.evidence import Evidence, weigh
+from scalecov_jax.experiments.probe_settings import Settings, layers_to_probe, measure
+from scalecov_jax.experiments.probe_tables import ClassResult, score_table
+from scalecov_jax.feature_cache import cached_features
+from scalecov_jax.features import Features, compute_features
+from scalecov_jax.images.example import Source
+from scalecov_jax.probes import evaluate, sample_size
+from scalecov_jax.probes.controls import pixel_features
+from scalecov_jax.probes.permutation import shuffled
+from scalecov_jax.probes.probe import PROBES, cross_validate
+from scalecov_jax.probes.splits import make_splits
+from scalecov_jax.rcv import make_rcvs
+from scalecov_jax.scores import CONDITIONS, Condition
+
+
+def probe(
+    network: Network,
+    weights: str,
+    sources: Mapping[str, Source],
+    settings: Settings,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> dict[str, ClassResult]:
+    """Regress concept measures from every layer of a network, of the same network with random weights, and shuffled.
+
+    Args:
+        network: Whose layers are probed.
+        weights: Its name in the tables.
+        sources: Images of each class.
+        settings: What is regressed and inferred.
+        folder: Of the run; features/ in it keeps features and measures, which are not computed again.
+        progress: Whether to show progress bars on stderr.
+
+    Raises:
+        ValueError: Layers that cannot be probed (see `layers_to_probe`), or images on which nothing can be regressed.
+
+    Source: Graziani et al. 2021, sections 3.4 and 4.3.
+    """
+    layers, _ = layers_to_probe(network, settings)
+    cache = folder and folder / "features"
+    measured = {name: measure(source, settings, cache, progress) for name, source in sources.items()}
+    networks: dict[Condition, Network] = {
+        "trained": network,
+        "random_weights": random_network(network, settings.seed),
+    }
+    pooled = "" if settings.pooling == "gap" else f"-{settings.pooling}"
+    classes = {}
+    for image_class, source in sources.items():
+        features: dict[Condition, Features] = {}
+        for condition, variant in networks.items():
+            label = f"{weights} {image_class} {condition}" if progress else None
+            features[condition] = cached_features(
+                cache and cache / f"{weights}-{image_class}-{condition}{pooled}.npz",
+                lambda variant=variant, source=source, label=label: compute_features(
+                    variant, source, layers, store=settings.store, progress=label, **settings.forward
+                ),
+            )
+        names = {"architecture": network.architecture.name, "weights": weights, "image_class": image_class}
+        classes[image_class] = probe_class(
+            features, measured[image_class], source, settings, names, progress=progress
+        )
+    return classes
+
+
+def probe_class(
+    features: Mapping[Condition, Features],
+    measured: Measured,
+    source: Source,
+    settings: Settings,
+    names: Mapping[str, str],
+    progress: bool = False,
+) -> ClassResult:
+    """Probe the features of the images of one class.
+
+    Args:
+        features: With trained and with random weights.
+        measured: Concept measures, then nuisance measures.
+        source: The images, of which the pixels may be a control.
+        settings: What is regressed and inferred.
+        names: architecture, weights and image_class for the tables.
+        progress: Whether to show progress bars on stderr.
+
+    Raises:
+        ValueError: The splits cannot be made, or nothing can be regressed on the images that are left.
+    """
+    trained, random_weights = features["trained"], features["random_weights"]
+    kept, rows, _ = np.intersect1d(measured.indices, trained.indices, return_indices=True)
+    _, columns, _ = np.intersect1d(trained.indices, kept, return_indices=True)
+    images, groups = (tuple(texts[row] for row in rows) for texts in (measured.names, measured.groups))
+    concepts, alphas, seed = settings.concept, settings.penalties, settings.seed
+    measures, nuisances = np.split(measured.values[rows], [len(concepts)], axis=1)
+    for values in measures.T:
+        check_measures(values, images)
+    of_trained, of_random = (
+        {layer: values[columns] for layer, values in some.values.items()}
+        for some in (trained, random_weights)
+    )
+    splits = make_splits(
+        settings.splitting, len(kept), settings.splits, seed, groups=groups, values=measures[:, 0]
+    )
+    label = f"{names['weights']} {names['image_class']}"
+    logging.info(
+        "Solving %d layers x %d splits x %d penalties x %d measures for %s.",
+        len(of_trained), len(splits), len(alphas), measures.shape[1], names["image_class"],
+    )  # fmt: skip
+    evidence = weigh(
+        of_trained,
+        measures,
+        concepts,
+        splits,
+        shuffled=shuffled(measures, len(splits), seed, groups),
+        groups=groups,
+        random_weights=of_random,
+        pixels=pixel_features(source, kept, seed=seed) if settings.pixels else None,
+        nuisances=nuisances if settings.nuisances else None,
+        permutations=settings.permutations,
+        alphas=alphas,
+        seed=seed,
+        progress=label if progress else None,
+    )
+    assert evidence.dual is not None
+    real = np.tile(measures, (len(splits), 1, 1))
+    further = {
+        name: cross_validate(
+            PROBES[name], of_trained, real, splits, progress=f"{label} {name}" if progress else None
+        )
+        for name in settings.probes
+    }
+    fits = {
+        layer: evaluate.weights_of(values, dual, measures)
+        for (layer, values), dual in zip(of_trained.items(), evidence.dual, strict=True)
+    }
+    rcvs = make_rcvs(
+        dict(zip(concepts, measures.T, strict=True)),
+        of_trained,
+        {layer: (filters[0], intercept[0], scale) for layer, (filters, intercept, scale) in fits.items()},
+        evidence.alpha,
+        evidence.r2.value,
+        networks=trained.origins,
+        weights_name=names["weights"],
+        image_class=names["image_class"],
+        pooling=trained.pooling,
+    )
+    swept = []
+    if settings.n_train:
+        swept = sample_size.sweep(
+            of_trained,
+            measures[:, 0],
+            settings.n_train,
+            weights=names["weights"],
+            image_class=names["image_class"],
+            seed=seed,
+            alphas=alphas,
+            progress=f"{label} by n_train" if progress else None,
+        )
+    return ClassResult(
+        _scores(evidence, further, names),
+        evidence,
+        None,
+        kept,
+        images,
+        groups,
+        int(splits[0].sum()),
+        {layer: values.shape[1] for layer, values in of_trained.items()},
+        _independent(of_trained),
+        trained.skipped,
+        swept,
+        rcvs,
+        {layer: filters[1:] for layer, (filters, _, _) in fits.items()},
+    )
+
+
+def _independent(features: Mapping[str, Float[np.ndarray, "N _"]]) -> dict[str, int]:
+    """Rank of each layer; its width where more images would be needed to tell."""
+    ranks = evaluate.ranks(features)
+    return {
+        layer: ranks[layer] if ranks[layer] < len(values) - 1 else values.shape[1]
+        for layer, values in features.items()
+    }
+
+
+def _scores(
+    evidence: Evidence, further: Mapping[str, Float[np.ndarray, "L S M"]], names: Mapping[str, str]
+) -> pd.DataFrame:
+    """Both estimators under three conditions, and the further probes on the trained network."""
+    common = {"layers": evidence.layers, "concepts": evidence.concepts, **names}
+    tables = []
+    for condition in CONDITIONS:
+        ols, ridge, alpha = evidence.by_split[condition]
+        tables.append(score_table(ols, None, condition=condition, estimator="ols", **common))
+        tables.append(score_table(ridge, alpha, condition=condition, estimator="ridge", **common))
+    for name, r2 in further.items():
+        tables.append(score_table(r2, None, condition="trained", estimator=name, **common))
+    return pd.concat(tables, ignore_index=True)

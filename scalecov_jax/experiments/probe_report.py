@@ -1,0 +1,289 @@
+"""The report of the main experiment, from its tables: where a concept is readable, whether it is, beyond what, and the cut."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scalecov_jax.experiments import probe_published
+from scalecov_jax.experiments.probe_part import Part, rows_of
+from scalecov_jax.experiments.probe_settings import Settings
+from scalecov_jax.experiments.probe_tables import scopes
+from scalecov_jax.images.boxes import OTHER_CLASS
+from scalecov_jax.models.architecture import plain_name
+from scalecov_jax.probes.sample_size import SizeScore, dips
+from scalecov_jax.probes.splits import UNGROUPED
+from scalecov_jax.report import plots
+from scalecov_jax.report.findings import Finding
+from scalecov_jax.report.numbers import number
+from scalecov_jax.report.page import Image, Page, Section, Table, render_text
+
+FEW_GROUPS = 20  # below, intervals by the jackknife are too narrow
+OPTIMISM = 0.02  # of R2, worth a caution
+SAME = 1e-3  # of the largest feature: a pruned network differs by rounding alone
+DRAWN = 5  # layers in the figure of training sizes
+
+
+def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path | None = None) -> Page:
+    """Findings, cautions (a line for each kind), and for each network and concept figures and tables.
+
+    Args:
+        settings: Of the run.
+        tables: See `probe.run`.
+        folder: Of the run, for its pictures; none are shown without.
+    """
+    widths = tables["widths"]
+    named = {}
+    for weights, architecture in widths.groupby("weights", sort=False)["architecture"].first().items():
+        twice = widths.groupby("architecture")["weights"].nunique()[architecture] > 1
+        named[weights] = plain_name(architecture) + (f" ({weights})" if twice else "")
+    parts = [
+        Part(settings, tables, name, weights, concept, scope)
+        for weights, name in named.items()
+        for concept in settings.concept
+        for scope in scopes(rows_of(tables["classes"], weights=weights))
+    ]
+    findings = [finding for part in parts for finding in part.findings()]
+    sections = [part.section(folder) for part in parts]
+    lead, *others = sections[0].images
+    sections[0] = sections[0]._replace(images=others)
+    for cut in tables["cuts"].to_dict("records"):
+        kept = 100 * cut["parameters_after"] / cut["parameters_before"]
+        at = f"{named[cut['weights']]} {cut['layer']}"
+        counted = (
+            f"{cut['parameters_before']:,} → {cut['parameters_after']:,}, without the head; the cut network, whose output "
+            f"differs from the layer by at most {cut['max_difference']:.1g}, is in pruned/."
+        )
+        findings.append(
+            Finding("share of the parameters that a cut there keeps", at, kept, unit="%", note=counted)
+        )
+    if "published" in tables:
+        for weights in map(str, tables["published"]["weights"].unique()):
+            rows = rows_of(tables["published"], weights=weights)
+            architecture = rows_of(widths, weights=weights)["architecture"].iloc[0]
+            findings += probe_published.findings(named[weights], architecture, rows)
+            own = (rows_of(tables[name], weights=weights) for name in ("scores", "classes"))
+            sections.append(probe_published.section(named[weights], weights, rows, *own))
+    if "sample_size" in tables:
+        found, section = _training_sizes(tables["sample_size"], named)
+        findings += found
+        sections += section
+    findings += _cautions(settings, tables, parts, named)
+    if folder and (folder / "scenes.jpg").exists():
+        sheet = Image(
+            (folder / "scenes.jpg").read_bytes(),
+            "A grid of rendered scenes: one row a class, the object growing from left to right.",
+            wide=True,
+        )
+        sections.append(Section("The scenes", "", [sheet], html=render_text("probe.html", "scenes")))
+    skipped = tables["skipped"][tables["skipped"]["reason"] != OTHER_CLASS].drop_duplicates(
+        ["image", "reason"]
+    )
+    left_out = {str(reason): sorted(rows["image"]) for reason, rows in skipped.groupby("reason")}
+    facts = _facts(tables, [part for part in parts if part.main], settings)
+    return Page(
+        settings.title, findings, sections, render_text("probe.html", "reading"), left_out, lead, facts
+    )
+
+
+def _cautions(
+    settings: Settings, tables: Mapping[str, pd.DataFrame], parts: Sequence[Part], named: Mapping[str, str]
+) -> Iterator[Finding]:
+    """One line for each kind: the worst value, and where else."""
+    main = [part for part in parts if part.main]
+    changed = {
+        f"{named[cut['weights']]} {cut['layer']}": float(cut["max_difference"] / (cut["largest"] or 1.0))
+        for cut in tables["cuts"].to_dict("records")
+    }
+    yield from _caution(
+        "difference between the output of the cut network and the layer it was cut after, of the largest feature",
+        {at: value for at, value in changed.items() if value > SAME},
+        "Something follows the layer before the cut, such as an activation; put it inside the layer.",
+    )
+    undefined = tables["widths"][tables["widths"]["width"].isna()]
+    places = {
+        named[str(weights)]: ", ".join(
+            f"{layer} (sees the whole image)"
+            if np.isnan(size)
+            else f"{layer} (defined from {size:.0f} pixels)"
+            for layer, size in zip(rows["layer"], rows["defined_from"], strict=True)
+        )
+        for weights, rows in undefined.groupby("weights", sort=False)
+    }
+    yield from _caution(
+        f"number of layers left out, at which {settings.pooling} is undefined",
+        {
+            name: float(len(rows_of(undefined, weights=weights)))
+            for weights, name in named.items()
+            if name in places
+        },
+        f"The best layer is the best of the others. Undefined at {'; '.join(dict.fromkeys(places.values()))}.",
+    )
+    if settings.splitting in UNGROUPED:
+        classes = tables["classes"].drop_duplicates("image_class").set_index("image_class")
+        shared = (classes["images"] - classes["groups"]).astype(float)
+        yield from _caution(
+            "number of images of a group (patient, slide or source) that has others",
+            {str(name): value for name, value in shared.items() if value},
+            f"Splits of kind {settings.splitting} put them into both the training and the held-out part, so that R² is too high "
+            f"for new groups. Take config.splitting={UNGROUPED[settings.splitting]}.",
+        )
+    first = [part for part in parts if part.concept == settings.concept[0]]
+    near = {part.at: part.flagged for part in first if part.flagged}
+    listed = "; ".join(f"{name}: {', '.join(layers)}" for name, layers in near.items())
+    yield from _caution(
+        "number of layers with about as many independent features as training images",
+        {name: float(len(layers)) for name, layers in near.items()},
+        f"R² of least squares there tells of the sample size, not of the layer; read ridge. {listed}.",
+    )
+    ridge = rows_of(tables["scores"], condition="trained", estimator="ridge")
+    lowest = ridge.groupby(["weights", "layer"], sort=False)["r2"].min().reset_index().to_numpy().tolist()
+    yield from _caution(
+        "smallest R² by ridge of any split",
+        {f"{named[weights]} {layer}": r2 for weights, layer, r2 in lowest if r2 < -1},
+        "A feature that is almost constant in the training part takes a value far outside its range in the held-out part. "
+        "Read the median there, not the mean.",
+        worst=min,
+    )
+    if "contrasts" not in tables:
+        images = float(tables["classes"].groupby("weights")["images"].sum().max())
+        yield from _caution(
+            "number of images that were streamed",
+            {"all networks": images},
+            "There is what the sums of folds give, R² with its spread over folds and the permutation test, and no evidence that "
+            "needs all features at once: intervals from leaving out images or groups, single images, nuisances, pixels.",
+        )
+        return
+    groups = {part.at: float(part.best["groups"]) for part in parts if part.best["groups"] < FEW_GROUPS}
+    yield from _caution(
+        "number of independent images or groups of images",
+        groups,
+        f"With fewer than {FEW_GROUPS}, 95 % intervals are too narrow.",
+        worst=min,
+    )
+    optimism = {
+        f"{part.at} {part.peak}, {part.title}": float(part.choice["best_r2"] - part.choice["r2"])
+        for part in main
+    }
+    yield from _caution(
+        "R² of the best layer less that of layers chosen inside the training parts",
+        {at: value for at, value in optimism.items() if value > OPTIMISM},
+        "The images that R² of the best layer is measured on chose it, which makes it too high.",
+    )
+    p = {f"{part.at} {part.peak}, {part.title}": float(part.best["p_family"]) for part in main}
+    yield from _caution(
+        "family-wise p at the best layer",
+        {at: value for at, value in p.items() if value > 0.05},
+        "Nothing is shown to be read.",
+    )
+    low = {
+        f"{part.at} {part.peak}, {part.title}": float(part.best["low"])
+        for part in main
+        if part.best["high"] >= 0
+    }
+    yield from _caution(
+        "lower end of the 95 % interval of R² at the best layer",
+        {at: value for at, value in low.items() if value <= 0},
+        "R² may be 0.",
+        worst=min,
+    )
+
+
+def _caution(quantity: str, places: Mapping[str, float], note: str, worst: Any = max) -> Iterator[Finding]:
+    """The worst of several places; none where there are none."""
+    if places:
+        at = worst(places, key=lambda place: places[place])
+        others = [place for place in places if place != at]
+        also = f" Also at {', '.join(others)}." if others else ""
+        digits = 0 if float(places[at]).is_integer() else 3
+        yield Finding(quantity, at, places[at], note=note + also, level="caution", digits=digits)
+
+
+def _training_sizes(scores: pd.DataFrame, named: Mapping[str, str]) -> tuple[list[Finding], list[Section]]:
+    """The dip of least squares against the number of training images."""
+    findings, images, tables = [], [], []
+    for weights, image_class in scores[["weights", "image_class"]].drop_duplicates().to_numpy().tolist():
+        some = rows_of(scores, weights=weights, image_class=image_class)
+        found = dips([SizeScore(*row) for row in some.itertuples(index=False)])
+        if not found:
+            continue
+        at = f"{named[weights]}, {image_class}"
+        ratios = np.array([dip.n_train / dip.rank for dip in found])
+        quantity = "training images at the dip of least squares / independent features"
+        span = f"extremes of {len(found)} layers"
+        findings.append(
+            Finding(quantity, at, float(np.median(ratios)), float(ratios.min()), float(ratios.max()), span)
+        )
+        first = pd.DataFrame(found).drop_duplicates("rank").head(DRAWN)
+        labels = {
+            layer: f"{layer} (rank {rank})" for layer, rank in zip(first["layer"], first["rank"], strict=True)
+        }
+        medians = some[some["layer"].isin([*labels])].groupby(["estimator", "layer", "n_train"], sort=False)[
+            "r2"
+        ]
+        frame = medians.median().reset_index()
+        frame = pd.DataFrame(
+            {
+                "panel": frame["estimator"].map({"ols": "least squares", "ridge": "ridge"}),
+                "series": frame["layer"].map(labels),
+                "x": frame["n_train"],
+                "value": np.exp(frame["r2"] - 1),
+            }
+        )
+        images.append(
+            plots.curves(
+                frame,
+                x="training images",
+                y="exp(R² − 1)",
+                name=f"{weights}-{image_class}-sample_size",
+                caption=f"{at}: medians over splits, the first layer of each rank.",
+                limits=(0.0, 1.0),
+                lines={"R² = 0": float(np.exp(-1))},
+            )
+        )
+        rows = [
+            (dip.layer, f"{dip.width:,}", f"{dip.rank:,}", str(dip.n_train), *map(number, values))
+            for dip in found
+            for values in [(dip.n_train / dip.rank, dip.ols, dip.ridge)]
+        ]
+        columns = (
+            "layer",
+            "D",
+            "rank",
+            "n_train at the dip",
+            "n_train / rank",
+            "least squares there",
+            "ridge there",
+        )
+        tables.append(Table(f"{at}: the training size at which least squares is worst.", columns, rows))
+    heading = "The dip of least squares against the number of training images"
+    text = render_text("probe.html", "sizes")
+    return findings, [Section(heading, "", images, tables, text)] if images else []
+
+
+def _facts(tables: Mapping[str, pd.DataFrame], parts: Sequence[Part], settings: Settings) -> dict[str, Any]:
+    """What other programs read from summary.json: by network, or of the only network, selected layers and what was left out."""
+    networks = {}
+    for part in parts:
+        selected = {
+            name: {"layer": one.layer, "r2_mean": one.r2_mean, "r2_sd": one.r2_sd}
+            for name, one in part.selected.items()
+        }
+        if part.concept == settings.concept[0]:
+            (cut,) = rows_of(tables["cuts"], weights=part.weights).to_dict("records")
+            skipped = tables["skipped"][tables["skipped"]["weights"].isin(["", part.weights])]
+            classes = part.classes.set_index("image_class")
+            networks[part.weights] = {
+                "architecture": part.widths["architecture"].iloc[0],
+                "weights": part.weights,
+                "selected": selected,
+                "concepts": {},
+                "images": classes["images"].to_dict(),
+                "n_train": classes["n_train"].to_dict(),
+                "pruning": cut,
+                "skipped": skipped["reason"].value_counts().to_dict(),
+            }
+        networks[part.weights]["concepts"][part.concept] = {"selected": selected}
+    return next(iter(networks.values())) if len(networks) == 1 else {"networks": networks}

@@ -1,0 +1,275 @@
+"""What is probed, on which images, and how: the settings of the main experiment, and what they name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from scalecov_jax.checkpoints import Network
+from scalecov_jax.concepts.compute import Measured, check_measures, measure_all
+from scalecov_jax.concepts.csv_column import csv_text
+from scalecov_jax.concepts.measure import get_measures
+from scalecov_jax.feature_store import FeatureStore
+from scalecov_jax.features import Pooling, check_request
+from scalecov_jax.images.example import Skipped, Source
+from scalecov_jax.images.scenes import check_class
+from scalecov_jax.images.sources import RETINA, SCENES, open_source, regroup
+from scalecov_jax.models.architecture import ARCHITECTURES, available_layers, check_layer, get_architecture
+from scalecov_jax.models.folding import folded
+from scalecov_jax.models.receptive_field import undefined_layers
+from scalecov_jax.probes import sample_size
+from scalecov_jax.probes.permutation import Permuted
+from scalecov_jax.probes.probe import PROBES
+from scalecov_jax.probes.route import Asked
+from scalecov_jax.probes.splits import Kind, make_splits
+from scalecov_jax.settings import Base, setting
+
+
+@dataclass(frozen=True)
+class Settings(Base):
+    """What determines the results."""
+
+    title: str = setting("Where does object scale live?", help="Heading of the report.")
+    architecture: str = setting("", help="What all weights must hold, such as resnet50; anything when empty.")
+    weights: tuple[str, ...] = setting(
+        ("checkpoints/inception_v3", "checkpoints/resnet50"),
+        least=1,
+        help="Checkpoint folders, made by scripts/port_weights.py, pretrain.py or prune.py.",
+    )
+    images: str = setting(
+        "scenes",
+        least=1,
+        help="A folder in VOC layout, tfds:DATA_DIR, annotated:FOLDER (with masks), or scenes, which are rendered.",
+    )
+    image_class: tuple[str, ...] = setting(
+        ("striped_disc", "ringed_star", "checkered_triangle"),
+        least=1,
+        distinct=True,
+        help="Names such as car.",
+    )
+    concept: tuple[str, ...] = setting(
+        ("scale",),
+        least=1,
+        distinct=True,
+        help="What is read: names of docs/measures.md or csv:PATH:COLUMN; the first decides where to cut.",
+    )
+    scenes: int = setting(447, low=1, help="Images of each class where they are rendered.")
+    layers: tuple[str, ...] = setting(
+        (), help="Layers to probe; all when empty (with corrected_gap all at which it is defined)."
+    )
+    pooling: Pooling = setting(
+        "gap", help="Of maps to features; corrected_gap is the mean over the pixels that no padding reaches."
+    )
+    input_size: int = setting(
+        299, low=1, help="Width of the images in pixels; the published runs had 299 for both networks."
+    )
+    splitting: Kind = setting(
+        "auto", help="Kind of splits; auto is random, or grouped where images share a group."
+    )
+    groups: str = setting(
+        "",
+        help="Patients or slides, csv:PATH:COLUMN, kept together in splits, intervals and tests; those of the images when empty.",
+    )
+    splits: int = setting(25, low=1, help="Splits or folds.")
+    seed: int = setting(
+        0, low=0, help="Of splits, shuffling, permutations, random weights, scenes and projections of pixels."
+    )
+    n_train: tuple[int, ...] = setting(
+        (), low=2, help="Training parts, such as 64,128,256 images, to show where least squares dips."
+    )
+    alpha_min: float = setting(0.1, help="Smallest penalty of ridge.")
+    alpha_max: float = setting(1e6, help="Largest penalty of ridge.")
+    alphas: int = setting(15, low=1, help="Penalties to choose from, equally spaced in logarithm.")
+    probes: tuple[str, ...] = setting(
+        (),
+        help="Beside ols and ridge: kernel_ridge, local_ridge, logistic (of measures that are 0 or 1), or your own.",
+    )
+    permutations: int = setting(
+        1000, low=0, help="Of the measures, for p values: 0 for none, or at least 19."
+    )
+    nuisances: tuple[str, ...] = setting(
+        ("mean_red", "mean_green", "mean_blue", "box_centre_x", "box_centre_y"),
+        help="Measures that should not matter.",
+    )
+    pixels: bool = setting(
+        True, help="Whether to compare with what a probe reads from the pixels themselves."
+    )
+    route: Asked = setting(
+        "auto",
+        help="Features in memory, or many images streamed in folds (docs/streaming.md); auto chooses and says why.",
+    )
+    flush: int = setting(500, low=1, help="Batches after which a streamed run saves what it has summed.")
+    workers: int = setting(
+        0, low=0, help="Processes that decode the images of a streamed run; 0 for threads."
+    )
+    batch_size: int = setting(32, low=1, help="Images per forward pass.")
+    dtype: Literal["float32", "bfloat16"] = setting("float32", help="Of the forward pass alone.")
+    cache: str = setting(
+        "",
+        help="Folder that keeps features of single images for other runs, such as ~/.cache/scalecov_jax; none when empty.",
+    )
+    cache_gb: float = setting(10.0, help="Its size; what was not used for longest goes first.")
+
+    def problems(self) -> list[str]:
+        """Penalties, permutations, groups and a cache that cannot be; measures, probes and families that are not known."""
+        problems = []
+        if not 0 < self.alpha_min <= self.alpha_max:
+            problems.append(
+                f"alpha_min is {self.alpha_min} and alpha_max {self.alpha_max}; expected 0 < alpha_min <= alpha_max"
+            )
+        if 0 < self.permutations < 19:
+            problems.append(
+                f"permutations is {self.permutations}; expected 0 for none, or at least 19, such as 1000"
+            )
+        if self.cache and self.cache_gb <= 0:
+            problems.append(f"cache_gb is {self.cache_gb}; expected more than 0")
+        if self.groups and not all(self.group_column):
+            problems.append(
+                f"groups is {self.groups!r}; expected csv:PATH:COLUMN, as in csv:patients.csv:patient"
+            )
+        if unknown := [name for name in self.probes if name not in PROBES]:
+            problems.append(f"probes: There is no probe {', '.join(unknown)}; there are {', '.join(PROBES)}")
+        for field, names in (("concept", self.concept), ("nuisances", self.nuisances)):
+            try:
+                get_measures(names)
+            except ValueError as error:
+                problems.append(f"{field}: {str(error).rstrip('.')}")
+        if twice := {*self.concept} & {*self.nuisances}:
+            problems.append(f"nuisances: {', '.join(sorted(twice))} is a concept as well")
+        if self.architecture and self.architecture not in ARCHITECTURES:
+            try:
+                get_architecture(self.architecture)
+            except ValueError as error:
+                problems.append(f"architecture: {str(error).rstrip('.')}")
+        return problems
+
+    @property
+    def penalties(self) -> Float[np.ndarray, " A"]:
+        """Of ridge."""
+        return np.geomspace(self.alpha_min, self.alpha_max, self.alphas)
+
+    @property
+    def group_column(self) -> tuple[str, str]:
+        """File and column of the groups; empty where they are not given, or not as csv:PATH:COLUMN."""
+        path, _, column = self.groups.removeprefix("csv:").rpartition(":")
+        return (path, column) if self.groups.startswith("csv:") else ("", "")
+
+    @property
+    def store(self) -> FeatureStore | None:
+        """The cache."""
+        return FeatureStore(Path(self.cache).expanduser(), int(self.cache_gb * 1e9)) if self.cache else None
+
+    @property
+    def forward(self) -> dict[str, Any]:
+        """What the forward passes need beside images and layers."""
+        return {
+            "size": self.input_size,
+            "batch_size": self.batch_size,
+            "dtype": getattr(jnp, self.dtype),
+            "pooling": self.pooling,
+        }
+
+
+def open_images(settings: Settings) -> tuple[dict[str, Source], list[Skipped]]:
+    """The images of each class, and those left out.
+
+    Raises:
+        ValueError: See `sources.open_source` and `sources.regroup`; what is wrong with all classes.
+    """
+    sources, skipped, problems = {}, [], []
+    read = csv_text(*settings.group_column) if settings.groups else None
+    for image_class in settings.image_class:
+        try:
+            source, left_out = open_source(
+                settings.images,
+                image_class,
+                count=settings.scenes,
+                seed=settings.seed,
+                size=settings.input_size,
+            )
+            sources[image_class] = regroup(source, lambda name: read(name)[0]) if read else source
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        skipped += left_out
+    if problems:
+        raise ValueError(" ".join(dict.fromkeys(problems)))
+    return sources, skipped
+
+
+def count_images(settings: Settings) -> dict[str, int]:
+    """Images of each class; what is rendered is not rendered for it.
+
+    Raises:
+        ValueError: See `open_images`.
+    """
+    if settings.images in (SCENES, RETINA):
+        for image_class in settings.image_class if settings.images == SCENES else ():
+            check_class(image_class)
+        return dict.fromkeys(settings.image_class, settings.scenes)
+    return {image_class: len(source) for image_class, source in open_images(settings)[0].items()}
+
+
+def measure(
+    source: Source, settings: Settings, cache: Path | None = None, progress: bool = False
+) -> Measured:
+    """Concept and nuisance measures of a source, before any forward pass.
+
+    Raises:
+        ValueError: See `compute.measure_all` and `compute.check_measures`; splits, permutations or training parts that cannot be
+            had of these images and groups.
+    """
+    measured = measure_all(
+        get_measures((*settings.concept, *settings.nuisances)),
+        source,
+        cache=cache and cache / "measures.csv",
+        progress="measures" if progress else None,
+    )
+    measures = measured.values[:, : len(settings.concept)]
+    for values in measures.T:
+        check_measures(values, measured.names)
+    # Refused here and not after the forward passes.
+    make_splits(
+        settings.splitting,
+        len(measures),
+        settings.splits,
+        settings.seed,
+        groups=measured.groups,
+        values=measures[:, 0],
+    )
+    if settings.permutations:
+        Permuted.draw(measures, 1, settings.seed, measured.groups)
+    if settings.n_train:
+        sample_size.usable_sizes(settings.n_train, len(measured.values))
+    return measured
+
+
+def layers_to_probe(network: Network, settings: Settings) -> tuple[tuple[str, ...], Mapping[str, int | None]]:
+    """The layers to probe, and those at which the pooling is not defined.
+
+    Returns:
+        The layers; and those left out, with the smallest width of an image at which the pooling is defined there, None where
+        it is at none.
+
+    Raises:
+        ValueError: A layer that the network has not, images too small for the network, or a pooling that is not defined at a
+            layer asked for, or at none.
+    """
+    known, size, pooling = (
+        available_layers(network.architecture, network.module),
+        settings.input_size,
+        settings.pooling,
+    )
+    if settings.layers or pooling != "corrected_gap":
+        layers = tuple(check_layer(network.architecture, layer, known[-1]) for layer in settings.layers)
+        check_request(network, layers or known, size, pooling)
+        return layers or known, {}
+    check_request(network, known, size, "gap")
+    undefined = undefined_layers(folded(network.module), size, known)
+    defined = tuple(layer for layer in known if layer not in undefined)
+    check_request(network, defined or known, size, pooling)
+    return defined, undefined
