@@ -59,8 +59,8 @@ def files(tmp_path_factory):
     checkpoints.save(folder / "tiny", random_network())
     checkpoints.save(folder / "resnet50", random_network("resnet50", width=1 / 16, last="add_2"))
     checkpoints.save(folder / "damaged", random_network())
-    for path in (folder / "damaged" / "state" / "d").iterdir():
-        path.unlink()
+    (file,) = (folder / "damaged").iterdir()
+    file.write_bytes(file.read_bytes()[:-100])
     rng = np.random.default_rng(0)
     for part in ("Annotations", "JPEGImages"):
         (folder / "voc" / part).mkdir(parents=True)
