@@ -11,8 +11,8 @@ from pathlib import Path
 def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Where to write a file or folder that takes the place of `path` when the block ends; `NAME.partial.SUFFIX` beside it.
 
-    If the block raises, what it wrote is deleted and `path` stays as it was. What a killed process left is replaced by the next
-    writer.
+    If the block raises, what it wrote is deleted and `path` stays as it was; so does a folder that is not empty, which no other
+    replaces. What a killed process left is deleted by the next writer.
 
     Args:
         path: Of the file or folder; folders above it are made.
@@ -24,8 +24,6 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     _delete(partial)
     try:
         yield partial
-        if partial.is_dir():
-            _delete(path)
         partial.replace(path)
     except BaseException:
         _delete(partial)

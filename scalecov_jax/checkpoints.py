@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -185,6 +186,8 @@ def save(folder: Path, saved: Network, *, overwrite: bool = False, largest: int 
         for number, part in enumerate(parts, 1):
             which = f"-{number:05}-of-{len(parts):05}" if len(parts) > 1 else ""
             (partial / f"model{which}.safetensors").write_bytes(safetensors.save(part, metadata))
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 def load(path: Path) -> Network:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments import EXPERIMENTS, Experiment
 from scalecov_jax.report.findings import text_table
@@ -110,9 +111,12 @@ def run(
     experiment = EXPERIMENTS[name]
     kinds = {}
     for table, frame in experiment.run(settings, folder).items():
-        _write(folder / f"{table}.csv", frame)
+        with replacing(folder / f"{table}.csv") as partial:
+            frame.to_csv(partial, index=False, lineterminator="\n")
         kinds[table] = {column: str(kind) for column, kind in frame.dtypes.items()}
-    page = experiment.report(settings, _tables(folder, kinds), folder)  # of what is on disk, as `read` finds it
+    page = experiment.report(
+        settings, _tables(folder, kinds), folder
+    )  # of what is on disk, as `read` finds it
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     for image in (image for section in page.sections for image in section.images if image.name):
@@ -129,9 +133,8 @@ def run(
         "tables": kinds,
         "provenance": facts,
     }
-    partial = folder / "summary.partial"
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    partial.replace(folder / "summary.json")
+    with replacing(folder / "summary.json") as partial:
+        partial.write_text(json.dumps(summary, indent=2) + "\n")
     return f"{text_table(page.findings)}\n\nReport: {folder / 'report.html'}"
 
 
@@ -156,12 +159,6 @@ def page(folder: Path) -> Page:
     """
     name = json.loads((folder / "summary.json").read_text())["experiment"]
     return get_experiment(name).report(*read(folder), folder)
-
-
-def _write(path: Path, frame: pd.DataFrame) -> None:
-    partial = path.with_suffix(".partial")
-    frame.to_csv(partial, index=False, lineterminator="\n")
-    partial.replace(path)
 
 
 def _tables(folder: Path, kinds: Mapping[str, Mapping[str, str]]) -> dict[str, pd.DataFrame]:

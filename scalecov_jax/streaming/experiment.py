@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network, fingerprints, random_network
 from scalecov_jax.concepts.compute import Measured
 from scalecov_jax.design import Design, check_design, measure
@@ -214,15 +215,14 @@ def _once(
     solved = Solved(scores, dict(zip(state.sums, rcvs, strict=True)), state.unreadable)
 
     def write() -> None:
-        unfinished = path.with_suffix(".partial.npz")
         unreadable = json.dumps(solved.unreadable)
         vectors = {
             f"{name}/{layer}": values
             for layer, one in solved.rcvs.items()
             for name, values in one._asdict().items()
         }
-        np.savez(unfinished, facts=json.dumps(noted), unreadable=unreadable, **scores._asdict(), **vectors)
-        unfinished.replace(path)
+        with replacing(path) as partial:
+            np.savez(partial, facts=json.dumps(noted), unreadable=unreadable, **scores._asdict(), **vectors)
 
     on_first(write)
     return solved
