@@ -9,13 +9,12 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
+from scalecov_jax.cache import FeatureStore
 from scalecov_jax.checkpoints import Network, random_network
 from scalecov_jax.concepts.compute import Measured, check_measures
 from scalecov_jax.design import Design, check_design, measure
 from scalecov_jax.evidence import Evidence, weigh
-from scalecov_jax.feature_cache import cached_features
-from scalecov_jax.feature_store import FeatureStore
-from scalecov_jax.features import Features, Pooling, check_request, compute_features
+from scalecov_jax.features import Features, Pooling, cached_features, check_request, compute_features
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.folding import folded

@@ -13,8 +13,7 @@ from scalecov_jax import checkpoints
 from scalecov_jax.checkpoints import load_networks
 from scalecov_jax.concepts.compute import measure_all
 from scalecov_jax.concepts.measure import get_measures
-from scalecov_jax.feature_cache import cached_features
-from scalecov_jax.features import compute_features
+from scalecov_jax.features import cached_features, compute_features
 from scalecov_jax.images import scenes
 from scalecov_jax.images.example import MIN_IMAGES, Example, encode_jpeg, resize_image
 from scalecov_jax.models import receptive_field

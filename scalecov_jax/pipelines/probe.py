@@ -9,10 +9,10 @@ import numpy as np
 from absl import logging
 
 from scalecov_jax import checkpoints, cutting, experiment
+from scalecov_jax.cache import FeatureStore
 from scalecov_jax.checkpoints import load_networks
 from scalecov_jax.concepts.csv_column import csv_text
 from scalecov_jax.design import Design, check_design
-from scalecov_jax.feature_store import FeatureStore
 from scalecov_jax.features import POOLINGS, describe_undefined, dry_run
 from scalecov_jax.hosts import on_first
 from scalecov_jax.images import scenes
