@@ -1,37 +1,56 @@
-# `make demo` and `make test` do all their own set-up; they need Python 3.11 or newer and make.
+# Every target does its own set-up; it needs Python 3.11 or newer and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# One environment in two steps: the package alone, and what the tests need besides.
+DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 # The versions that the tests passed with are one set for Python 3.11, where jax ends at 0.10.2, and one for newer Pythons.
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.version_info < (3, 12) else "constraints-3.13.txt")')
+INSTALL = PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
+# Compiled programs are kept between runs, those of a month at most.
+PROGRAMS := $(VENV)/programs
+test check slow: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/$(PROGRAMS)
 # Three processes, since some tests wait for others of their own; what a file's tests share is computed once.
 # One thread each for linear algebra, which waits for itself where there are more threads than cores.
-test check: export OPENBLAS_NUM_THREADS := 1
-PYTEST := -n 3 --dist loadfile --no-loadscope-reorder
+test check slow: export OPENBLAS_NUM_THREADS := 1
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+RUN := $(BIN)/python scripts
 
-.PHONY: demo test check format clean help
+.PHONY: demo test slow check format clean help programs
 
 help:
 	@echo "make demo   find where object scale lives in two embedded networks, cut them there, and test whether that helps to"
 	@echo "            read nucleus size on rendered tissue; writes runs/demo/report.html and runs/demo_tissue/report.html"
-	@echo "make test   run the tests"
-	@echo "make check  format check, lint, types and tests"
+	@echo "make test   run the tests, but for those that build networks in Keras and the simulations"
+	@echo "make check  format check, lint, types and all tests but the simulations"
+	@echo "make slow   the simulations, which take minutes each"
 	@echo "make format format the code"
 
-demo: $(READY)
-	$(BIN)/python scripts/reproduce.py --config=configs/demo.py --workdir=runs/demo --overwrite
-	$(BIN)/python scripts/transfer.py --config=configs/tissue.py --config.trainable=head --config.regions=48 \
-	  --workdir=runs/demo_tissue --overwrite
+demo: $(DEMO)
+	@echo "1 of 2: where object scale lives"
+	@$(RUN)/reproduce.py --config=configs/demo.py --workdir=runs/demo --overwrite --verbosity=-1 > /dev/null
+	@echo "2 of 2: whether cutting there helps to read the size of nuclei"
+	@$(RUN)/transfer.py --config=configs/tissue.py --config.trainable=head --config.regions=48 \
+	  --workdir=runs/demo_tissue --overwrite --verbosity=-1 > /dev/null
+	@$(RUN)/answers.py runs/demo runs/demo_tissue
+	@echo
+	@echo "To try next:"
+	@echo "  where the networks look    $(RUN)/explain.py --method=grad_cam --config=configs/explain.py --workdir=runs/explain"
+	@echo "  every experiment           $(RUN)/reproduce.py --config=configs/paper.py:scenes --workdir=runs/paper_scenes"
+	@echo "  your weights and images    README.md, \"Your own weights, images, concept and probe\""
 
-test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST)
+test: programs
+	$(PYTEST) -m "not slow and not keras"
 
-check: $(READY)
+slow: programs
+	$(PYTEST) -m slow
+
+check: programs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest $(PYTEST)
+	$(PYTEST)
 
 format: $(READY)
 	$(BIN)/ruff format .
@@ -40,9 +59,19 @@ format: $(READY)
 clean:
 	rm -rf $(VENV) runs
 
-$(READY): pyproject.toml $(CONSTRAINTS)
+programs: $(READY)
+	@mkdir -p $(PROGRAMS)
+	@find $(PROGRAMS) -type f -mtime +30 -delete
+
+$(DEMO): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "scalecov_jax needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[test]"
+	@echo "setting up $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) --upgrade pip
+	@$(INSTALL) --constraint $(CONSTRAINTS) --editable .
+	@touch $@
+
+$(READY): $(DEMO)
+	@echo "installing what the tests need"
+	@$(INSTALL) --constraint $(CONSTRAINTS) --editable ".[test]"
 	@touch $@

@@ -1,8 +1,10 @@
-"""Networks on disk: variables in orbax, and with them everything needed to use them rightly."""
+"""Networks on disk: variables as safetensors, and with them everything needed to use them rightly."""
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,13 +17,18 @@ import tensorstore as ts
 from flax import linen as nn
 from jaxtyping import Array
 from orbax.checkpoint import v1 as ocp
+from safetensors import numpy as safetensors
+from safetensors import safe_open
 
+from scalecov_jax.atomic import replacing
 from scalecov_jax.compilation import jit
 from scalecov_jax.models.architecture import Architecture, check_layer, get_architecture
 from scalecov_jax.models.preprocessing import PREPROCESSINGS, Preprocessing
 from scalecov_jax.models.pruning import abstract_variables, trace_variables
 
-FORMAT = 1
+FORMAT = 2
+FORMAT_OF_ORBAX = 1
+_NOTE = "scalecov_jax"  # in the metadata of a safetensors file
 NEUTRAL = {"bias": 0.0, "mean": 0.0, "scale": 1.0, "var": 1.0}
 
 
@@ -146,8 +153,17 @@ def _needed(module: nn.Module, size: int) -> dict[str, list[str]]:
     return needed
 
 
-def save(folder: Path, saved: Network, *, overwrite: bool = False) -> None:
-    """Write a network to a new folder, or in place of an old one.
+def save(folder: Path, saved: Network, *, overwrite: bool = False, largest: int | None = None) -> None:
+    """Write a network to a new folder, or in place of an old one: `model.safetensors`, with the card in its metadata.
+
+    The variables have their paths as names, `params/conv/kernel`, and keep dtype and bits.
+
+    Args:
+        folder: Appears when it is complete.
+        saved: The network.
+        overwrite: Replace the folder if it exists.
+        largest: Bytes of the variables in a file, for places that take no large files: beyond that there are several,
+            `model-00001-of-00002.safetensors` and so on, each with the card. One variable is never divided.
 
     Raises:
         ValueError: The folder exists and `overwrite` is not set.
@@ -155,66 +171,142 @@ def save(folder: Path, saved: Network, *, overwrite: bool = False) -> None:
     folder = Path(folder).absolute()
     if folder.exists() and not overwrite:
         raise ValueError(f"{folder} exists; remove it first or choose another folder.")
-    card = {"format": FORMAT, **dataclasses.asdict(saved.card), "class_names": list(saved.card.class_names)}
-    variables = jax.tree.map(np.asarray, saved.variables)
-    ocp.save(str(folder), variables, custom_metadata=card, overwrite=overwrite)
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in _by_path(saved.variables).items()}
+    card = json.loads(json.dumps(dataclasses.asdict(saved.card)))
+    note = {"format": FORMAT, "sha256": _digest(card, arrays), "card": card}
+    metadata = {_NOTE: json.dumps(note)}  # a single text, since safetensors keeps no order of several
+    parts: list[dict[str, np.ndarray]] = [{}]
+    for name, array in arrays.items():
+        size = array.nbytes + sum(one.nbytes for one in parts[-1].values())
+        if largest is not None and parts[-1] and size > largest:
+            parts.append({})
+        parts[-1][name] = array
+    with replacing(folder) as partial:
+        partial.mkdir()
+        for number, part in enumerate(parts, 1):
+            which = f"-{number:05}-of-{len(parts):05}" if len(parts) > 1 else ""
+            (partial / f"model{which}.safetensors").write_bytes(safetensors.save(part, metadata))
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
-def load(folder: Path) -> Network:
-    """Read a network.
+def load(path: Path) -> Network:
+    """Read a network from what `save` wrote, or from a folder of orbax as earlier versions wrote it.
+
+    Args:
+        path: The folder, or its one `.safetensors` file.
 
     Raises:
-        ValueError: The folder holds no checkpoint of this package, or variables that do not fit its card.
+        ValueError: There is no checkpoint of this package, or its variables do not fit its card or are damaged.
     """
-    folder = Path(folder).absolute()
-    if not folder.is_dir():
+    path = Path(path).absolute()
+    files = [path] if path.suffix == ".safetensors" and path.is_file() else sorted(path.glob("*.safetensors"))
+    if not files and not path.is_dir():
         raise ValueError(
-            f"{folder} is no folder; expected a checkpoint made by scripts/port_weights.py, pretrain.py or prune.py."
+            f"{path} is no folder; expected a checkpoint made by scripts/port_weights.py, pretrain.py or prune.py."
         )
     try:
-        check_files(folder)
-        stored: Any = ocp.metadata(str(folder))
-        metadata: dict[str, Any] = dict(stored.custom_metadata or {})
-        if metadata.pop("format", None) != FORMAT:
-            raise ValueError("it holds no card of this package")
-        if metadata["preprocessing"] not in PREPROCESSINGS:
-            raise ValueError(f"its preprocessing is {metadata['preprocessing']!r}")
-        metadata["class_names"] = tuple(metadata["class_names"])
-        card = Card(**metadata)
+        facts, stored, read = _open_files(files) if files else _open_orbax(path)
+        if facts["preprocessing"] not in PREPROCESSINGS:
+            raise ValueError(f"its preprocessing is {facts['preprocessing']!r}")
+        card = Card(**{**facts, "class_names": tuple(facts["class_names"])})
         architecture = get_architecture(card.architecture)
-        if stored.metadata is None:
-            raise ValueError("its _METADATA is missing or damaged")
         module: Any = architecture.module(**card.options)
         check_layer(architecture, module.last)
         abstract = abstract_variables(module, architecture, card.input_size)
-        _check_shapes(stored.metadata, abstract)
-        variables = ocp.load(
-            str(folder), jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)
-        )
+        _check_shapes(stored, _by_path(abstract))
+        variables = read(abstract)
     except Exception as error:
-        raise ValueError(f"{folder} cannot be read as a network: {' '.join(str(error).split())}") from error
-    return Network(module, jax.tree.map(np.asarray, variables), architecture, card)
+        raise ValueError(f"{path} cannot be read as a network: {' '.join(str(error).split())}") from error
+    return Network(module, variables, architecture, card)
+
+
+_Read = Callable[[Any], Any]  # from the variables of the module, without values, to those on disk
+
+
+def _open_files(files: Sequence[Path]) -> tuple[dict[str, Any], Mapping[str, Any], _Read]:
+    """The facts of the card, the variables by path, and what reads them, of safetensors files of one network."""
+    arrays, notes = {}, []
+    for file in files:
+        with safe_open(file, "np") as opened:
+            notes.append((opened.metadata() or {}).get(_NOTE))
+            if notes[-1] is None:
+                raise ValueError(
+                    f"{file.name} holds no card of this package; scripts/port_weights.py makes checkpoints"
+                )
+            arrays |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+    if any(note != notes[0] for note in notes):
+        raise ValueError("its files are of different networks")
+    note = json.loads(notes[0])
+    if note["format"] != FORMAT:
+        raise ValueError(f"its format is {note['format']}, expected {FORMAT}")
+
+    def read(abstract: Any) -> Any:
+        if _digest(note["card"], arrays) != note["sha256"]:
+            raise ValueError("its card and values are not those that were written")
+        return jax.tree.map_with_path(lambda path, _: arrays[_name(path)], abstract)
+
+    return note["card"], arrays, read
+
+
+def _open_orbax(folder: Path) -> tuple[dict[str, Any], Mapping[str, Any], _Read]:
+    """The same of a folder of orbax."""
+    check_files(folder)
+    try:
+        stored: Any = ocp.metadata(str(folder))
+    except Exception as error:
+        raise ValueError(f"it holds no .safetensors file, and to orbax: {error}") from error
+    facts: dict[str, Any] = dict(stored.custom_metadata or {})
+    if facts.pop("format", None) != FORMAT_OF_ORBAX:
+        raise ValueError("it holds no card of this package")
+    if stored.metadata is None:
+        raise ValueError("its _METADATA is missing or damaged")
+
+    def read(abstract: Any) -> Any:
+        blank = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)
+        return jax.tree.map(np.asarray, ocp.load(str(folder), blank))
+
+    return facts, _by_path(stored.metadata), read
+
+
+def _name(path: Any) -> str:
+    return "/".join(key.key for key in path)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree.flatten_with_path(tree)[0]}
+
+
+def _digest(card: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of the card, and of names, dtypes, shapes and values."""
+    digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def load_networks(
     paths: Iterable[str], architecture: str = "", check: Callable[[str, Network], None] | None = None
 ) -> dict[str, Network]:
-    """The networks of checkpoint folders, by the names of the folders.
+    """The networks of checkpoints, by the names of their folders.
 
     Args:
-        paths: The folders.
+        paths: See `load`. The name of a file is its own, and for `model.safetensors` that of its folder.
         architecture: What all of them must hold; anything when empty.
-        check: Raises ValueError if a network, with the name of its folder, cannot be used.
+        check: Raises ValueError if a network, with its name, cannot be used.
 
     Raises:
-        ValueError: Folders without a checkpoint, of another architecture, or of one name, and what `check` refuses; says all.
+        ValueError: Paths without a checkpoint, of another architecture, or of one name, and what `check` refuses; says all.
     """
     networks, problems = {}, []
     for path in map(Path, paths):
+        name = path.stem if path.suffix == ".safetensors" else path.name
+        name = path.absolute().parent.name if path.name == "model.safetensors" else name
         try:
             network = load(path)
             if check:
-                check(path.name, network)
+                check(name, network)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -222,9 +314,9 @@ def load_networks(
             problems.append(
                 f"{path} holds {network.architecture.name}, but config.architecture is {architecture}."
             )
-        if path.name in networks:
-            problems.append(f"Two weights are called {path.name}; rename one folder.")
-        networks[path.name] = network
+        if name in networks:
+            problems.append(f"Two weights are called {name}; rename one folder.")
+        networks[name] = network
     if problems:
         raise ValueError(" ".join(problems))
     return networks
@@ -244,11 +336,10 @@ def check_files(folder: Path) -> None:
             raise ValueError(f"values are missing ({', '.join(missing[:4]) or 'all'})")
 
 
-def _check_shapes(stored: Any, expected: Any) -> None:
+def _check_shapes(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Compare names and shapes of stored variables with those of the module (orbax itself restores any shape)."""
     there, wanted = (
-        {"/".join(key.key for key in path): tuple(leaf.shape) for path, leaf in leaves}
-        for leaves, _ in map(jax.tree_util.tree_flatten_with_path, (stored, expected))
+        {name: tuple(leaf.shape) for name, leaf in leaves.items()} for leaves in (stored, expected)
     )
     problems = [
         f"{name} is {there.get(name, 'missing')}, expected {wanted.get(name, 'none')}"

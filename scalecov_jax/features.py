@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
-from scalecov_jax import feature_store
+from scalecov_jax.cache import FeatureStore, image_key, network_key, read_arrays, write_arrays
 from scalecov_jax.checkpoints import Network, fingerprints
 from scalecov_jax.compilation import jit
-from scalecov_jax.feature_store import FeatureStore
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.models.folding import fold, folded
@@ -275,7 +275,7 @@ def compute_features(
     skipped: list[Skipped] = []
     found: dict[int, dict[str, np.ndarray]] = {}
     missing: list[tuple[int, str, np.ndarray]] = []
-    network_is = b"" if store is None else feature_store.network_key(network, dtype, _identity(pooling))
+    network_is = "" if store is None else network_key(network, dtype, _identity(pooling))
 
     def run() -> None:
         nonlocal store
@@ -286,7 +286,7 @@ def compute_features(
             found[index] = {layer: values[row] for layer, values in pooled.items()}
             try:
                 if store is not None:
-                    feature_store.write(store, key, found[index])
+                    store.write(key, found[index])
             except OSError as error:
                 logging.warning(
                     "Features are not kept any more, since %s cannot be written: %s", store, error
@@ -298,8 +298,8 @@ def compute_features(
     with tqdm(total=len(source), desc=progress, unit="img", disable=progress is None) as bar:
         for batch in batches(source, size, batch_size, skipped):
             for index, image in zip(batch.indices[batch.valid], batch.images[batch.valid], strict=True):
-                key = "" if store is None else feature_store.image_key(network_is, image)
-                known = None if store is None else feature_store.read(store, key, layers)
+                key = "" if store is None else image_key(network_is, image)
+                known = None if store is None else store.read(key, layers)
                 if known is None:
                     missing.append((index, key, image))
                 else:
@@ -311,10 +311,32 @@ def compute_features(
         if missing:
             run()
     if store is not None:
-        feature_store.trim(store)
+        store.trim()
     indices = np.array(sorted(found), dtype=int)
     values = {layer: np.array([found[index][layer] for index in indices]) for layer in layers}
     return Features(values, indices, tuple(skipped), fingerprints(network, layers), pooling)
+
+
+def cached_features(path: Path | None, compute: Callable[[], Any]) -> Features:
+    """Read features from `path`, or compute and write them, so that an interrupted run computes nothing twice."""
+    stored = None if path is None else read_arrays(path)
+    if stored is not None:
+        names = [str(name) for name in stored["layers"]]
+        skipped = tuple(Skipped(*map(str, row)) for row in stored["skipped"])
+        values = {name: stored[f"layer_{name}"] for name in names}
+        origins = dict(zip(names, map(str, stored["origins"]), strict=True))
+        return Features(values, stored["indices"], skipped, origins, str(stored["pooling"]))
+    features = compute()
+    if path is not None:
+        facts = {
+            "layers": list(features.values),
+            "indices": features.indices,
+            "skipped": np.array(features.skipped, dtype=str).reshape(-1, 3),
+            "origins": [features.origins.get(name, "") for name in features.values],
+            "pooling": features.pooling,
+        }
+        write_arrays(path, facts | {f"layer_{name}": values for name, values in features.values.items()})
+    return features
 
 
 def dry_run(

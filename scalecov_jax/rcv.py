@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network, fingerprints
 from scalecov_jax.features import Features
 from scalecov_jax.probes import evaluate
@@ -271,19 +272,15 @@ def check_rcvs(network: Network, layer: str, rcvs: Sequence[Rcv]) -> None:
 
 
 def save_rcvs(path: Path, rcvs: Sequence[Rcv]) -> None:
-    """Write RCVs to one .npz file: a table of their facts as JSON, and the arrays of each.
-
-    The file is written beside its place and then moved there, so that it is always whole.
-    """
+    """Write RCVs to one .npz file, at once: a table of their facts as JSON, and the arrays of each."""
     arrays, facts = {}, []
     for number, one in enumerate(rcvs):
         fields = asdict(one)
         for name in _ARRAYS:
             arrays[f"{name}_{number}"] = fields.pop(name)
         facts.append(fields)
-    partial = path.with_name(f"{path.name}.partial.npz")
-    np.savez_compressed(partial, format=_FORMAT, facts=json.dumps(facts), **arrays)
-    partial.replace(path)
+    with replacing(path) as partial:
+        np.savez_compressed(partial, format=_FORMAT, facts=json.dumps(facts), **arrays)
 
 
 def load_rcvs(path: str | Path) -> list[Rcv]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments import EXPERIMENTS, Experiment
 from scalecov_jax.hosts import on_first
@@ -113,9 +114,8 @@ def run(
         (folder / "summary.json").unlink(missing_ok=True)  # of a finished run that is resumed
 
     on_first(enter)
-    tables = EXPERIMENTS[name].run(
-        settings, folder
-    )  # on all hosts, which share the work where an experiment can
+    # On all hosts, which share the work where an experiment can.
+    tables = EXPERIMENTS[name].run(settings, folder)
     text = on_first(lambda: _finish(name, settings, values, tables, cards, folder, command, started))
     return f"{text or ''}\n\nReport: {folder / 'report.html'}".lstrip()
 
@@ -133,11 +133,11 @@ def _finish(
     """Tables, figures, page and summary; returns the findings for the terminal."""
     kinds = {}
     for table, frame in tables.items():
-        _write(folder / f"{table}.csv", frame)
+        with replacing(folder / f"{table}.csv") as partial:
+            frame.to_csv(partial, index=False, lineterminator="\n")
         kinds[table] = {column: str(kind) for column, kind in frame.dtypes.items()}
-    page = EXPERIMENTS[name].report(
-        settings, _tables(folder, kinds), folder
-    )  # of what is on disk, as `read` finds it
+    # Of what is on disk, as `read` finds it.
+    page = EXPERIMENTS[name].report(settings, _tables(folder, kinds), folder)
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     for image in (image for image in page.images if image.name):
@@ -155,9 +155,8 @@ def _finish(
         "tables": kinds,
         "provenance": facts,
     }
-    partial = folder / "summary.partial"
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    partial.replace(folder / "summary.json")
+    with replacing(folder / "summary.json") as partial:
+        partial.write_text(json.dumps(summary, indent=2) + "\n")
     return text_table(page.findings)
 
 
@@ -182,12 +181,6 @@ def page(folder: Path) -> Page:
     """
     name = json.loads((folder / "summary.json").read_text())["experiment"]
     return get_experiment(name).report(*read(folder), folder)
-
-
-def _write(path: Path, frame: pd.DataFrame) -> None:
-    partial = path.with_suffix(".partial")
-    frame.to_csv(partial, index=False, lineterminator="\n")
-    partial.replace(path)
 
 
 def _tables(folder: Path, kinds: Mapping[str, Mapping[str, str]]) -> dict[str, pd.DataFrame]:

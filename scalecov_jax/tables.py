@@ -9,6 +9,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import pandas as pd
 
+from scalecov_jax.atomic import replacing
+
 _Row = TypeVar("_Row", bound=tuple)
 _BEYOND = "beyond the header"
 _SHOWN = 10  # lines that a message names
@@ -16,13 +18,11 @@ _SHOWN = 10  # lines that a message names
 
 def write_table(path: Path, kind: type[_Row], rows: Iterable[_Row]) -> None:
     """Write rows of one kind as CSV with one header line; None is an empty cell."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_fields(kind))
         for row in rows:
             writer.writerow("" if value is None else value for value in row)
-    partial.replace(path)
 
 
 def read_table(path: Path, kind: type[_Row]) -> list[_Row]:

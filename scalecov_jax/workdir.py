@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scalecov_jax.atomic import replacing
+
 _SETTINGS = "scalecov_run.json"
 _held: dict[Path, int] = {}  # handles of the folders in which this process works
 _FREE = {"workers"}  # no result depends on them
@@ -42,8 +44,8 @@ def open_workdir(path: str | Path, settings: Mapping[str, Any], *, resume: bool,
 
 
 def _enter(path: Path, current: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    partial = path / f"{_SETTINGS}.partial"
-    if any(file != partial for file in path.iterdir()):
+    killed_early = {_SETTINGS.replace(".", ".partial.")}
+    if {file.name for file in path.iterdir()} - killed_early:
         if not (resume or overwrite):
             raise ValueError(
                 f"{path} exists; pass --resume to go on there, --overwrite to delete it, or choose another --workdir."
@@ -63,12 +65,15 @@ def _enter(path: Path, current: dict[str, Any], resume: bool, overwrite: bool) -
                     f"{name}: {earlier.get(name)!r}, now {current.get(name)!r}" for name in names
                 )
                 raise ValueError(f"{path} was made with other settings, so it cannot be resumed ({changes}).")
-    partial.write_text(json.dumps(current, indent=2) + "\n")
-    partial.replace(path / _SETTINGS)
+    with replacing(path / _SETTINGS) as partial:
+        partial.write_text(json.dumps(current, indent=2) + "\n")
 
 
 def _lock(path: Path) -> None:
-    """Take the kernel's lock of a folder, which ends with the process, however that ends; a process may take it again."""
+    """Take the kernel's lock of a folder, which ends with the process, however that ends; a process may take it again.
+
+    The folder itself is locked and no file in it, which --overwrite would delete and a refused folder would keep.
+    """
     _release(path)
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -5,7 +5,6 @@ Example:
     --output=runs/weights/resnet50 --verify
 """
 
-import shutil
 import sys
 from pathlib import Path
 from typing import cast
@@ -78,11 +77,7 @@ def main(_: list[str]) -> None:
     )
     if VERIFY.value:
         verify(network)
-    part = output.with_name(f".{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    checkpoints.save(part, network)
-    shutil.rmtree(output, ignore_errors=True)
-    part.rename(output)
+    checkpoints.save(output, network, overwrite=OVERWRITE.value)
     card = network.card
     print_table(
         ("architecture", card.architecture),

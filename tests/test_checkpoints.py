@@ -1,6 +1,7 @@
 """Networks on disk: what is saved is read, and what is damaged or does not fit is refused."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -10,9 +11,11 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
+from safetensors import numpy as safetensors
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
@@ -41,6 +44,19 @@ def network():
     return network._replace(card=card)
 
 
+def save_by_orbax(folder, network):
+    """As earlier versions of this package wrote checkpoints."""
+    card = {"format": 1, **dataclasses.asdict(network.card), "class_names": list(network.card.class_names)}
+    ocp.save(str(folder), jax.tree.map(np.asarray, network.variables), custom_metadata=card)
+
+
+@pytest.fixture(scope="module")
+def saved_by_orbax(network, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "old"
+    save_by_orbax(folder, network)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def saved(network, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints") / "new" / "network"
@@ -49,12 +65,81 @@ def saved(network, tmp_path_factory):
 
 
 def test_round_trip_keeps_every_bit_and_the_card(network, saved):
-    loaded = checkpoints.load(saved)
+    for path in (saved, saved / "model.safetensors"):
+        loaded = checkpoints.load(path)
+        assert same_variables(loaded.variables, network.variables)
+        assert loaded.card == network.card
+        assert loaded.module == network.module
+        assert loaded.architecture is network.architecture
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+    assert [path.name for path in saved.iterdir()] == ["model.safetensors"]
+    stored = safetensors.load_file(saved / "model.safetensors")
+    np.testing.assert_array_equal(
+        stored["params/block_2/kernel"], network.variables["params"]["block_2"]["kernel"]
+    )
+
+
+def test_every_dtype_and_order_in_memory_is_kept(network, tmp_path):
+    variables = jax.tree.map(np.asfortranarray, network.variables)
+    for number, dtype in enumerate((jnp.bfloat16, np.float16)):
+        one = network._replace(variables=jax.tree.map(lambda leaf, to=dtype: leaf.astype(to), variables))
+        checkpoints.save(tmp_path / str(number), one)
+        loaded = checkpoints.load(tmp_path / str(number))
+        assert same_variables(loaded.variables, one.variables)
+        assert {leaf.dtype for leaf in jax.tree.leaves(loaded.variables)} == {np.dtype(dtype)}
+
+
+def test_checkpoints_of_earlier_versions_are_read(network, saved, saved_by_orbax):
+    loaded = checkpoints.load(saved_by_orbax)
     assert same_variables(loaded.variables, network.variables)
     assert loaded.card == network.card
-    assert loaded.module == network.module
-    assert loaded.architecture is network.architecture
-    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+    layers = ["block_1", "softmax"]
+    assert checkpoints.fingerprints(loaded, layers) == checkpoints.fingerprints(
+        checkpoints.load(saved), layers
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "fingerprint"),
+    [
+        ("dr_grader", "pre_softmax", "dr_grader-cf8efb552d03"),
+        ("inception_v3", "mixed4", "inception_v3-b83eb572170d"),
+        ("inception_v3", "pre_softmax", "inception_v3-807c6bc296e6"),
+        ("resnet50", "add_12", "resnet50-ee061aeefb77"),
+        ("resnet50", "pre_softmax", "resnet50-98dfda65af6c"),
+    ],
+)
+def test_embedded_networks_are_those_of_the_first_version(name, layer, fingerprint):
+    """Fingerprints of the checkpoints as orbax kept them, so that concept vectors fitted then are still valid."""
+    network = checkpoints.load(Path(__file__).parents[1] / "checkpoints" / name)
+    assert checkpoints.fingerprints(network, [layer]) == {layer: fingerprint}
+
+
+def test_several_files_where_large_ones_are_not_wanted(network, tmp_path):
+    folder = tmp_path / "parts"
+    checkpoints.save(folder, network, largest=4_000)
+    files = sorted(folder.iterdir())
+    assert [path.name for path in files[:1]] == [f"model-00001-of-{len(files):05}.safetensors"]
+    assert len(files) > 2
+    assert same_variables(checkpoints.load(folder).variables, network.variables)
+    checkpoints.save(tmp_path / "other", random_network(classes=3, seed=1), largest=4_000)
+    aside = files[1].rename(tmp_path / "aside")
+    assert "is missing, expected" in refusal(folder)
+    shutil.copy(tmp_path / "other" / files[1].name, folder)
+    assert "its files are of different networks" in refusal(folder)
+    aside.replace(files[1])
+    assert checkpoints.load(folder).card == network.card
+
+
+def test_names_of_networks(network, saved, tmp_path):
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(saved / "model.safetensors", alone)
+    assert [*checkpoints.load_networks([str(saved / "model.safetensors"), str(alone)])] == [
+        "network",
+        "alone",
+    ]
+    with pytest.raises(ValueError, match="Two weights are called network"):
+        checkpoints.load_networks([str(saved), str(saved / "model.safetensors")])
 
 
 @pytest.mark.parametrize(
@@ -109,15 +194,44 @@ def test_what_is_no_checkpoint(tmp_path):
     (tmp_path / "other" / "weights.h5").write_bytes(b"\x89HDF")
     ocp.save(str(tmp_path / "foreign"), {"params": {"a": np.zeros(3)}})
     assert "is no folder" in refusal(tmp_path / "absent")
+    assert "is no folder" in refusal(tmp_path / "absent.safetensors")
     assert "is no folder" in refusal(tmp_path / "other" / "weights.h5")
     assert "No valid PyTree" in refusal(tmp_path / "empty")
     assert "No valid PyTree" in refusal(tmp_path / "other")
     assert "no card of this package" in refusal(tmp_path / "foreign")
+    for name, metadata in {"torch": {"format": "pt"}, "bare": None}.items():
+        safetensors.save_file({"a": np.zeros(3)}, tmp_path / f"{name}.safetensors", metadata)
+        assert f"{name}.safetensors holds no card" in refusal(tmp_path / f"{name}.safetensors")
 
 
-def test_a_deleted_or_truncated_file_is_refused_or_does_not_matter(network, saved, tmp_path):
-    """Orbax keeps some files twice; those that hold the card and the values must be missed."""
+def test_a_later_format_is_refused(saved, tmp_path):
+    file = tmp_path / "model.safetensors"
+    note = {"format": 3, "sha256": "", "card": {}}
+    safetensors.save_file({"a": np.zeros(3)}, file, {"scalecov_jax": json.dumps(note)})
+    assert "its format is 3, expected 2" in refusal(file)
+
+
+def test_a_damaged_file_is_refused(saved, tmp_path):
+    """Cut, emptied, or with a changed byte, in the card and among the values."""
+    whole = (saved / "model.safetensors").read_bytes()
     damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    header = int.from_bytes(whole[:8], "little")
+    at = [0, 9, whole.index(b"0.9"), whole.index(b"block_2"), 8 + header, len(whole) // 2, len(whole) - 1]
+    changed = [whole[:one] + bytes([whole[one] ^ 1]) + whole[one + 1 :] for one in at]
+    for content in (b"", whole[:5], whole[: header // 2], whole[: len(whole) // 2], whole[:-1], *changed):
+        (damaged / "model.safetensors").write_bytes(content)
+        refusal(damaged)
+    assert "its card and values are not those that were written" in refusal(damaged)
+    (damaged / "model.safetensors").write_bytes(whole)
+    checkpoints.load(damaged)
+
+
+def test_a_deleted_or_truncated_file_of_orbax_is_refused_or_does_not_matter(
+    network, saved_by_orbax, tmp_path
+):
+    """Orbax keeps some files twice; those that hold the card and the values must be missed."""
+    damaged, saved = tmp_path / "damaged", saved_by_orbax
     files = [path.relative_to(saved) for path in saved.rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: (saved / path).stat().st_size)
     refused = set()
@@ -209,8 +323,7 @@ def test_killed_while_saving(tmp_path, delay):
     for name in whole:
         values = jax.tree.leaves(checkpoints.load(tmp_path / name).variables)
         assert all((leaf == int(name)).all() for leaf in values)
-    for name in names - whole:
-        refusal(tmp_path / name)
+    assert all(name.endswith(".partial") for name in names - whole)
     assert {str(number) for number in range(len(whole))} == whole
     next_one = random_network(width=8.0)
     checkpoints.save(tmp_path / str(len(whole)), next_one)

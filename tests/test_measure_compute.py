@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scalecov_jax.cache import content_hash
 from scalecov_jax.concepts import compute, scale
 from scalecov_jax.concepts.compute import check_measures, measure_all
 from scalecov_jax.concepts.measure import MEASURES, ConceptMeasure, get_measures
-from scalecov_jax.concepts.measure_cache import content_hash
 from scalecov_jax.images import boxes
 from scalecov_jax.images.boxes import read_boxes
 from scalecov_jax.images.example import Box, Example, ImageError, Skipped
@@ -133,7 +133,7 @@ def test_a_second_run_measures_nothing(tmp_path):
     assert header == ["image", "content", "measure", "value"]
     assert [row[0] for row in rows] == sorted(one.name for one in source)
     assert [float(row[3]) for row in rows] == first.values[:, 0].tolist()
-    assert not list(cache.parent.glob("*.partial"))
+    assert not list(cache.parent.glob("*.partial*"))
     other, calls_of_other = counted("other")
     both = measure_all([other, one], source[:4], cache=cache)
     assert (len(calls.asked), len(calls_of_other.asked)) == (7, 4)
@@ -177,7 +177,7 @@ def test_a_changed_pixel_changes_the_hash_and_the_layout_does_not():
 
 def test_an_interruption_loses_nothing_measured(tmp_path):
     source, cache = examples(), tmp_path / "c.csv"
-    cache.with_suffix(".partial").write_text("image,content,mea")  # a run that was killed while it wrote
+    cache.with_suffix(".partial.csv").write_text("image,content,mea")  # a run that was killed while it wrote
 
     def interrupted(example):
         if example.name == "4.png":

@@ -105,8 +105,8 @@ def test_what_is_written_is_read_back(prepared):
 def test_an_unfinished_set_is_cut_anew(prepared, tmp_path):
     _, source = prepared
     folder = tmp_path / "patches"
-    (tmp_path / "patches.unfinished").mkdir()
-    (tmp_path / "patches.unfinished" / "patches.csv").write_text("half")
+    (tmp_path / "patches.partial").mkdir()
+    (tmp_path / "patches.partial" / "patches.csv").write_text("half")
     prepare_patches(source[:1], folder, size=64, magnifications=(40.0,))
     assert len(open_patches(folder)) == 16
     (folder / "patches.csv").write_text(

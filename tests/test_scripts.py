@@ -32,7 +32,7 @@ WITH_TINY = (
     "runpy.run_path(sys.argv[0], run_name='__main__')"
 )
 BOXES = "--config=configs/boxes.py"
-SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem != "command")
+SCRIPTS = sorted({path.stem for path in (ROOT / "scripts").glob("*.py")} - {"answers", "command"})
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def files(tmp_path_factory):
     checkpoints.save(folder / "tiny", random_network())
     checkpoints.save(folder / "resnet50", random_network("resnet50", width=1 / 16, last="add_2"))
     checkpoints.save(folder / "damaged", random_network())
-    for path in (folder / "damaged" / "state" / "d").iterdir():
-        path.unlink()
+    (file,) = (folder / "damaged").iterdir()
+    file.write_bytes(file.read_bytes()[:-100])
     rng = np.random.default_rng(0)
     for part in ("Annotations", "JPEGImages"):
         (folder / "voc" / part).mkdir(parents=True)
@@ -165,6 +165,27 @@ def test_examples_of_the_help_are_understood(name, forks):
     for line in lines:
         _, _, *arguments = shlex.split(line, comments=True)
         assert_one_line(forks(name, *arguments, "stop"), "Unexpected arguments: stop")
+
+
+def test_answers_of_finished_runs(tmp_path):
+    """Both forms of a summary: sentences by line, and what is no finished run."""
+
+    def print_answers(*folders):
+        command = [sys.executable, str(ROOT / "scripts" / "answers.py"), *map(str, folders)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    for name, answer in (("one", "Scale peaks."), ("two", "First.\nSecond.")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps({"answer": answer}))
+    done = print_answers(tmp_path / "one", tmp_path / "two")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    first, second = (f"Report: {tmp_path / name / 'report.html'}" for name in ("one", "two"))
+    assert done.stdout.splitlines() == ["", "Scale peaks.", first, "", "First.", "Second.", second]
+    (tmp_path / "one" / "summary.json").unlink()
+    assert_one_line(print_answers(tmp_path / "one"), "one holds no finished run")
+    assert_one_line(print_answers(), "Expected folders of finished runs")
+    assert "python scripts/answers.py" in print_answers("--help").stdout
 
 
 MISTAKES = {

@@ -92,7 +92,7 @@ def test_damaged_settings_are_refused_but_can_be_overwritten(earlier, text):
 
 
 def test_killed_before_the_settings_were_complete(tmp_path):
-    (tmp_path / "scalecov_run.json.partial").write_text('{"se')
+    (tmp_path / "scalecov_run.partial.json").write_text('{"se')
     assert (opened(tmp_path, resume=True) / "scalecov_run.json").is_file()
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from scalecov_jax.cache import MeasureCache, content_hash
 from scalecov_jax.concepts.measure import ConceptMeasure
-from scalecov_jax.concepts.measure_cache import MeasureCache, content_hash
 from scalecov_jax.images.boxes import BoxImages
 from scalecov_jax.images.example import MIN_IMAGES, Example, ImageError, Skipped, Source
 
@@ -63,7 +63,7 @@ def measure_all(
     Args:
         measures: See `measure.MEASURES` and `measure.get_measures`.
         source: Examples; those that cannot be decoded are left out and named.
-        cache: CSV table of what was measured, see `measure_cache`; read first, and written every 5 seconds and at the end,
+        cache: CSV table of what was measured, see `MeasureCache`; read first, and written every 5 seconds and at the end,
             however that comes about. Nothing is kept when absent.
         workers: Threads; as many as processors, at most 8, when absent.
         progress: Label of a progress bar on stderr; none when absent.

@@ -22,8 +22,7 @@ from scalecov_jax.concepts.compute import measure_all
 from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.experiments import covariance_maths as maths
 from scalecov_jax.experiments.covariance_maths import MEASURES, METRICS, Seen
-from scalecov_jax.feature_cache import cached_features
-from scalecov_jax.features import compute_features
+from scalecov_jax.features import cached_features, compute_features
 from scalecov_jax.images import scenes
 from scalecov_jax.images.example import MIN_IMAGES, Example, encode_jpeg, resize_image
 from scalecov_jax.models.architecture import available_layers, check_layer, plain_name

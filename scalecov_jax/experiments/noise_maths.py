@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.compilation import jit
-from scalecov_jax.feature_cache import cached_features
-from scalecov_jax.features import Features, pooled_features, shortened
+from scalecov_jax.features import Features, cached_features, pooled_features, shortened
 from scalecov_jax.images import noise
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Skipped

@@ -13,8 +13,7 @@ from scalecov_jax.concepts.compute import Measured, check_measures
 from scalecov_jax.evidence import Evidence, weigh
 from scalecov_jax.experiments.probe_settings import Settings, layers_to_probe, measure
 from scalecov_jax.experiments.probe_tables import ClassResult, score_table
-from scalecov_jax.feature_cache import cached_features
-from scalecov_jax.features import Features, compute_features
+from scalecov_jax.features import Features, cached_features, compute_features
 from scalecov_jax.images.example import Source
 from scalecov_jax.probes import evaluate, sample_size
 from scalecov_jax.probes.controls import pixel_features

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from scalecov_jax.cache import FeatureStore
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.concepts.compute import Measured, check_measures, measure_all
 from scalecov_jax.concepts.csv_column import csv_text
 from scalecov_jax.concepts.measure import get_measures
-from scalecov_jax.feature_store import FeatureStore
 from scalecov_jax.features import Pooling, check_request
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.images.scenes import check_class

@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.concepts.scale import scale_ratio
-from scalecov_jax.feature_cache import cached_features
-from scalecov_jax.features import Features, compute_features
+from scalecov_jax.features import Features, cached_features, compute_features
 from scalecov_jax.images.example import FILTERS, Example, Filter, Skipped, resize_image
 from scalecov_jax.images.labelled import Label, LabelledImages
 from scalecov_jax.models.folding import fold

@@ -3,26 +3,23 @@
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scalecov_jax.atomic import replacing
 from scalecov_jax.explain.feature_visualization import Objective, State, start
 
 
 def save_state(path: Path, state: State) -> None:
     """Write a state; the file appears only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_suffix(".partial.npz")
     leaves = jax.tree.leaves((state.spectra, state.moments, state.values))
-    np.savez(
-        partial_path,
-        step=state.step,
-        keys=np.asarray(jax.random.key_data(state.keys)),
-        **{f"leaf_{index}": np.asarray(leaf) for index, leaf in enumerate(leaves)},  # pyright: ignore[reportArgumentType]
-    )
-    partial_path.replace(path)
+    named: dict[str, Any] = {f"leaf_{index}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
+    keys = np.asarray(jax.random.key_data(state.keys))
+    with replacing(path) as partial:
+        np.savez(partial, step=state.step, keys=keys, **named)
 
 
 def load_state(path: Path, objectives: Sequence[Objective], *, size: int, images: int = 1) -> State | None:

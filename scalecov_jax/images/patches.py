@@ -4,7 +4,6 @@ import contextlib
 import csv
 import io
 import itertools
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from scalecov_jax.atomic import replacing
 from scalecov_jax.concepts import nuclei
 from scalecov_jax.images.annotated import AnnotatedImage
 from scalecov_jax.images.example import Example, ImageError, Skipped, count_reasons, decode_image, encode_png
@@ -226,24 +226,27 @@ def prepare_patches(source: AnnotatedSource, folder: Path, *, size: int, **setti
 
     Args:
         source: Annotated images.
-        folder: Where to; an unfinished one of an earlier run is replaced.
+        folder: Where to.
         size: Height and width of the patches in pixels.
         settings: See `cut_patches`.
 
     Raises:
         ValueError: Not one patch could be cut; says why.
     """
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    with replacing(folder) as partial:
+        partial.mkdir()
+        _write_set(source, partial, size=size, **settings)
+
+
+def _write_set(source: AnnotatedSource, folder: Path, *, size: int, **settings: Any) -> None:
     skipped: list[Skipped] = []
     parts, count = 0, 0
-    with (unfinished / _TABLE).open("w", newline="", encoding="utf-8") as file:
+    with (folder / _TABLE).open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(Patch._fields[1:])
         cut = _cut_all(source, skipped, size=size, **settings)
         while part := list(itertools.islice(cut, max(1, _PART // (3 * size**2)))):
-            _write_part(part, unfinished / f"part_{parts:04d}")
+            _write_part(part, folder / f"part_{parts:04d}")
             table.writerows(patch[1:] for patch in part)
             parts, count = parts + 1, count + len(part)
     if not count:
@@ -251,9 +254,8 @@ def prepare_patches(source: AnnotatedSource, folder: Path, *, size: int, **setti
         raise ValueError(
             f"There is no patch to cut ({reasons}). Lower config.size, choose other config.magnifications, or add images."
         )
-    with (unfinished / _SKIPPED).open("w", newline="", encoding="utf-8") as file:
+    with (folder / _SKIPPED).open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([Skipped._fields, *skipped])
-    unfinished.rename(folder)
 
 
 def _cut_all(source: AnnotatedSource, skipped: list[Skipped], **settings: Any) -> Iterator[Patch]:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
+from scalecov_jax.atomic import replacing
 from scalecov_jax.images.example import ImageError, Skipped
 from scalecov_jax.images.eyes import Eyes
 
@@ -61,9 +62,8 @@ def prepare_eyes(eyes: Eyes, path: Path, size: int, label: str = "") -> Prepared
                     state["kept"].append(index)
             images.flush()
             state["done"] = chunk.stop
-            partial = note.with_suffix(".partial")
-            partial.write_text(json.dumps(state))
-            partial.replace(note)
+            with replacing(note) as partial:
+                partial.write_text(json.dumps(state))
             bar.update(len(chunk))
     skipped = tuple(Skipped(*one) for one in state["skipped"])
     if not state["kept"]:

@@ -1,13 +1,12 @@
 """The official weight files: where they are and how to know them. Nothing is fetched unless asked for."""
 
 import http.client
-import os
-import tempfile
 import urllib.request
 from pathlib import Path
 
 from tqdm import tqdm
 
+from scalecov_jax.atomic import replacing
 from scalecov_jax.models.architecture import check_layer, get_architecture
 from scalecov_jax.models.port import checksum
 from scalecov_jax.models.sources import Official
@@ -47,16 +46,9 @@ def fetch(official: Official, destination: Path) -> Path:
     if destination.exists():
         _check(destination, official, destination)
         return destination
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=destination.parent, prefix=f".{destination.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
-    try:
+    with replacing(destination, shared=True) as part:
         _download(official.address, part)
         _check(part, official, official.address)
-        part.rename(destination)
-    finally:
-        part.unlink(missing_ok=True)
     return destination
 
 

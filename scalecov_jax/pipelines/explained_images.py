@@ -17,8 +17,7 @@ from scalecov_jax.explain import faithfulness, grad_cam, sensitivity
 from scalecov_jax.explain.faithfulness import Exchanged
 from scalecov_jax.explain.gradients import LayerGradients, check_gradients, layer_gradients
 from scalecov_jax.explain.target import Target
-from scalecov_jax.feature_cache import cached_features
-from scalecov_jax.features import Features
+from scalecov_jax.features import Features, cached_features
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Box, Skipped, Source, resize_image
 from scalecov_jax.models.folding import fold

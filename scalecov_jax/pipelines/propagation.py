@@ -36,8 +36,7 @@ from scalecov_jax.explain.target import (
     settled,
     severity,
 )
-from scalecov_jax.feature_cache import cached_features
-from scalecov_jax.features import Features
+from scalecov_jax.features import Features, cached_features
 from scalecov_jax.images.example import Skipped, Source, resize_image
 from scalecov_jax.models.folding import fold, folded
 from scalecov_jax.models.receptive_field import layer_fields

@@ -16,8 +16,7 @@ from scalecov_jax.explain.faithfulness import parts_downwards, weight_randomisat
 from scalecov_jax.explain.gradients import layer_gradients
 from scalecov_jax.explain.score_propagation import propagate_scores
 from scalecov_jax.explain.target import Target, settled
-from scalecov_jax.feature_cache import cached_features
-from scalecov_jax.features import Features
+from scalecov_jax.features import Features, cached_features
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.models.folding import fold

@@ -12,8 +12,7 @@ from scalecov_jax.checkpoints import Network, load_networks
 from scalecov_jax.concepts.compute import check_measures, measure_all
 from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.explain.target import Target, class_logit, head_unit
-from scalecov_jax.feature_cache import cached_features
-from scalecov_jax.features import Features, check_request, compute_features
+from scalecov_jax.features import Features, cached_features, check_request, compute_features
 from scalecov_jax.images.classes import ClassImages, open_classes
 from scalecov_jax.images.folder import Subset
 from scalecov_jax.models.architecture import available_layers, check_layer

@@ -14,8 +14,7 @@ from jaxtyping import Bool
 from scalecov_jax import checkpoints
 from scalecov_jax.checkpoints import load_networks
 from scalecov_jax.cutting import selected_layer
-from scalecov_jax.feature_cache import cached_features
-from scalecov_jax.features import compute_features
+from scalecov_jax.features import cached_features, compute_features
 from scalecov_jax.images import tissue
 from scalecov_jax.images.annotated import read_annotated
 from scalecov_jax.images.example import Skipped, count_reasons, encode_jpeg

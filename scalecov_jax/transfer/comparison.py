@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network, random_network
 from scalecov_jax.cutting import pruned_network
 from scalecov_jax.images.patches import Patches
@@ -125,9 +126,8 @@ def fine_tuned(
                     preprocessing=preprocessing,
                     progress=label,
                 )
-                unfinished = where / "predictions.partial.npz"
-                np.savez(unfinished, test=outside, area=fitted.predicted, curve=np.array(fitted.curve))
-                unfinished.replace(finished)
+                with replacing(finished) as partial:
+                    np.savez(partial, test=outside, area=fitted.predicted, curve=np.array(fitted.curve))
             with np.load(finished, allow_pickle=False) as file:
                 curve = tuple((int(epoch), float(mse), float(mae)) for epoch, mse, mae in file["curve"])
                 yield Prediction(

@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import check_files
 from scalecov_jax.training import TrainState
 
@@ -74,7 +75,5 @@ def write_curve(
     columns: tuple[str, str] = ("train_mse", "test_mae"),
 ) -> None:
     """Write `read_curve`'s rows; the file is replaced at once."""
-    unfinished = path.with_suffix(".partial")
-    with unfinished.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
         csv.writer(file).writerows([("epoch", *columns), *curve])
-    unfinished.replace(path)

@@ -1,4 +1,4 @@
-"""Features of single images on disk: what is found again, what is not, and what survives."""
+"""Features on disk, of single images and of sources: what is found again, what is not, and what survives."""
 
 import dataclasses
 import os
@@ -14,9 +14,9 @@ import pytest
 from test_features import Broken, source
 from tiny_network import LAYERS, random_network
 
-from scalecov_jax import feature_store, features
+from scalecov_jax import cache, features
+from scalecov_jax.cache import FeatureStore
 from scalecov_jax.checkpoints import random_network as reinitialised
-from scalecov_jax.feature_store import FeatureStore
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_whatever_differs_is_not_found(network, store, change, monkeypatch, forw
     elif change == "preprocessing":
         other = network._replace(card=dataclasses.replace(network.card, preprocessing="unit"))
     elif change == "code":
-        monkeypatch.setattr(feature_store, "_code", lambda: "changed")
+        monkeypatch.setattr(cache, "_code", lambda: "changed")
     else:
         settings = {"dtype": {"dtype": jnp.bfloat16}, "pooling": {"pooling": "max"}, "size": {"size": 40}}[
             change
@@ -132,7 +132,7 @@ def test_what_was_not_used_for_longest_goes_first(network, store):
     kept = files(store)
     assert sum(path.stat().st_size for path in kept) <= small.limit
     assert {*newest[1:]} <= {*kept}
-    assert feature_store.trim(store._replace(limit=0)) == len(kept)
+    assert store._replace(limit=0).trim() == len(kept)
     assert not files(store)
 
 
@@ -140,9 +140,28 @@ def test_a_full_disk_costs_only_the_store(network, store, monkeypatch, caplog):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(feature_store.np, "savez", full)
+    monkeypatch.setattr(cache.np, "savez", full)
     assert_equal(compute(network, source(), store), compute(network, source(), None))
     assert not files(store)  # nor half a file
+
+
+def test_features_of_a_source_are_computed_once(network, tmp_path, caplog):
+    calls, path = [], tmp_path / "features" / "some.npz"
+
+    def computed():
+        calls.append(1)
+        return compute(network, Broken(source()), None)
+
+    first, second = (features.cached_features(path, computed) for _ in range(2))
+    assert len(calls) == 1
+    assert_equal(second, first)
+    assert (second.origins, second.pooling) == (first.origins, first.pooling)
+    assert [one.name for one in path.parent.iterdir()] == ["some.npz"]
+    path.write_bytes(path.read_bytes()[:1000])
+    assert_equal(features.cached_features(path, computed), first)
+    assert len(calls) == 2
+    assert "some.npz is damaged" in caplog.text
+    assert_equal(features.cached_features(None, computed), first)
 
 
 PROGRAM = """
@@ -150,14 +169,15 @@ import sys
 from pathlib import Path
 from test_features import source
 from tiny_network import LAYERS, random_network
-from scalecov_jax import feature_store, features
+from scalecov_jax import features
+from scalecov_jax.cache import FeatureStore
 
 if len(sys.argv) > 2:  # slowly, to be killed half-way
     import time
-    original = feature_store.write
-    feature_store.write = lambda *arguments: (original(*arguments), time.sleep(0.3))
+    original = FeatureStore.write
+    FeatureStore.write = lambda *arguments: (original(*arguments), time.sleep(0.3))
 features.compute_features(
-    random_network(), source(), LAYERS, batch_size=4, store=feature_store.FeatureStore(Path(sys.argv[1]))
+    random_network(), source(), LAYERS, batch_size=4, store=FeatureStore(Path(sys.argv[1]))
 )
 """
 
