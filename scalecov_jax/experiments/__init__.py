@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.experiments import noise
+from scalecov_jax.experiments import explain, noise
 from scalecov_jax.report.page import Page
 from scalecov_jax.settings import Base
 
@@ -30,5 +30,6 @@ class Experiment(NamedTuple):
 
 
 EXPERIMENTS: dict[str, Experiment] = {
+    "explain": Experiment(explain.Settings, explain.check, explain.run, explain.report),
     "noise": Experiment(noise.Settings, noise.check, noise.run, noise.report),
 }

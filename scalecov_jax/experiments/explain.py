@@ -1,0 +1,403 @@
+"""What a network looks at, which concepts push it, and what its parts respond to: tables and report of every method.
+
+`explain_inputs.py` has the settings and opens what they name; `explain_maps.py`, `explain_scores.py` and `explain_tests.py`
+compute.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scalecov_jax.checkpoints import Network
+from scalecov_jax.experiments import explain_maps, explain_scores, explain_tests
+from scalecov_jax.experiments.explain_inputs import METHODS, Settings, Subject, open_inputs
+from scalecov_jax.experiments.explain_tests import REFERENCE
+from scalecov_jax.explain import grad_cam
+from scalecov_jax.images.example import Skipped
+from scalecov_jax.report import page, pictures, plots
+from scalecov_jax.report.findings import Finding
+from scalecov_jax.report.numbers import interval, number
+from scalecov_jax.report.page import Image, Page, Section, Table, render_text
+from scalecov_jax.report.pictures import POSITIVE, SIGNED, Picture
+
+__all__ = ["METHODS", "Settings", "check", "plan", "report", "run"]
+
+LARGEST_ERROR = 1e-4  # relative, of parts that should add up to a score
+MEASURES = {
+    "hit": "highest pixel hits a lesion",
+    "recall": "lesions marked",
+    "precision": "area under precision-recall",
+}
+
+
+def check(settings: Settings) -> dict[str, Network]:
+    """The networks by name, those with random weights among them.
+
+    Raises:
+        ValueError: Weights, targets, layers, RCVs, images or memory that cannot be used.
+    """
+    return {subject.name: subject.network for subject in _open(settings)[0]}
+
+
+def plan(settings: Settings) -> str:
+    """What `run` would compute, in words; nothing is computed. Raises as `check` does."""
+    subjects, _ = _open(settings)
+    first, what = subjects[0], f"{','.join(map(str, settings.channels))} of {settings.layer[0]}"
+    if settings.method != "feature_visualization":
+        what = f"{len(first.source)} images"
+    names = ", ".join(subject.name for subject in subjects)
+    lines = [f"Would compute {settings.method} of {what} for {names}. Nothing was computed."]
+    if settings.method == "score_propagation":
+        lines += map(explain_scores.needed_memory, subjects)
+    if settings.locates:
+        lines.append(f"{len(first.masked)} of them have something in their mask.")
+    return "\n".join(lines)
+
+
+def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
+    """Explain all networks by a method.
+
+    Args:
+        settings: What to compute.
+        folder: Of the run. maps/, gradients/, states/, scores.npz (scores_NAME.npz of further networks), localised/ and
+            randomised/ keep what is slow; pictures/ and blink/ are written.
+
+    Returns:
+        maps and pointing, sensitivity, visualisations, or scores and totals, by the method; localisation and methods, randomised
+        if asked for; see the functions of `explain_maps`, `explain_scores` and `explain_tests`. And pictures (`report.pictures`),
+        rcvs (held-out R2 of the RCVs that are targets or visualised) and skipped (images left out, reason and detail).
+    """
+    subjects, left_out = _open(settings)
+    tables: dict[str, list[pd.DataFrame]] = defaultdict(list)
+    skipped: list[Skipped] = [*left_out]
+
+    def each() -> Iterator[Picture]:
+        for subject in subjects:
+            yield from _explain(subject, subject is subjects[0], tables, skipped, folder)
+
+    drawn = pictures.save_pictures(folder, each())
+    rcvs = [
+        (subject.name, rcv.layer, rcv.measure, rcv.r2)
+        for subject in subjects
+        for rcv in ([subject.aim] if subject.aim else subject.rcvs)
+    ]
+    joined = {name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
+    if settings.locates:
+        joined["methods"] = explain_tests.compare_maps(joined["localisation"], settings.seed)
+    return {
+        **joined,
+        "pictures": drawn,
+        "rcvs": pd.DataFrame(rcvs, columns=["weights", "layer", "concept", "r2"]).astype({"r2": float}),
+        "skipped": pd.DataFrame(dict.fromkeys(skipped), columns=["image", "reason", "detail"]).astype("str"),
+    }
+
+
+def _open(settings: Settings) -> tuple[list[Subject], tuple[Skipped, ...]]:
+    subjects, skipped = open_inputs(settings)
+    if settings.method == "score_propagation":
+        for subject in subjects:
+            explain_scores.check_scores(subject)
+    return subjects, skipped
+
+
+def _explain(
+    subject: Subject,
+    first: bool,
+    tables: dict[str, list[pd.DataFrame]],
+    skipped: list[Skipped],
+    folder: Path | None,
+) -> Iterator[Picture]:
+    """Add to the tables and to what is skipped; yields what is drawn."""
+    settings, name = subject.settings, subject.name
+    if settings.method == "feature_visualization":
+        table, images = explain_maps.visualise(subject, folder)
+        tables["visualisations"].append(table)
+        several = table["objective"].nunique() > 1
+        for row, pixels in zip(table.itertuples(), images, strict=True):
+            line = f"{name}\n{row.objective.removeprefix('rcv:')}" if several else name
+            yield Picture("sheet", line, f"{row.part}: {row.value:.3g}", pixels)
+    elif settings.method == "sensitivity":
+        table, undecoded = explain_maps.weigh_concepts(subject, folder)
+        tables["sensitivity"].append(table)
+        skipped += undecoded
+    elif settings.method == "score_propagation":
+        path = folder and folder / ("scores.npz" if first else f"scores_{name}.npz")
+        table, found = explain_scores.divide_scores(subject, path)
+        tables["scores"].append(table)
+        tables["totals"].append(explain_scores.kept_shares(table, found))
+        skipped += found.skipped
+        if folder:
+            yield from explain_scores.draw_scores(subject, found, folder)
+        if settings.locates:
+            tables["localisation"].append(explain_tests.localise(subject, folder))
+    else:
+        mapped = explain_maps.map_images(subject, folder)
+        tables["maps"].append(mapped.table)
+        tables["pointing"].append(mapped.pointing)
+        skipped += mapped.skipped
+        for image, pixels, map in mapped.shown:
+            if first:
+                yield Picture("overlays", image, "", pixels)
+            yield Picture("overlays", image, name, pictures.overlay(pixels, map, _scale(settings)))
+    drawn = settings.method in (*grad_cam.METHODS, "score_propagation")
+    if settings.randomisation and drawn and not subject.random:
+        tables["randomised"].append(explain_tests.randomise(subject, folder))
+
+
+def _scale(settings: Settings) -> tuple[float, float, str]:
+    return SIGNED if settings.signed else POSITIVE
+
+
+# Report
+
+
+class _Part:
+    """What a table adds to the page: findings, figures and tables."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self.images: list[Image] = []
+        self.tables: list[Table] = []
+
+    def add(self, quantity: str, at: str, value: float, *ends: float, **more: Any) -> None:
+        """A finding; a missing value is left out, missing ends of an interval too."""
+        if pd.notna(value):
+            known = ends if ends and pd.notna(ends[0]) else (None, None)
+            self.findings.append(Finding(quantity, at, float(value), *known, **more))
+
+    def caution(
+        self, rows: pd.DataFrame, column: str, quantity: str, note: str, *, most: bool = True
+    ) -> None:
+        """The largest (or smallest) of some rows that a reader should know of; nothing where there are none."""
+        if len(rows):
+            worst = rows.sort_values(column).iloc[-1 if most else 0]
+            names = [str(worst[name]) for name in ("weights", "layer", "image", "concept") if name in rows]
+            self.add(quantity, " ".join(names), worst[column], note=note, level="caution")
+
+
+def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path | None = None) -> Page:
+    """Findings, cautions, figures and tables of whatever was computed."""
+    parts = {
+        "rcvs": _rcvs,
+        "methods": _methods,
+        "maps": _maps,
+        "sensitivity": _sensitivity,
+        "visualisations": _visualisations,
+        "scores": _scores,
+        "randomised": _randomised,
+    }
+    part = _Part()
+    for name, describe in parts.items():
+        if name in tables:
+            describe(part, settings, tables)
+    used = max((tables[name]["image"].nunique() for name in ("maps", "scores") if name in tables), default=0)
+    for reason, rows in tables["skipped"].groupby("reason", sort=False):
+        note, share = f"{len(rows)} images; skipped.csv names them.", 100 * len(rows) / (len(rows) + used)
+        part.add(f"images left out ({reason})", settings.images, share, unit="%", note=note, level="caution")
+    if folder:
+        captions = {
+            "overlays": f"Images and maps by {settings.method} at {settings.layer[0]}, in shares of each map's largest value.",
+            "sheet": f"Images optimised for {settings.objective} at {settings.layer[0]}, with the activation at the last step.",
+            "maps": "Image, total map with the score and the sum of its parts, pixels that stand out, and these over the image.",
+            "walk": "From the last layer to the input, each map on a scale of its own, with what the layer adds to the score.",
+        }
+        scale = {"scale": _scale(settings), "label": "share of the largest value"} if "maps" in tables else {}
+        part.images += pictures.picture_figures(tables["pictures"], folder, captions, **scale)
+    values = {"method": settings.method, "settings": settings, "tables": [*tables]}
+    section = Section("Result", "", part.images, part.tables, render_text("explain.html", "text", **values))
+    method = page.DE_LA_TORRE if "scores" in tables else page.GRAZIANI
+    reading = render_text("explain.html", "reading", **values)
+    return Page(settings.title, part.findings, [section], reading, method)
+
+
+def _rcvs(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -> None:
+    rcvs = tables["rcvs"]
+    if settings.method != "sensitivity" or settings.target.startswith("rcv:"):
+        for row in rcvs.itertuples():
+            quantity = f"held-out R² of the RCV ({settings.vector}) of {row.concept}"
+            part.add(quantity, f"{row.weights} {row.layer}", row.r2, level="headline")
+    note = "The direction of a concept that cannot be read means nothing, whatever is seen along it."
+    part.caution(rcvs[rcvs["r2"] <= 0], "r2", "smallest held-out R² of an RCV", note, most=False)
+
+
+def _maps(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -> None:
+    pointing, (layer, *_) = tables["pointing"], settings.layer
+    boxes = {"all": "images with a box", "small": "images with a small box"}
+    for weights, own in tables["maps"].groupby("weights", sort=False):
+        games = pointing[pointing["weights"] == weights]
+        for game in games.itertuples():
+            at, share = f"{weights} {layer}, {game.images} {boxes[game.stratum]}", 100 / game.images
+            level = "headline" if game.stratum == "all" else "result"
+            note = f"Exact p of the difference to the centre {game.p:.2g}."
+            hits = f"boxes that the largest value of a map of {settings.target} hits"
+            part.add(hits, at, share * game.hits, unit="%", note=note, level=level)
+            quantity, value = "boxes that the centre of the image hits", share * game.centre_hits
+            part.add(quantity, at, value, unit="%", level=level)
+            quantity, value = "boxes that maps of other images hit", share * game.other_maps
+            part.add(quantity, at, value, unit="%", note=f"Permutation p {game.p_other:.2g}.", level=level)
+        at = f"{weights} {layer}, {len(own)} images"
+        for column in ("insertion", "deletion"):
+            level = "result" if len(games) else "headline"
+            part.add(f"mean area under {column} of {settings.target}", at, own[column].mean(), level=level)
+        part.add(f"mean of {settings.target}", at, own["score"].mean())
+    empty = 100 * (tables["maps"].set_index("weights")["largest"] == 0).groupby("weights", sort=False).mean()
+    note = "Nothing speaks for the target there."
+    part.caution(empty[empty > 0].reset_index(), "largest", "share in % of maps that are empty", note)
+    if len(pointing):
+        cells = pointing.assign(p=pointing["p"].map("{:.2g}".format))
+        cells["other_maps"] = cells["other_maps"].map(lambda hits: number(hits, 1))
+        cells["p_other"] = cells["p_other"].map(lambda p: "–" if pd.isna(p) else f"{p:.2g}")
+        caption = (
+            f"Pointing game, within {settings.tolerance} pixels. Small: boxes under a quarter of the image."
+        )
+        part.tables.append(_table(caption, cells, ["weights", "stratum"]))
+
+
+def _sensitivity(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -> None:
+    rows = tables["sensitivity"]
+    first = rows[rows["weights"] == rows["weights"].iloc[0]]
+    strongest = first["br"].abs().fillna(0.0).where(first["r2"] > 0, 0.0).idxmax()
+    for row in rows.itertuples():
+        at, level = f"{row.weights} {row.layer}", "headline" if row.Index == strongest else "result"
+        note = f"Held-out R² {number(row.r2)}, TCAV {number(row.tcav)}, p = {row.p:.2g}."
+        quantity = f"bidirectional relevance Br of {row.concept} for {settings.target}"
+        ends = {"interval": "95 % over images", "note": note, "level": level}
+        part.add(quantity, at, row.br, row.br_low, row.br_high, **ends)
+        if pd.isna(row.br):
+            quantity = f"mean z of {row.concept} for {settings.target}, whose S is the same for all images"
+            part.add(quantity, at, row.dimension_free, note=note, level=level)
+    bars = rows.rename(
+        columns={"concept": "label", "weights": "series", "br": "value", "br_low": "low", "br_high": "high"}
+    )
+    if rows["br"].notna().any():
+        caption = "95 % intervals over images; nothing where S is the same for all images."
+        part.images.append(
+            plots.bars(bars, x="bidirectional relevance Br", name="relevance", caption=caption)
+        )
+    cells = pd.DataFrame(
+        {
+            "weights": rows["weights"],
+            "concept": rows["concept"],
+            "R² held out": rows["r2"].map(number),
+            "mean S": rows["mean"].map("{:.3g}".format),
+            "mean z": rows["dimension_free"].map(number),
+            "TCAV": rows["tcav"].map(number),
+            "random": rows["random_low"].map(number) + " to " + rows["random_high"].map(number),
+            "p": rows["p"].map("{:.2g}".format),
+            "Br": _intervals(rows, "br", "br_low", "br_high"),
+        }
+    )
+    caption = "Random: 95 % of the TCAV scores of random directions."
+    part.tables.append(_table(caption, cells, ["weights", "concept"]))
+
+
+def _visualisations(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -> None:
+    groups = tables["visualisations"].groupby(["weights", "layer", "objective", "steps"], sort=False)
+    for (weights, layer, objective, steps), own in groups:
+        quantity = f"mean activation of {len(own)} images after {steps} steps, {objective}"
+        part.add(quantity, f"{weights} {layer}", own["value"].mean(), level="headline")
+
+
+def _scores(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -> None:
+    scores, totals = tables["scores"], tables["totals"]
+    for weights, own in scores.groupby("weights", sort=False):
+        at = f"{weights}, {len(own)} scores of {own['image'].nunique()} images"
+        worst = 1e6 * own["relative_error"].max()
+        part.add("largest relative error of the sum of parts", at, worst, unit="millionths", level="headline")
+        share = (own["input"] / own["logit"].replace(0.0, 1.0)).median()
+        part.add("share of the score that the input has (median)", at, share, level="headline")
+        if settings.prior != "true":
+            held = totals.loc[totals["weights"] == weights, "held"].median()
+            note = f"The {settings.prior} prior loses what lies outside the image."
+            quantity = "share of the score that the total maps hold (median)"
+            part.add(quantity, str(weights), held, note=note, level="caution")
+    note = "The parts do not add up to the score: do not read the maps."
+    wrong = scores[scores["relative_error"] > LARGEST_ERROR]
+    part.caution(wrong, "relative_error", "largest relative error of the sum of parts", note)
+
+
+def _methods(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -> None:
+    methods, located, images = tables["methods"], tables["localisation"], tables["scores"]["image"].nunique()
+    used = located["image"].nunique()
+    for count, (names, own) in enumerate(methods.groupby(["weights", "target", "smoothing"], sort=False), 1):
+        weights, target, sd = names
+        here = located[located["weights"] == weights]
+        smoothed = f", smoothed by {sd:g} px" if sd else ""
+        at = f"{weights}, {target}{smoothed}, {here['image'].nunique()} images of {here['patient'].nunique()} patients"
+        for row in own.itertuples():
+            first, quantity = row.method == REFERENCE, f"{MEASURES[row.measure]}, {row.method}"
+            level = "headline" if first else "result"
+            scale, unit = (1, "") if row.measure == "precision" else (100, "%")
+            ends = (scale * row.low, scale * row.high)
+            note = f"Chance {number(scale * row.chance, 3)}, maps of other patients {number(scale * row.other, 3)}."
+            more = {"interval": "95 % over patients", "unit": unit, "note": note, "level": level}
+            part.add(quantity, at, scale * row.mean, *ends, **more)
+        shown = own[own["measure"] == "precision"].rename(columns={"method": "label"})
+        series = {
+            "map": shown.rename(columns={"mean": "value"}),
+            "chance": shown.assign(value=shown["chance"], low=shown["chance"], high=shown["chance"]),
+            "map of another patient": shown.assign(value=shown["other"], low=shown["other"], high=shown["other"]),
+        }  # fmt: skip
+        bars = pd.concat([rows.assign(series=name) for name, rows in series.items()])
+        caption = f"{at}: {MEASURES['precision']}, 95 % intervals over patients."
+        name = f"localisation_{count:02}"
+        part.images.append(plots.bars(bars, x=MEASURES["precision"], name=name, caption=caption, digits=3))
+        cells = pd.DataFrame(
+            {
+                "method": own["method"],
+                "measure": own["measure"],
+                "mean, 95 %": _intervals(own, "mean", "low", "high", 3),
+                "chance": own["chance"].map(lambda value: number(value, 3)),
+                "other": own["other"].map(lambda value: number(value, 3)),
+                "difference, 95 %": _intervals(own, "difference", "difference_low", "difference_high", 3),
+                "p (Holm)": own["holm"].map(lambda p: "–" if pd.isna(p) else f"{p:.2g}"),
+            }
+        )
+        part.tables.append(_table(f"Maps beside masks: {at}.", cells, ["method", "measure"]))
+    if images > used:
+        note = f"{images - used} of {images} images have nothing in their mask, or nothing left of it at this size."
+        share = 100 * (images - used) / images
+        part.add("images without a lesion", settings.images, share, unit="%", note=note, level="caution")
+
+
+def _randomised(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -> None:
+    rows = tables["randomised"]
+    for weights, own in rows.groupby("weights", sort=False):
+        quantity = "rank correlation with the map of the trained network, random down to {}"
+        for row in own.iloc[[0, -1]].itertuples():
+            at = f"{weights}, {row.images} images"
+            ends = row.correlation - row.sd, row.correlation + row.sd
+            part.add(quantity.format(row.layer), at, row.correlation, *ends, interval="sd over images")
+    curves = rows.rename(columns={"layer": "x", "correlation": "value", "weights": "series"})
+    curves = curves.assign(low=curves["value"] - curves["sd"], high=curves["value"] + curves["sd"])
+    part.images.append(
+        plots.curves(
+            curves,
+            x="random from the output down to",
+            y="rank correlation",
+            name="randomised",
+            caption="Rank correlation with the map of the trained network; bands of an sd over images. A map whose correlation "
+            "stays near 1 does not show what was learnt.",
+            order=list(curves["x"].unique()),
+            limits=(-1.0, 1.0),
+            lines={"no relation": 0.0},
+        )
+    )  # fmt: skip
+    cells = rows.assign(correlation=rows["correlation"].map(number), sd=rows["sd"].map(number))
+    part.tables.append(_table("Rank correlation, from the output down.", cells, ["weights", "layer"]))
+
+
+def _intervals(rows: pd.DataFrame, value: str, low: str, high: str, digits: int = 2) -> list[str]:
+    cells = rows[[value, low, high]].astype(object).where(rows[[value, low, high]].notna(), None)
+    return [interval(*row, digits) for row in cells.to_numpy().tolist()]
+
+
+def _table(caption: str, cells: pd.DataFrame, names: list[str]) -> Table:
+    """A table whose rows are named by some of its columns."""
+    label = cells[names].agg(", ".join, axis=1)
+    rest = cells.drop(columns=names).astype(str)
+    rows = [(name, *row) for name, row in zip(label, rest.to_numpy().tolist(), strict=True)]
+    return Table(caption, (", ".join(names), *rest), rows)
