@@ -4,8 +4,7 @@
 compute.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,16 @@ from scalecov_jax.explain import grad_cam
 from scalecov_jax.images.example import Skipped
 from scalecov_jax.report import page, pictures, plots
 from scalecov_jax.report.findings import Finding
-from scalecov_jax.report.numbers import interval, number
+from scalecov_jax.report.numbers import number
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
-from scalecov_jax.report.pictures import POSITIVE, SIGNED, Picture
+from scalecov_jax.report.pictures import POSITIVE, SIGNED, Album
 
 __all__ = ["METHODS", "Settings", "check", "plan", "report", "run"]
 
 LARGEST_ERROR = 1e-4  # relative, of parts that should add up to a score
 MEASURES = {
-    "hit": "highest pixel hits a lesion",
-    "recall": "lesions marked",
+    "hit": "share of maps whose highest pixel hits a lesion",
+    "recall": "share of lesions marked",
     "precision": "area under precision-recall",
 }
 
@@ -71,28 +70,15 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
         rcvs (held-out R2 of the RCVs that are targets or visualised) and skipped (images left out, reason and detail).
     """
     subjects, left_out = _open(settings)
-    tables: dict[str, list[pd.DataFrame]] = defaultdict(list)
-    skipped: list[Skipped] = [*left_out]
-
-    def each() -> Iterator[Picture]:
-        for subject in subjects:
-            yield from _explain(subject, subject is subjects[0], tables, skipped, folder)
-
-    drawn = pictures.save_pictures(folder, each())
-    rcvs = [
-        (subject.name, rcv.layer, rcv.measure, rcv.r2)
-        for subject in subjects
-        for rcv in ([subject.aim] if subject.aim else subject.rcvs)
-    ]
+    album, tables = Album(folder), {"skipped": [_skipped(left_out)]}
+    for subject in subjects:
+        for name, table in _explain(subject, subject is subjects[0], album, folder).items():
+            tables.setdefault(name, []).append(table)
     joined = {name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
+    joined["skipped"] = joined["skipped"].drop_duplicates()
     if settings.locates:
         joined["methods"] = explain_tests.compare_maps(joined["localisation"], settings.seed)
-    return {
-        **joined,
-        "pictures": drawn,
-        "rcvs": pd.DataFrame(rcvs, columns=["weights", "layer", "concept", "r2"]).astype({"r2": float}),
-        "skipped": pd.DataFrame(dict.fromkeys(skipped), columns=["image", "reason", "detail"]).astype("str"),
-    }
+    return {**joined, "pictures": album.table()}
 
 
 def _open(settings: Settings) -> tuple[list[Subject], tuple[Skipped, ...]]:
@@ -103,48 +89,44 @@ def _open(settings: Settings) -> tuple[list[Subject], tuple[Skipped, ...]]:
     return subjects, skipped
 
 
-def _explain(
-    subject: Subject,
-    first: bool,
-    tables: dict[str, list[pd.DataFrame]],
-    skipped: list[Skipped],
-    folder: Path | None,
-) -> Iterator[Picture]:
-    """Add to the tables and to what is skipped; yields what is drawn."""
+def _explain(subject: Subject, first: bool, album: Album, folder: Path | None) -> dict[str, pd.DataFrame]:
+    """The tables of a network; what is drawn goes into the album."""
     settings, name = subject.settings, subject.name
+    aims = [subject.aim] if subject.aim else []
+    rcvs = [(name, rcv.layer, rcv.measure, rcv.r2) for rcv in (*aims, *subject.rcvs)]
+    columns = ["weights", "layer", "concept", "r2"]
+    tables = {"rcvs": pd.DataFrame(rcvs, columns=columns).astype({"r2": float}).drop_duplicates()}
+    skipped: Sequence[Skipped] = ()
     if settings.method == "feature_visualization":
-        table, images = explain_maps.visualise(subject, folder)
-        tables["visualisations"].append(table)
-        several = table["objective"].nunique() > 1
-        for row, pixels in zip(table.itertuples(), images, strict=True):
-            line = f"{name}\n{row.objective.removeprefix('rcv:')}" if several else name
-            yield Picture("sheet", line, f"{row.part}: {row.value:.3g}", pixels)
+        tables["visualisations"], images = explain_maps.visualise(subject, folder)
+        for row, pixels in zip(tables["visualisations"].itertuples(), images, strict=True):
+            concept = row.objective.removeprefix("rcv:") if settings.objective == "rcv" else ""
+            album.add("sheet", f"{name}\n{concept}".strip(), f"{row.part}: {row.value:.3g}", pixels)
     elif settings.method == "sensitivity":
-        table, undecoded = explain_maps.weigh_concepts(subject, folder)
-        tables["sensitivity"].append(table)
-        skipped += undecoded
+        tables["sensitivity"], skipped = explain_maps.weigh_concepts(subject, folder)
     elif settings.method == "score_propagation":
         path = folder and folder / ("scores.npz" if first else f"scores_{name}.npz")
-        table, found = explain_scores.divide_scores(subject, path)
-        tables["scores"].append(table)
-        tables["totals"].append(explain_scores.kept_shares(table, found))
-        skipped += found.skipped
+        tables["scores"], found = explain_scores.divide_scores(subject, path)
+        tables["totals"] = explain_scores.kept_shares(tables["scores"], found)
+        skipped = found.skipped
         if folder:
-            yield from explain_scores.draw_scores(subject, found, folder)
+            explain_scores.draw_scores(subject, found, album, folder)
         if settings.locates:
-            tables["localisation"].append(explain_tests.localise(subject, folder))
+            tables["localisation"] = explain_tests.localise(subject, folder)
     else:
-        mapped = explain_maps.map_images(subject, folder)
-        tables["maps"].append(mapped.table)
-        tables["pointing"].append(mapped.pointing)
-        skipped += mapped.skipped
-        for image, pixels, map in mapped.shown:
+        tables["maps"], tables["pointing"], shown, skipped = explain_maps.map_images(subject, folder)
+        for image, pixels, map in shown:
             if first:
-                yield Picture("overlays", image, "", pixels)
-            yield Picture("overlays", image, name, pictures.overlay(pixels, map, _scale(settings)))
-    drawn = settings.method in (*grad_cam.METHODS, "score_propagation")
-    if settings.randomisation and drawn and not subject.random:
-        tables["randomised"].append(explain_tests.randomise(subject, folder))
+                album.add("overlays", image, "", pixels)
+            album.add("overlays", image, name, pictures.overlay(pixels, map, _scale(settings)))
+    mapped = settings.method in (*grad_cam.METHODS, "score_propagation")
+    if settings.randomisation and mapped and not subject.random:
+        tables["randomised"] = explain_tests.randomise(subject, folder)
+    return {**tables, "skipped": _skipped(skipped)}
+
+
+def _skipped(images: Sequence[Skipped]) -> pd.DataFrame:
+    return pd.DataFrame(images, columns=["image", "reason", "detail"]).astype("str")
 
 
 def _scale(settings: Settings) -> tuple[float, float, str]:
@@ -215,8 +197,8 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
 
 def _rcvs(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -> None:
     rcvs = tables["rcvs"]
-    if settings.method != "sensitivity" or settings.target.startswith("rcv:"):
-        for row in rcvs.itertuples():
+    for row in rcvs.itertuples():
+        if settings.method != "sensitivity" or (row.concept, row.layer) == settings.rcv_target:
             quantity = f"held-out R² of the RCV ({settings.vector}) of {row.concept}"
             part.add(quantity, f"{row.weights} {row.layer}", row.r2, level="headline")
     note = "The direction of a concept that cannot be read means nothing, whatever is seen along it."
@@ -247,13 +229,10 @@ def _maps(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -
     note = "Nothing speaks for the target there."
     part.caution(empty[empty > 0].reset_index(), "largest", "share in % of maps that are empty", note)
     if len(pointing):
-        cells = pointing.assign(p=pointing["p"].map("{:.2g}".format))
-        cells["other_maps"] = cells["other_maps"].map(lambda hits: number(hits, 1))
-        cells["p_other"] = cells["p_other"].map(lambda p: "–" if pd.isna(p) else f"{p:.2g}")
         caption = (
             f"Pointing game, within {settings.tolerance} pixels. Small: boxes under a quarter of the image."
         )
-        part.tables.append(_table(caption, cells, ["weights", "stratum"]))
+        part.tables.append(_table(caption, pointing))
 
 
 def _sensitivity(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -> None:
@@ -277,21 +256,7 @@ def _sensitivity(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFr
         part.images.append(
             plots.bars(bars, x="bidirectional relevance Br", name="relevance", caption=caption)
         )
-    cells = pd.DataFrame(
-        {
-            "weights": rows["weights"],
-            "concept": rows["concept"],
-            "R² held out": rows["r2"].map(number),
-            "mean S": rows["mean"].map("{:.3g}".format),
-            "mean z": rows["dimension_free"].map(number),
-            "TCAV": rows["tcav"].map(number),
-            "random": rows["random_low"].map(number) + " to " + rows["random_high"].map(number),
-            "p": rows["p"].map("{:.2g}".format),
-            "Br": _intervals(rows, "br", "br_low", "br_high"),
-        }
-    )
-    caption = "Random: 95 % of the TCAV scores of random directions."
-    part.tables.append(_table(caption, cells, ["weights", "concept"]))
+    part.tables.append(_table("Random: 95 % of the TCAV scores of random directions.", rows))
 
 
 def _visualisations(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -> None:
@@ -327,15 +292,13 @@ def _methods(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]
         here = located[located["weights"] == weights]
         smoothed = f", smoothed by {sd:g} px" if sd else ""
         at = f"{weights}, {target}{smoothed}, {here['image'].nunique()} images of {here['patient'].nunique()} patients"
-        for row in own.itertuples():
-            first, quantity = row.method == REFERENCE, f"{MEASURES[row.measure]}, {row.method}"
-            level = "headline" if first else "result"
-            scale, unit = (1, "") if row.measure == "precision" else (100, "%")
-            ends = (scale * row.low, scale * row.high)
-            note = f"Chance {number(scale * row.chance, 3)}, maps of other patients {number(scale * row.other, 3)}."
-            more = {"interval": "95 % over patients", "unit": unit, "note": note, "level": level}
-            part.add(quantity, at, scale * row.mean, *ends, **more)
-        shown = own[own["measure"] == "precision"].rename(columns={"method": "label"})
+        precision = own[own["measure"] == "precision"]
+        best = own.loc[[precision["mean"].idxmax()]]  # beside the maps of score propagation
+        for row in pd.concat([own[own["method"] == REFERENCE], best]).drop_duplicates().itertuples():
+            note = f"Chance {number(row.chance, 3)}, maps of other patients {number(row.other, 3)}."
+            more = {"interval": "95 % over patients", "note": note, "level": "headline", "digits": 3}
+            part.add(f"{MEASURES[row.measure]}, {row.method}", at, row.mean, row.low, row.high, **more)
+        shown = precision.rename(columns={"method": "label"})
         series = {
             "map": shown.rename(columns={"mean": "value"}),
             "chance": shown.assign(value=shown["chance"], low=shown["chance"], high=shown["chance"]),
@@ -345,18 +308,8 @@ def _methods(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]
         caption = f"{at}: {MEASURES['precision']}, 95 % intervals over patients."
         name = f"localisation_{count:02}"
         part.images.append(plots.bars(bars, x=MEASURES["precision"], name=name, caption=caption, digits=3))
-        cells = pd.DataFrame(
-            {
-                "method": own["method"],
-                "measure": own["measure"],
-                "mean, 95 %": _intervals(own, "mean", "low", "high", 3),
-                "chance": own["chance"].map(lambda value: number(value, 3)),
-                "other": own["other"].map(lambda value: number(value, 3)),
-                "difference, 95 %": _intervals(own, "difference", "difference_low", "difference_high", 3),
-                "p (Holm)": own["holm"].map(lambda p: "–" if pd.isna(p) else f"{p:.2g}"),
-            }
-        )
-        part.tables.append(_table(f"Maps beside masks: {at}.", cells, ["method", "measure"]))
+        cells = own.drop(columns=["weights", "target", "smoothing"])
+        part.tables.append(_table(f"Maps beside masks: {at}.", cells))
     if images > used:
         note = f"{images - used} of {images} images have nothing in their mask, or nothing left of it at this size."
         share = 100 * (images - used) / images
@@ -386,18 +339,17 @@ def _randomised(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFra
             lines={"no relation": 0.0},
         )
     )  # fmt: skip
-    cells = rows.assign(correlation=rows["correlation"].map(number), sd=rows["sd"].map(number))
-    part.tables.append(_table("Rank correlation, from the output down.", cells, ["weights", "layer"]))
+    part.tables.append(_table("Rank correlation, from the output down.", rows))
 
 
-def _intervals(rows: pd.DataFrame, value: str, low: str, high: str, digits: int = 2) -> list[str]:
-    cells = rows[[value, low, high]].astype(object).where(rows[[value, low, high]].notna(), None)
-    return [interval(*row, digits) for row in cells.to_numpy().tolist()]
-
-
-def _table(caption: str, cells: pd.DataFrame, names: list[str]) -> Table:
-    """A table whose rows are named by some of its columns."""
-    label = cells[names].agg(", ".join, axis=1)
-    rest = cells.drop(columns=names).astype(str)
-    rows = [(name, *row) for name, row in zip(label, rest.to_numpy().tolist(), strict=True)]
-    return Table(caption, (", ".join(names), *rest), rows)
+def _table(caption: str, frame: pd.DataFrame) -> Table:
+    """All columns, numbers with three digits; columns of text at the left name the rows together."""
+    names = [column for column, kind in frame.dtypes.items() if kind == "str"]
+    rest = frame.drop(columns=names)
+    cells = [
+        ["–" if pd.isna(cell) else f"{cell:.3g}".replace("-", "−") for cell in row]
+        for row in rest.to_numpy().tolist()
+    ]
+    labels = frame[names].agg(", ".join, axis=1)
+    rows = [(label, *row) for label, row in zip(labels, cells, strict=True)]
+    return Table(caption, (", ".join(names), *(column.replace("_", " ") for column in rest)), rows)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -249,10 +249,10 @@ def open_inputs(settings: Settings) -> tuple[list[Subject], tuple[Skipped, ...]]
         ]
     if settings.method == "feature_visualization":
         return _each(subjects, _with_objective), ()
+    subjects = _each(subjects, _with_targets)
     source, skipped = _open_images(subjects)
     masked = with_masks(source, settings.images) if settings.locates else ()
-    subjects = [dataclasses.replace(subject, source=source, masked=masked) for subject in subjects]
-    return _each(subjects, _with_targets), skipped
+    return [dataclasses.replace(subject, source=source, masked=masked) for subject in subjects], skipped
 
 
 def _each(subjects: Sequence[Subject], complete: Callable[[Subject], Subject]) -> list[Subject]:
@@ -399,18 +399,20 @@ def _last(network: Network) -> str:
 
 def _open_images(subjects: Sequence[Subject]) -> tuple[Source, tuple[Skipped, ...]]:
     settings, skipped = subjects[0].settings, ()
-    images, size = settings.images, max(subject.size for subject in subjects)
-    named = images in (SCENES, RETINA) or images.startswith(("tfds:", "annotated:"))
-    if named or (Path(images) / "Annotations").is_dir():
-        source, skipped = open_source(
-            images,
-            settings.image_class,
-            count=settings.scenes,
-            seed=settings.seed,
-            size=size if images == RETINA else 128,  # small lesions are lost in a small picture
-        )
+    images, wanted = settings.images, settings.image_class
+    size = max(subject.size for subject in subjects)
+    if images in (SCENES, RETINA):
+        size = size if images == RETINA else 128  # small lesions are lost in a small picture
+        source = _rendered(images, wanted, settings.scenes, settings.seed, size)
+    elif images.startswith(("tfds:", "annotated:")) or (Path(images) / "Annotations").is_dir():
+        source, skipped = open_source(images, wanted)
     else:
         source = read_folder(images)
         if settings.trim:
             source = Prepared(source, partial(fundus.trim_example, size=size))
     return evenly(source, settings.limit), tuple(skipped)
+
+
+@lru_cache(maxsize=1)  # of a run, whose settings are checked before
+def _rendered(images: str, image_class: str, count: int, seed: int, size: int) -> Source:
+    return open_source(images, image_class, count=count, seed=seed, size=size)[0]

@@ -41,7 +41,7 @@ from scalecov_jax.features import Features
 from scalecov_jax.images.example import Skipped, resize_image
 from scalecov_jax.models.folding import folded
 from scalecov_jax.models.receptive_field import layer_fields
-from scalecov_jax.report.pictures import Picture, black_and_white, blink, marked, signed_map
+from scalecov_jax.report.pictures import Album, black_and_white, blink, marked, signed_map
 
 MOST_BYTES = 4 << 30  # of the arrays of one network, which are held in memory until they are written
 _COLUMNS = 6  # of a walk
@@ -127,12 +127,13 @@ def kept_shares(table: pd.DataFrame, found: Features) -> pd.DataFrame:
     return rows[["weights", "image", "target"]].assign(held=sums / rows["logit"].replace(0.0, 1.0))
 
 
-def draw_scores(subject: Subject, found: Features, folder: Path) -> Iterator[Picture]:
+def draw_scores(subject: Subject, found: Features, album: Album, folder: Path) -> None:
     """Maps of the first images, and walks from the last layer to the input; also writes blink/*.gif.
 
     Args:
         subject: What is explained.
         found: From `divide_scores`.
+        album: For the pictures.
         folder: Of the run.
     """
     settings, size, asked = subject.settings, subject.size, subject.asked
@@ -150,10 +151,10 @@ def draw_scores(subject: Subject, found: Features, folder: Path) -> Iterator[Pic
             line = str(target) if asked[column] == target else f"{asked[column]}: {target}"
             sums = f"logit {arrays['scores'][at]:.6g}, sum {arrays['sums'][at]:.6g}"
             figure = f"maps_{name}"
-            yield Picture(figure, line, example.name[-28:], picture)
-            yield Picture(figure, line, sums, signed_map(total))
-            yield Picture(figure, line, f"> {settings.deviations:g} sd", black_and_white(high))
-            yield Picture(figure, line, "over the image", over)
+            album.add(figure, line, example.name[-28:], picture)
+            album.add(figure, line, sums, signed_map(total))
+            album.add(figure, line, f"> {settings.deviations:g} sd", black_and_white(high))
+            album.add(figure, line, "over the image", over)
             here = slice(row, row + 1), slice(column, column + 1)
             constants = {layer: values[here] for layer, values in arrays.items() if layer not in _NO_LAYERS}
             layers = spread_constants(constants, subject.network, size, settings.prior)
@@ -172,7 +173,7 @@ def draw_scores(subject: Subject, found: Features, folder: Path) -> Iterator[Pic
             for number, (title, pixels) in enumerate(walk):
                 first = number // _COLUMNS * _COLUMNS
                 line_of_walk = line if not first else f"from {walk[first][0].splitlines()[0]}"
-                yield Picture(f"walk_{name}_{column + 1:02}", line_of_walk, title, pixels)
+                album.add(f"walk_{name}_{column + 1:02}", line_of_walk, title, pixels)
 
 
 def target_names(subject: Subject, targets: Sequence[Target], images: int) -> np.ndarray:

@@ -23,6 +23,7 @@ class Finding:
         source: Where it was published.
         note: A sentence on how to read the number.
         level: headline (stands on top of the page), result, or caution (what to know before trusting the others).
+        digits: Decimals shown; of per cent none.
     """
 
     quantity: str
@@ -36,11 +37,12 @@ class Finding:
     source: str = ""
     note: str = ""
     level: Literal["headline", "result", "caution"] = "result"
+    digits: int = 2
 
     @property
     def shown(self) -> str:
         """Value, interval and unit."""
-        digits = 0 if self.unit == "%" else 2
+        digits = 0 if self.unit == "%" else self.digits
         return interval(self.value, self.low, self.high, digits) + (f" {self.unit}" if self.unit else "")
 
     @property

@@ -1,9 +1,9 @@
 """Pictures that a run keeps as PNG files and names in a table, and the figures of a page that are made of them."""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -19,32 +19,31 @@ Pixels = UInt8[np.ndarray, "H W 3"]
 SIGNED, POSITIVE = (-1.0, 1.0, "RdBu_r"), (0.0, 1.0, "inferno")
 
 
-class Picture(NamedTuple):
-    """A picture of a figure.
+class Album:
+    """Pictures of a run, written to pictures/ in its folder as they come; without a folder nothing is kept."""
 
-    Attributes:
-        figure: Name of the figure; what stands before the first underscore is its kind.
-        row: What stands at the left of its row; pictures of a row follow each other.
-        title: Above it.
-        pixels: RGB.
-    """
+    def __init__(self, folder: Path | None):
+        self._folder, self._rows = folder, []
+        if folder:
+            (folder / "pictures").mkdir(exist_ok=True)
 
-    figure: str
-    row: str
-    title: str
-    pixels: Pixels
+    def add(self, figure: str, row: str, title: str, pixels: Pixels) -> None:
+        """Keep a picture.
 
+        Args:
+            figure: Name of the figure it belongs to; what stands before the first underscore is its kind.
+            row: What stands at the left of its row in the figure.
+            title: Above it.
+            pixels: RGB.
+        """
+        if self._folder:
+            file = f"pictures/{figure}_{len(self._rows):04}.png"
+            (self._folder / file).write_bytes(encode_png(pixels))
+            self._rows.append((figure, row, title, file))
 
-def save_pictures(folder: Path | None, pictures: Iterable[Picture]) -> pd.DataFrame:
-    """Write pictures/FIGURE_NUMBER.png; returns figure, row, title and file (relative to the folder). No folder, no rows."""
-    rows: list[tuple[str, ...]] = []
-    if folder:
-        (folder / "pictures").mkdir(exist_ok=True)
-        for picture in pictures:
-            file = f"pictures/{picture.figure}_{len(rows):04}.png"
-            (folder / file).write_bytes(encode_png(picture.pixels))
-            rows.append((picture.figure, picture.row, picture.title, file))
-    return pd.DataFrame(rows, columns=["figure", "row", "title", "file"]).astype("str")
+    def table(self) -> pd.DataFrame:
+        """Columns figure, row, title and file (relative to the folder)."""
+        return pd.DataFrame(self._rows, columns=["figure", "row", "title", "file"]).astype("str")
 
 
 def picture_figures(
@@ -53,7 +52,7 @@ def picture_figures(
     """The figures of a table of pictures, each a grid.
 
     Args:
-        table: From `save_pictures`.
+        table: From `Album.table`.
         folder: Of the run.
         captions: By kind of figure.
         options: See `plots.image_grid`.
