@@ -4,7 +4,7 @@
 compute.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def _explain(subject: Subject, first: bool, album: Album, folder: Path | None) -
     skipped: Sequence[Skipped] = ()
     if settings.method == "feature_visualization":
         tables["visualisations"], images = explain_maps.visualise(subject, folder)
-        for row, pixels in zip(tables["visualisations"].itertuples(), images, strict=True):
+        for row, pixels in zip(_rows(tables["visualisations"]), images, strict=True):
             concept = row.objective.removeprefix("rcv:") if settings.objective == "rcv" else ""
             album.add("sheet", f"{name}\n{concept}".strip(), f"{row.part}: {row.value:.3g}", pixels)
     elif settings.method == "sensitivity":
@@ -144,11 +144,11 @@ class _Part:
         self.images: list[Image] = []
         self.tables: list[Table] = []
 
-    def add(self, quantity: str, at: str, value: float, *ends: float, **more: Any) -> None:
-        """A finding; a missing value is left out, missing ends of an interval too."""
+    def add(self, quantity: str, at: Any, value: Any, low: Any = None, high: Any = None, **more: Any) -> None:
+        """A finding; a missing value is left out, and missing ends of an interval."""
         if pd.notna(value):
-            known = ends if ends and pd.notna(ends[0]) else (None, None)
-            self.findings.append(Finding(quantity, at, float(value), *known, **more))
+            ends = (None, None) if pd.isna(low) else (float(low), float(high))
+            self.findings.append(Finding(quantity, str(at), float(value), *ends, **more))
 
     def caution(
         self, rows: pd.DataFrame, column: str, quantity: str, note: str, *, most: bool = True
@@ -197,7 +197,7 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
 
 def _rcvs(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -> None:
     rcvs = tables["rcvs"]
-    for row in rcvs.itertuples():
+    for row in _rows(rcvs):
         if settings.method != "sensitivity" or (row.concept, row.layer) == settings.rcv_target:
             quantity = f"held-out R² of the RCV ({settings.vector}) of {row.concept}"
             part.add(quantity, f"{row.weights} {row.layer}", row.r2, level="headline")
@@ -210,7 +210,7 @@ def _maps(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -
     boxes = {"all": "images with a box", "small": "images with a small box"}
     for weights, own in tables["maps"].groupby("weights", sort=False):
         games = pointing[pointing["weights"] == weights]
-        for game in games.itertuples():
+        for game in _rows(games):
             at, share = f"{weights} {layer}, {game.images} {boxes[game.stratum]}", 100 / game.images
             level = "headline" if game.stratum == "all" else "result"
             note = f"Exact p of the difference to the centre {game.p:.2g}."
@@ -239,7 +239,7 @@ def _sensitivity(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFr
     rows = tables["sensitivity"]
     first = rows[rows["weights"] == rows["weights"].iloc[0]]
     strongest = first["br"].abs().fillna(0.0).where(first["r2"] > 0, 0.0).idxmax()
-    for row in rows.itertuples():
+    for row in _rows(rows):
         at, level = f"{row.weights} {row.layer}", "headline" if row.Index == strongest else "result"
         note = f"Held-out R² {number(row.r2)}, TCAV {number(row.tcav)}, p = {row.p:.2g}."
         quantity = f"bidirectional relevance Br of {row.concept} for {settings.target}"
@@ -278,7 +278,7 @@ def _scores(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame])
             held = totals.loc[totals["weights"] == weights, "held"].median()
             note = f"The {settings.prior} prior loses what lies outside the image."
             quantity = "share of the score that the total maps hold (median)"
-            part.add(quantity, str(weights), held, note=note, level="caution")
+            part.add(quantity, weights, held, note=note, level="caution")
     note = "The parts do not add up to the score: do not read the maps."
     wrong = scores[scores["relative_error"] > LARGEST_ERROR]
     part.caution(wrong, "relative_error", "largest relative error of the sum of parts", note)
@@ -294,7 +294,7 @@ def _methods(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]
         at = f"{weights}, {target}{smoothed}, {here['image'].nunique()} images of {here['patient'].nunique()} patients"
         precision = own[own["measure"] == "precision"]
         best = own.loc[[precision["mean"].idxmax()]]  # beside the maps of score propagation
-        for row in pd.concat([own[own["method"] == REFERENCE], best]).drop_duplicates().itertuples():
+        for row in _rows(pd.concat([own[own["method"] == REFERENCE], best]).drop_duplicates()):
             note = f"Chance {number(row.chance, 3)}, maps of other patients {number(row.other, 3)}."
             more = {"interval": "95 % over patients", "note": note, "level": "headline", "digits": 3}
             part.add(f"{MEASURES[row.measure]}, {row.method}", at, row.mean, row.low, row.high, **more)
@@ -320,7 +320,7 @@ def _randomised(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFra
     rows = tables["randomised"]
     for weights, own in rows.groupby("weights", sort=False):
         quantity = "rank correlation with the map of the trained network, random down to {}"
-        for row in own.iloc[[0, -1]].itertuples():
+        for row in _rows(own.iloc[[0, -1]]):
             at = f"{weights}, {row.images} images"
             ends = row.correlation - row.sd, row.correlation + row.sd
             part.add(quantity.format(row.layer), at, row.correlation, *ends, interval="sd over images")
@@ -342,9 +342,14 @@ def _randomised(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFra
     part.tables.append(_table("Rank correlation, from the output down.", rows))
 
 
+def _rows(frame: pd.DataFrame) -> Iterator[Any]:
+    """Rows with the columns as attributes."""
+    return frame.itertuples()
+
+
 def _table(caption: str, frame: pd.DataFrame) -> Table:
     """All columns, numbers with three digits; columns of text at the left name the rows together."""
-    names = [column for column, kind in frame.dtypes.items() if kind == "str"]
+    names = [str(column) for column, kind in frame.dtypes.items() if kind == "str"]
     rest = frame.drop(columns=names)
     cells = [
         ["–" if pd.isna(cell) else f"{cell:.3g}".replace("-", "−") for cell in row]
@@ -352,4 +357,4 @@ def _table(caption: str, frame: pd.DataFrame) -> Table:
     ]
     labels = frame[names].agg(", ".join, axis=1)
     rows = [(label, *row) for label, row in zip(labels, cells, strict=True)]
-    return Table(caption, (", ".join(names), *(column.replace("_", " ") for column in rest)), rows)
+    return Table(caption, (", ".join(names), *(str(column).replace("_", " ") for column in rest)), rows)

@@ -188,7 +188,7 @@ class Subject:
         masked: For localisation, the images whose mask holds something.
         rcvs: Those whose directions are weighed or visualised.
         aim: That on which the target projects.
-        objective: Of feature visualisation.
+        objectives: Of feature visualisation; they are summed.
         random: Whether its weights are random.
     """
 
@@ -201,7 +201,7 @@ class Subject:
     masked: Source = ()
     rcvs: Sequence[Rcv] = ()
     aim: Rcv | None = None
-    objective: Objective | None = None
+    objectives: Sequence[Objective] = ()
     random: bool = False
 
     @property
@@ -284,7 +284,7 @@ def _with_objective(subject: Subject) -> Subject:
         outputs = subject.traced(lambda variables, images: capture(module, variables, images, (layer,)))
         make = {"channel": channel, "neuron": neuron}[settings.objective]
         made = make(layer, channels, outputs[layer].shape[-1])
-    return dataclasses.replace(subject, objective=made, rcvs=rcvs)
+    return dataclasses.replace(subject, objectives=[made], rcvs=rcvs)
 
 
 def _with_targets(subject: Subject) -> Subject:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -57,10 +57,10 @@ def map_images(subject: Subject, folder: Path | None) -> Mapped:
         FloatingPointError: See `gradients.check_gradients`.
     """
     settings, source, size = subject.settings, subject.source, subject.size
-    (target,) = subject.targets
+    (target,), method = subject.targets, cast(grad_cam.Method, settings.method)
 
     def use(module: Any, variables: Any, inputs: Any, computed: LayerGradients) -> dict[str, Any]:
-        maps = grad_cam.cam(settings.method, computed.activations, computed.gradients, signed=settings.signed)
+        maps = grad_cam.cam(method, computed.activations, computed.gradients, signed=settings.signed)
         if not settings.faithfulness:
             return {"maps": maps}
         large, baseline = grad_cam.upsample(maps, size, size), faithfulness.blurred(inputs)
@@ -180,13 +180,13 @@ def visualise(subject: Subject, folder: Path | None) -> tuple[pd.DataFrame, np.n
         ValueError: An earlier state is damaged or of other objectives.
         FloatingPointError: A channel is dead.
     """
-    settings, objective = subject.settings, subject.objective
+    settings, objectives = subject.settings, subject.objectives
     path = folder and folder / "states" / f"{subject.name}.npz"
     recipe = RECIPES[settings.recipe]
     if settings.steps and settings.recipe == "lucid":
         recipe = (Stage(settings.steps),)
     module, variables = subject.folded()
-    state = load_state(path, [objective], size=subject.size) if path else None
+    state = load_state(path, objectives, size=subject.size) if path else None
     total, done = sum(stage.steps for stage in recipe), state.step if state else 0
     with tqdm(total=total, initial=done, desc=subject.name, unit="step") as bar:
 
@@ -199,7 +199,7 @@ def visualise(subject: Subject, folder: Path | None) -> tuple[pd.DataFrame, np.n
             module,
             variables,
             subject.network.card.preprocessing,
-            [objective],
+            objectives,
             recipe=recipe,
             size=subject.size,
             seed=settings.seed,

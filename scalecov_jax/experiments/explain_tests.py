@@ -6,7 +6,7 @@ What an earlier run kept is read.
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -218,12 +218,14 @@ def _correlations(subject: Subject) -> Features:
         prepared.append((inputs, valid, own))
         indices.append(places[valid])
 
+    method = cast(grad_cam.Method, settings.method)
+
     def drawn(variables: Any, inputs: Any, own: Target) -> np.ndarray:
-        if settings.method == "score_propagation":
+        if settings.method == REFERENCE:
             parts = by_image(propagate_scores(module, variables, inputs, [own]))
             return total_maps(parts, network, size, settings.prior)[:, 0].astype(np.float32)
         computed = layer_gradients(module, variables, inputs, settings.layer[0], own)
-        maps = grad_cam.cam(settings.method, computed.activations, computed.gradients, signed=settings.signed)
+        maps = grad_cam.cam(method, computed.activations, computed.gradients, signed=settings.signed)
         return np.asarray(maps)
 
     def maps(variables: Any) -> np.ndarray:

@@ -86,5 +86,7 @@ def _subject(
     settings: Mapping[str, Any],
     rcvs: Sequence[Rcv] = (),
 ) -> Subject:
-    given = {field: settings[field] for field in _READ.split()} | {"layer": (settings["layer"],)}
+    given: dict[str, Any] = {field: settings[field] for field in _READ.split()} | {
+        "layer": (settings["layer"],)
+    }
     return Subject(name, network, Settings(**given), [targets[name]], source=source, rcvs=rcvs)
