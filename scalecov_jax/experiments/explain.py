@@ -1,6 +1,6 @@
 """What a network looks at, which concepts push it, and what its parts respond to: tables and report of every method.
 
-`explain_inputs.py` has the settings and opens what they name; `explain_maps.py`, `explain_scores.py` and `explain_tests.py`
+`explain_inputs.py` has the settings and opens what they name; `explain_maps.py`, `explain_scores.py` and `explain_checks.py`
 compute.
 """
 
@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.experiments import explain_maps, explain_scores, explain_tests
+from scalecov_jax.experiments import explain_checks, explain_maps, explain_scores
+from scalecov_jax.experiments.explain_checks import REFERENCE
 from scalecov_jax.experiments.explain_inputs import METHODS, Settings, Subject, open_inputs
-from scalecov_jax.experiments.explain_tests import REFERENCE
 from scalecov_jax.explain import grad_cam
 from scalecov_jax.images.example import Skipped
 from scalecov_jax.report import page, pictures, plots
@@ -66,8 +66,8 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
 
     Returns:
         maps and pointing, sensitivity, visualisations, or scores and totals, by the method; localisation and methods, randomised
-        if asked for; see the functions of `explain_maps`, `explain_scores` and `explain_tests`. And pictures (`report.pictures`),
-        rcvs (held-out R2 of the RCVs that are targets or visualised) and skipped (images left out, reason and detail).
+        if asked for; see the functions of `explain_maps`, `explain_scores` and `explain_checks`. And pictures (see `Album`), rcvs
+        (held-out R2 of the RCVs in use) and skipped (images left out, reason and detail).
     """
     subjects, left_out = _open(settings)
     album, tables = Album(folder), {"skipped": [_skipped(left_out)]}
@@ -77,7 +77,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     joined = {name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
     joined["skipped"] = joined["skipped"].drop_duplicates()
     if settings.locates:
-        joined["methods"] = explain_tests.compare_maps(joined["localisation"], settings.seed)
+        joined["methods"] = explain_checks.compare_maps(joined["localisation"], settings.seed)
     return {**joined, "pictures": album.table()}
 
 
@@ -112,7 +112,7 @@ def _explain(subject: Subject, first: bool, album: Album, folder: Path | None) -
         if folder:
             explain_scores.draw_scores(subject, found, album, folder)
         if settings.locates:
-            tables["localisation"] = explain_tests.localise(subject, folder)
+            tables["localisation"] = explain_checks.localise(subject, folder)
     else:
         tables["maps"], tables["pointing"], shown, skipped = explain_maps.map_images(subject, folder)
         for image, pixels, map in shown:
@@ -121,7 +121,7 @@ def _explain(subject: Subject, first: bool, album: Album, folder: Path | None) -
             album.add("overlays", image, name, pictures.overlay(pixels, map, _scale(settings)))
     mapped = settings.method in (*grad_cam.METHODS, "score_propagation")
     if settings.randomisation and mapped and not subject.random:
-        tables["randomised"] = explain_tests.randomise(subject, folder)
+        tables["randomised"] = explain_checks.randomise(subject, folder)
     return {**tables, "skipped": _skipped(skipped)}
 
 
@@ -299,15 +299,16 @@ def _methods(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]
             more = {"interval": "95 % over patients", "note": note, "level": "headline", "digits": 3}
             part.add(f"{MEASURES[row.measure]}, {row.method}", at, row.mean, row.low, row.high, **more)
         shown = precision.rename(columns={"method": "label"})
-        series = {
-            "map": shown.rename(columns={"mean": "value"}),
-            "chance": shown.assign(value=shown["chance"], low=shown["chance"], high=shown["chance"]),
-            "map of another patient": shown.assign(value=shown["other"], low=shown["other"], high=shown["other"]),
-        }  # fmt: skip
-        bars = pd.concat([rows.assign(series=name) for name, rows in series.items()])
+        baselines = {"chance": "chance", "other": "map of another patient"}
+        bars = [shown.rename(columns={"mean": "value"}).assign(series="map")]
+        for column, name in baselines.items():
+            value = shown[column]
+            bars.append(shown[["label"]].assign(series=name, value=value, low=value, high=value))
         caption = f"{at}: {MEASURES['precision']}, 95 % intervals over patients."
         name = f"localisation_{count:02}"
-        part.images.append(plots.bars(bars, x=MEASURES["precision"], name=name, caption=caption, digits=3))
+        part.images.append(
+            plots.bars(pd.concat(bars), x=MEASURES["precision"], name=name, caption=caption, digits=3)
+        )
         cells = own.drop(columns=["weights", "target", "smoothing"])
         part.tables.append(_table(f"Maps beside masks: {at}.", cells))
     if images > used:

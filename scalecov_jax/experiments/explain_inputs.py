@@ -17,7 +17,7 @@ from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.explain import grad_cam
 from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.feature_visualization import Objective, channel, direction, neuron, whole_layer
-from scalecov_jax.explain.gradients import LayerGradients, layer_gradients
+from scalecov_jax.explain.gradients import layer_gradients
 from scalecov_jax.explain.target import (
     LOGITS,
     Target,
@@ -311,17 +311,14 @@ def _with_targets(subject: Subject) -> Subject:
             asked = tuple(map(str, range(count)))
         targets = [_NAMED[name](network) if name in _NAMED else class_logit(network, name) for name in asked]
     for layer in settings.layer if settings.locates or settings.method != "score_propagation" else ():
-        traced = subject.traced(partial(_gradients, network.module, layer, targets[0]))
+        seen = partial(layer_gradients, network.module, layer=layer, target=targets[0])
+        traced = subject.traced(seen)
         if settings.method != "sensitivity" and len(traced.activations.shape) != 4:
             raise ValueError(
                 f"{layer} has no maps ({list(traced.activations.shape)}); a map can be drawn of layers before the pooling, such "
                 f"as {network.architecture.trunk}."
             )
     return dataclasses.replace(subject, targets=targets, asked=asked, rcvs=rcvs, aim=aim)
-
-
-def _gradients(module: Any, layer: str, target: Target, variables: Any, images: Any) -> LayerGradients:
-    return layer_gradients(module, variables, images, layer, target)
 
 
 def chosen_rcvs(subject: Subject, layer: str, concepts: Sequence[str]) -> list[Rcv]:

@@ -61,13 +61,14 @@ def check_scores(subject: Subject) -> None:
             f"config.prior is quoted, but {name} is {family}; the source quotes receptive fields of dr_grader alone. Take "
             "true or published."
         )
-    at = subject.targets[0].layer
-    layers = layer_names(*subject.folded(), (1, subject.size, subject.size, 3), at)
-    if settings.prior == "quoted" and sum("conv" in layer for layer in layers) != len(QUOTED_KERNELS):
-        raise ValueError(
-            f"config.prior is quoted, but the target lies at {at}; the source quotes {len(QUOTED_KERNELS)} convolutions. Take "
-            "true or published, or a target behind conv15."
-        )
+    if settings.prior == "quoted":
+        at = subject.targets[0].layer
+        layers = layer_names(*subject.folded(), (1, subject.size, subject.size, 3), at)
+        if sum("conv" in layer for layer in layers) != len(QUOTED_KERNELS):
+            raise ValueError(
+                f"config.prior is quoted, but the target lies at {at}; the source quotes {len(QUOTED_KERNELS)} convolutions. "
+                "Take true or published, or a target behind conv15."
+            )
     each, images = _image_bytes(subject), _most_kept(subject)
     if each * images > MOST_BYTES:
         raise ValueError(
