@@ -150,14 +150,12 @@ class _Part:
             ends = (None, None) if pd.isna(low) else (float(low), float(high))
             self.findings.append(Finding(quantity, str(at), float(value), *ends, **more))
 
-    def caution(
-        self, rows: pd.DataFrame, column: str, quantity: str, note: str, *, most: bool = True
-    ) -> None:
-        """The largest (or smallest) of some rows that a reader should know of; nothing where there are none."""
+    def caution(self, rows: pd.DataFrame, column: str, quantity: str, note: str, **more: Any) -> None:
+        """The first of the rows that a reader should know of; nothing where there are none."""
         if len(rows):
-            worst = rows.sort_values(column).iloc[-1 if most else 0]
+            worst = rows.iloc[0]
             names = [str(worst[name]) for name in ("weights", "layer", "image", "concept") if name in rows]
-            self.add(quantity, " ".join(names), worst[column], note=note, level="caution")
+            self.add(quantity, " ".join(names), worst[column], note=note, level="caution", **more)
 
 
 def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path | None = None) -> Page:
@@ -201,8 +199,9 @@ def _rcvs(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -
         if settings.method != "sensitivity" or (row.concept, row.layer) == settings.rcv_target:
             quantity = f"held-out R² of the RCV ({settings.vector}) of {row.concept}"
             part.add(quantity, f"{row.weights} {row.layer}", row.r2, level="headline")
-    note = "The direction of a concept that cannot be read means nothing, whatever is seen along it."
-    part.caution(rcvs[rcvs["r2"] <= 0], "r2", "smallest held-out R² of an RCV", note, most=False)
+    unread = rcvs[rcvs["r2"] <= 0].sort_values("r2")
+    note = f"Directions of what cannot be read mean nothing: {', '.join(unread['concept'].unique())}."
+    part.caution(unread, "r2", "smallest held-out R² of an RCV", note)
 
 
 def _maps(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -> None:
@@ -221,13 +220,14 @@ def _maps(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -
             quantity, value = "boxes that maps of other images hit", share * game.other_maps
             part.add(quantity, at, value, unit="%", note=f"Permutation p {game.p_other:.2g}.", level=level)
         at = f"{weights} {layer}, {len(own)} images"
+        level = "result" if len(games) else "headline"
         for column in ("insertion", "deletion"):
-            level = "result" if len(games) else "headline"
             part.add(f"mean area under {column} of {settings.target}", at, own[column].mean(), level=level)
-        part.add(f"mean of {settings.target}", at, own["score"].mean())
+        part.add(f"mean of {settings.target}", at, own["score"].mean(), level=level)
     empty = 100 * (tables["maps"].set_index("weights")["largest"] == 0).groupby("weights", sort=False).mean()
     note = "Nothing speaks for the target there."
-    part.caution(empty[empty > 0].reset_index(), "largest", "share in % of maps that are empty", note)
+    empty = empty[empty > 0].sort_values(ascending=False).reset_index()
+    part.caution(empty, "largest", "maps that are empty", note, unit="%")
     if len(pointing):
         caption = (
             f"Pointing game, within {settings.tolerance} pixels. Small: boxes under a quarter of the image."
@@ -280,8 +280,9 @@ def _scores(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame])
             quantity = "share of the score that the total maps hold (median)"
             part.add(quantity, weights, held, note=note, level="caution")
     note = "The parts do not add up to the score: do not read the maps."
-    wrong = scores[scores["relative_error"] > LARGEST_ERROR]
-    part.caution(wrong, "relative_error", "largest relative error of the sum of parts", note)
+    millionths = scores.assign(error=1e6 * scores["relative_error"])
+    wrong = millionths[scores["relative_error"] > LARGEST_ERROR].sort_values("error", ascending=False)
+    part.caution(wrong, "error", "largest relative error of the sum of parts", note, unit="millionths")
 
 
 def _methods(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -> None:
