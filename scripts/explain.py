@@ -9,22 +9,23 @@ Example:
   python scripts/explain.py --method=score_propagation --config=configs/explain.py --config.weights=checkpoints/dr_grader \
     --config.images=retina --config.classes=all --config.limit=4 --workdir=runs/scores
 
-Writes CSV tables, summary.json, report.html, figures/ and arrays (maps/, gradients/ or states/; scores.npz and blink/ of
-score_propagation) to --workdir.
+Writes CSV tables, summary.json, report.html, figures/, pictures/ and arrays (maps/, gradients/ or states/; scores.npz and blink/
+of score_propagation) to --workdir.
 """
 
 import sys
 
 import command
 from absl import flags
-from command import OVERWRITE, RESUME, WORKDIR, run
+from command import OVERWRITE, RESUME, WORKDIR
 from ml_collections import config_flags
 
-from scalecov_jax.pipelines import explain
+from scalecov_jax import run
+from scalecov_jax.experiments import explain
+from scalecov_jax.settings import describe, parse
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The settings, such as configs/explain.py, which explains each of them."
-)
+__doc__ += "\n" + describe(explain.Settings)
+CONFIG = config_flags.DEFINE_config_file("config", None, "The settings, such as configs/explain.py.")
 METHOD = flags.DEFINE_enum("method", None, explain.METHODS, "What to compute.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, print what would be computed, and stop.")
 flags.adopt_module_key_flags(command)
@@ -33,16 +34,13 @@ flags.mark_flags_as_required(["config", "method", "workdir"])
 
 def main() -> None:
     """Explain and report."""
-    table = explain.run(
-        {**CONFIG.value.to_dict(), "method": METHOD.value},
-        WORKDIR.value,
-        command=sys.argv,
-        resume=RESUME.value,
-        overwrite=OVERWRITE.value,
-        dry_run=DRY_RUN.value,
-    )
-    print(table)
+    settings = {**CONFIG.value.to_dict(), "method": METHOD.value}
+    if DRY_RUN.value:
+        print(explain.plan(parse(explain.Settings, settings, "config.")))
+        return
+    options = {"resume": RESUME.value, "overwrite": OVERWRITE.value}
+    print(run.run("explain", settings, WORKDIR.value, command=sys.argv, **options))
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

@@ -14,7 +14,7 @@ import tiny_network
 from ml_collections import config_flags
 from scalecov_jax.models import parity, port
 from scalecov_jax import run
-from scalecov_jax.pipelines import explain, grader, paper, pretrain, texture
+from scalecov_jax.pipelines import grader, paper, pretrain, texture
 gc.freeze()  # else every fork copies and collects all that is imported
 for line in sys.stdin:
     job = json.loads(line)

@@ -1,23 +1,26 @@
 """scripts/explain.py on a tiny network: every method writes what it says, goes on, and refuses what cannot be."""
 
-import csv
-import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from golden_tables import assert_golden
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
+from scalecov_jax import run as runner
 from scalecov_jax.concepts.measure import get_measure
+from scalecov_jax.experiments import explain
+from scalecov_jax.experiments.explain_inputs import open_inputs
 from scalecov_jax.features import compute_features
-from scalecov_jax.pipelines import explain
 from scalecov_jax.probes.splits import random_splits
 from scalecov_jax.rcv import STRIP, fit_rcvs, load_rcvs, save_rcvs
+from scalecov_jax.settings import parse
 
-CONFIG = Path(__file__).parents[1] / "configs" / "explain.py"
+NEW = ["pointing.csv", "pictures.csv", "rcvs.csv", "skipped.csv"]  # tables that there were not before
 CONCEPTS = ("scale", "mean_luminance")
 pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_scenes")
 
@@ -26,14 +29,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_scenes")
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights") / "some_weights"
     checkpoints.save(folder, random_network())
-    spec = importlib.util.spec_from_file_location("explain_config", CONFIG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     changes = {"weights": str(folder), "layer": "block_2", "scenes": 12, "batch_size": 8}
-    small = {"steps": 3, "size": 32, "channels": "0,3", "shown": 2}
-    settings = {**module.get_config().to_dict(), **changes, **small}
+    settings = {**changes, "steps": 3, "size": 32, "channels": "0,3", "shown": 2}
     # As a probe run writes them.
-    source, network = explain._open(settings, {})[0], checkpoints.load(folder)
+    source, network = images_of(settings), checkpoints.load(folder)
     pooled = compute_features(network, source, ("block_1", "block_2"), size=32)
     measures = {name: np.array([get_measure(name).measure(one) for one in source]) for name in CONCEPTS}
     rcvs = [
@@ -45,58 +44,98 @@ def settings(tmp_path_factory):
     return {**settings, "rcvs": str(folder.parent / "rcvs.npz")}
 
 
+def images_of(settings):
+    return open_inputs(parse(explain.Settings, settings))[0][0].source
+
+
 def run(settings, method, workdir, **options):
-    return explain.run({**settings, "method": method}, str(workdir), command=["explain.py"], **options)
+    return runner.run("explain", {**settings, "method": method}, workdir, command=["explain.py"], **options)
+
+
+def finding(folder, quantity, at=""):
+    """The value of the finding with these words."""
+    (value,) = (
+        found["value"]
+        for found in json.loads((folder / "summary.json").read_text())["findings"]
+        if quantity in found["quantity"] and at in found["at"]
+    )
+    return value
 
 
 @pytest.mark.parametrize(
-    ("method", "rows", "kept"),
-    [("grad_cam", 24, "maps"), ("sensitivity", 2, "gradients"), ("feature_visualization", 4, "states")],
+    ("method", "table", "rows", "kept"),
+    [
+        ("grad_cam", "maps", 24, "maps"),
+        ("sensitivity", "sensitivity", 2, "gradients"),
+        ("feature_visualization", "visualisations", 4, "states"),
+    ],
 )
-def test_tables_reports_and_a_second_run(settings, method, rows, kept, tmp_path):
-    table = run(settings, method, tmp_path / "run")
-    assert ("some_weights-random" in table) == (method != "sensitivity")  # RCVs are of the trained weights
-    (path,) = (one for one in (tmp_path / "run").glob("*.csv") if one.name != "measures.csv")
-    with path.open() as file:
-        found = list(csv.DictReader(file))
-    assert len(found) == rows
-    assert not {"nan", "inf"} & {cell.lower() for row in found for cell in row.values()}
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary["answer"]
-    assert summary["provenance"]["seed"] == "2026"
-    assert (tmp_path / "run/report.html").stat().st_size > 10_000
-    assert list((tmp_path / "run/figures").glob("*.png"))
-    assert_golden(tmp_path / "run", method)
-    before = path.read_bytes(), {one: one.stat().st_mtime_ns for one in (tmp_path / "run" / kept).iterdir()}
-    assert run(settings, method, tmp_path / "run", resume=True).split("\n")[0] == table.split("\n")[0]
+def test_tables_reports_and_a_second_run(settings, method, table, rows, kept, tmp_path):
+    workdir = tmp_path / "run"
+    text = run(settings, method, workdir)
+    assert ("some_weights-random" in text) == (method != "sensitivity")  # RCVs are of the trained weights
+    assert not re.search(r"\bnan\b", text.lower())
+    tables = runner.read(workdir)[1]
+    assert len(tables[table]) == rows
+    assert_golden(workdir, method, tables=NEW)
+    figures = {"grad_cam": {"overlays"}, "sensitivity": set(), "feature_visualization": {"sheet"}}
+    assert {path.stem for path in (workdir / "figures").iterdir()} == figures[
+        method
+    ]  # S is constant: no bars
+    assert {*tables["pictures"]["figure"]} == figures[method]
+    assert all((workdir / file).stat().st_size for file in tables["pictures"]["file"])
+    # Images with two maps each; two channels of two networks.
+    assert len(tables["pictures"]) == {"grad_cam": 6, "sensitivity": 0, "feature_visualization": 4}[method]
+    html = (workdir / "report.html").read_text()
+    for found in json.loads((workdir / "summary.json").read_text())["findings"]:
+        assert found["quantity"] in html
+    path = workdir / f"{table}.csv"
+    before = path.read_bytes(), {one: one.stat().st_mtime_ns for one in (workdir / kept).iterdir()}
+    (workdir / "summary.json").unlink()  # as a kill leaves it
+    assert run(settings, method, workdir, resume=True) == text
     assert path.read_bytes() == before[0]
-    assert {one: one.stat().st_mtime_ns for one in (tmp_path / "run" / kept).iterdir()} == before[1]
+    assert {one: one.stat().st_mtime_ns for one in (workdir / kept).iterdir()} == before[1]
+
+
+def test_findings_agree_with_the_tables(settings, tmp_path):
+    run({**settings, "random_weights": False, "rcvs": settings["rcvs"]}, "sensitivity", tmp_path / "run")
+    rows = runner.read(tmp_path / "run")[1]["sensitivity"].set_index("concept")
+    assert finding(tmp_path / "run", "mean z of scale") == rows["dimension_free"]["scale"]
+    assert finding(tmp_path / "run", "smallest held-out R²") == rows["r2"]["scale"] < 0
+    tables = {
+        "sensitivity": rows.reset_index().assign(br=[3.0, -0.5], br_low=[2.0, -0.7], br_high=[4.0, 0.1]),
+        "rcvs": rows.reset_index()[["weights", "layer", "concept", "r2"]],
+        "skipped": pd.DataFrame([("a", "no image", "empty")] * 2, columns=["image", "reason", "detail"]),
+    }
+    given = parse(explain.Settings, {**settings, "method": "sensitivity"})
+    page = explain.report(given, tables)
+    (headline,) = (found for found in page.findings if found.level == "headline")
+    assert "mean_luminance" in headline.quantity  # nothing is read along scale, whose R2 is negative
+    assert (headline.value, headline.low, headline.high) == (-0.5, -0.7, 0.1)
+    (bars,) = page.sections[0].images
+    assert "mean_luminance, some_weights −0.50 (−0.70 to 0.10)" in bars.alt
+    (left_out,) = (found for found in page.findings if "left out" in found.quantity)
+    assert (left_out.value, left_out.level) == (100, "caution")
 
 
 def test_rcvs_of_a_probe_run_are_targets_and_strips(settings, tmp_path):
-    one = {**settings, "random_weights": False, "faithfulness": False, "concepts": "scale,mean_luminance"}
-    run({**one, "layer": "block_1", "target": "rcv:scale@block_2"}, "grad_cam", tmp_path / "maps")
-    told = json.loads((tmp_path / "maps/summary.json").read_text())["answer"]
-    assert "The RCV (filter) of scale at block_2 has a held-out R2 of" in told
-    run({**one, "objective": "rcv"}, "feature_visualization", tmp_path / "strip")
-    with (tmp_path / "strip/visualisations.csv").open() as file:
-        rows = [(row["objective"], row["part"]) for row in csv.DictReader(file)]
-    assert rows == [(f"rcv:{concept}", part) for concept in ("scale", "mean_luminance") for part in STRIP]
-    with (tmp_path / "maps/maps.csv").open() as file:
-        scores = [float(row["score"]) for row in csv.DictReader(file)]
+    plain = {**settings, "random_weights": False, "faithfulness": False, "concepts": "scale,mean_luminance"}
+    aimed = {**plain, "layer": "block_1", "target": "rcv:scale@block_2"}
     network = checkpoints.load(Path(settings["weights"]))
-    source = explain._open(settings, {})[0]
-    features = compute_features(network, source, ("block_2",), size=32).values["block_2"]
+    features = compute_features(network, images_of(settings), ("block_2",), size=32).values["block_2"]
     rcv = next(rcv for rcv in load_rcvs(settings["rcvs"]) if (rcv.measure, rcv.layer) == ("scale", "block_2"))
-    np.testing.assert_allclose(scores, features @ rcv.direction, rtol=1e-3, atol=1e-4)
-    run(
-        {**one, "layer": "block_1", "target": "rcv:scale@block_2", "vector": "pattern"},
-        "grad_cam",
-        tmp_path / "p",
-    )
-    with (tmp_path / "p/maps.csv").open() as file:
-        scores = [float(row["score"]) for row in csv.DictReader(file)]
-    np.testing.assert_allclose(scores, features @ rcv.vector("pattern"), rtol=1e-3, atol=1e-4)
+    for vector in ("filter", "pattern"):
+        workdir = tmp_path / vector
+        run({**aimed, "vector": vector}, "grad_cam", workdir)
+        assert finding(workdir, f"held-out R² of the RCV ({vector}) of scale", "block_2") == rcv.r2
+        scores = runner.read(workdir)[1]["maps"]["score"]
+        np.testing.assert_allclose(scores, features @ rcv.vector(vector), rtol=1e-3, atol=1e-4)
+    run({**plain, "objective": "rcv"}, "feature_visualization", tmp_path / "strip")
+    tables = runner.read(tmp_path / "strip")[1]
+    rows = tables["visualisations"][["objective", "part"]].to_numpy().tolist()
+    assert rows == [[f"rcv:{concept}", part] for concept in ("scale", "mean_luminance") for part in STRIP]
+    assert tables["pictures"]["row"].nunique() == 2
+    assert set(tables["rcvs"]["concept"]) == {"scale", "mean_luminance"}
 
 
 def test_a_damaged_state_is_named(settings, tmp_path):
@@ -116,21 +155,44 @@ def test_maps_meet_boxes_in_the_pointing_game(settings, tmp_path):
         "target": "logit:1,3",
         "randomisation": True,
     }
-    run(group, "grad_cam_pp", tmp_path / "run")
-    (games,) = json.loads((tmp_path / "run/summary.json").read_text())["pointing_game"].values()
-    with (tmp_path / "run/maps.csv").open() as file:
-        small = [float(row["box_share"]) < 0.25 for row in csv.DictReader(file)]
-    assert games["all"]["images"] == len(small) == 12
-    assert games["small"]["images"] == sum(small) > 0
-    with (tmp_path / "run/randomised.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["layer"] for row in rows] == ["pre_softmax", "block_2", "block_1", "stem"]
-    assert {row["images"] for row in rows} == {"12"}
-    assert_golden(tmp_path / "run", "grad_cam_pp")
-    assert (tmp_path / "run/figures/randomised.png").exists()
-    with np.load(tmp_path / "run/maps/some_weights.npz") as file:
+    workdir = tmp_path / "run"
+    run(group, "grad_cam_pp", workdir)
+    assert_golden(workdir, "grad_cam_pp", tables=NEW)
+    tables = runner.read(workdir)[1]
+    maps, games = tables["maps"], tables["pointing"].set_index("stratum")
+    small = maps[maps["box_share"] < 0.25]
+    assert (games["images"] == [12, len(small)]).all()
+    assert (games["hits"] == [maps["hit"].sum(), small["hit"].sum()]).all()
+    assert (games["centre_hits"] == [maps["centre_hit"].sum(), small["centre_hit"].sum()]).all()
+    assert games["other_maps"].notna().tolist() == [True, False]
+    share = 100 * maps["hit"].mean()
+    assert finding(workdir, "largest value of a map", "12 images with a box") == pytest.approx(share)
+    assert finding(workdir, "insertion") == pytest.approx(maps["insertion"].mean())
+    forgotten = tables["randomised"].set_index("layer")
+    assert [*forgotten.index] == ["pre_softmax", "block_2", "block_1", "stem"]
+    assert {*forgotten["images"]} == {12}
+    for layer in ("pre_softmax", "stem"):
+        correlation = forgotten["correlation"][layer]
+        assert finding(workdir, f"random down to {layer}") == pytest.approx(correlation)
+    assert {path.name for path in (workdir / "figures").glob("*.png")} == {"overlays.png", "randomised.png"}
+    with np.load(workdir / "maps/some_weights.npz") as file:
         assert file["layer_maps"].shape == (12, *file["layer_maps"].shape[1:])
         assert np.isfinite(file["layer_maps"]).all()
+
+
+def test_tables_without_a_folder_are_the_same(settings, tmp_path):
+    run({**settings, "random_weights": False}, "grad_cam", tmp_path / "run")
+    given = parse(explain.Settings, {**settings, "random_weights": False})
+    tables, kept = explain.run(given), runner.read(tmp_path / "run")[1]
+    pd.testing.assert_frame_equal(tables["maps"], kept["maps"], check_exact=False)
+    assert tables["pictures"].empty
+
+
+def test_what_would_be_computed_is_said_beforehand(settings):
+    given = {**settings, "method": "feature_visualization"}
+    text = explain.plan(parse(explain.Settings, given))
+    assert "feature_visualization of 0,3 of block_2 for some_weights, some_weights-random" in text
+    assert "12 images" in explain.plan(parse(explain.Settings, settings))
 
 
 @pytest.mark.parametrize(
@@ -154,11 +216,12 @@ def test_maps_meet_boxes_in_the_pointing_game(settings, tmp_path):
         ),
         (
             {"shown": 0, "channels": "a", "vector": "x"},
-            "vector is 'x'.*config.shown is 0.*; config.channels has a",
+            "config.vector is 'x'.*config.channels is 'a'; expected an integer; config.shown is 0; expected at least 1",
         ),
+        ({"layer": "block_1,block_2"}, "config.layer is 'block_1,block_2'; expected a single layer"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_computed(settings, changes, message, tmp_path):
+def test_mistakes_are_named_before_anything_is_computed(settings, changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         run({**settings, **changes}, "grad_cam", tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,7 +1,5 @@
 """scripts/explain.py --method=score_propagation on a tiny network: files, conservation, going on, and refusals."""
 
-import csv
-import importlib.util
 import json
 from pathlib import Path
 
@@ -13,16 +11,18 @@ from skimage.draw import disk
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
+from scalecov_jax import run as runner
+from scalecov_jax.experiments import explain, explain_scores
+from scalecov_jax.experiments.explain_inputs import Subject
 from scalecov_jax.explain.localisation import average_precision
 from scalecov_jax.explain.target import class_logit, head_unit
 from scalecov_jax.images.example import Example
-from scalecov_jax.pipelines import explain, propagation
 from scalecov_jax.probes.splits import random_splits
 from scalecov_jax.rcv import fit_rcvs, save_rcvs
-from scalecov_jax.report.localisation import Localised
-from scalecov_jax.tables import read_table
+from scalecov_jax.settings import parse
 
-CONFIG = Path(__file__).parents[1] / "configs" / "explain.py"
+# Tables that there were not before, and what is kept of single networks.
+NEW = ["localised/*", "totals.csv", "methods.csv", "pictures.csv", "rcvs.csv", "skipped.csv"]
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -37,17 +37,26 @@ def settings(tmp_path_factory):
     for number in range(15):
         pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / ("images" if number < 3 else "more") / f"{number}.png")
-    spec = importlib.util.spec_from_file_location("explain_config", CONFIG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     changes = {"weights": str(folder / "whole"), "images": str(folder / "images"), "random_weights": False}
-    small = {"shown": 1, "batch_size": 2, "splits": 1, "layer": "block_1"}
-    return {**module.get_config().to_dict(), **changes, **small}
+    return {**changes, "method": "score_propagation", "shown": 1, "batch_size": 2, "layer": "block_1"}
 
 
 def run(settings, workdir, **options):
-    settings = {**settings, "method": "score_propagation"}
-    return explain.run(settings, str(workdir), command=["explain.py"], **options)
+    return runner.run("explain", settings, workdir, command=["explain.py"], **options)
+
+
+def scores_of(folder):
+    return runner.read(folder)[1]["scores"]
+
+
+def finding(folder, quantity, at=""):
+    """The finding with these words."""
+    (found,) = (
+        found
+        for found in json.loads((folder / "summary.json").read_text())["findings"]
+        if quantity in found["quantity"] and at in found["at"]
+    )
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +67,21 @@ def done(settings, tmp_path_factory):
 
 
 def test_parts_add_up_in_every_file(done):
-    scores = json.loads((done / "summary.json").read_text())["scores"]
-    assert len(scores) == 3 * 5
-    assert {(one["image"], one["target"]) for one in scores} == {
-        (f"{image}.png", str(target)) for image in range(3) for target in range(5)
-    }
-    for one in scores:
-        assert abs(one["sum_of_parts"] - one["logit"]) < 1e-4 * abs(one["logit"])
-        assert one["relative_error"] < 1e-4
-    with (done / "scores.csv").open() as file:
-        assert [float(row["logit"]) for row in csv.DictReader(file)] == [one["logit"] for one in scores]
+    scores = scores_of(done)
+    assert scores["image"].tolist() == [f"{image}.png" for image in range(3) for _ in range(5)]
+    assert scores["target"].tolist() == [str(target) for target in range(5)] * 3
+    np.testing.assert_allclose(scores["sum_of_parts"], scores["logit"], rtol=1e-4)
+    assert scores["relative_error"].max() < 1e-4
+    error = finding(done, "largest relative error")
+    assert (error["value"], error["level"]) == (
+        pytest.approx(1e6 * scores["relative_error"].max()),
+        "headline",
+    )
+    share = (scores["input"] / scores["logit"]).median()
+    assert finding(done, "share of the score that the input has")["value"] == pytest.approx(share)
+    np.testing.assert_allclose(runner.read(done)[1]["totals"]["held"], 1, rtol=1e-4)
     with np.load(done / "scores.npz", allow_pickle=False) as file:
-        logits = np.array([one["logit"] for one in scores]).reshape(3, 5)
+        logits = scores["logit"].to_numpy().reshape(3, 5)
         np.testing.assert_array_equal(file["layer_scores"], logits)
         assert file["layer_total"].shape == (3, 5, 32, 32)
         np.testing.assert_allclose(file["layer_total"].sum((2, 3), dtype=float), logits, rtol=1e-4)
@@ -84,14 +96,22 @@ def test_parts_add_up_in_every_file(done):
 def test_tables_are_those_kept(run, name, request):
     folder = request.getfixturevalue(run)
     folder = folder if name == "score_propagation" else folder[0]
-    assert_golden(folder, name, tables=["localised/*"], columns=["relative_error"])
+    assert_golden(folder, name, tables=NEW, columns=["relative_error"])
 
 
 def test_figures_and_page(done):
-    names = {one.name for one in (done / "figures").iterdir()}
+    names = {one.name for one in (done / "figures").glob("*.png")}
     walks = {f"walk_whole_001_{column:02}.png" for column in range(1, 6)}
     assert names == {"maps_whole_001.png", *walks}
-    assert "add up to each within" in (done / "report.html").read_text()
+    pictures = runner.read(done)[1]["pictures"].set_index(["figure", "row"]).loc[("maps_whole_001", "0")]
+    score = scores_of(done).iloc[0]
+    sums = f"logit {score['logit']:.6g}, sum {score['sum_of_parts']:.6g}"
+    assert pictures["title"].tolist() == ["0.png", sums, "> 2 sd", "over the image"]
+    with Image.open(done / pictures["file"].iloc[2]) as binary:
+        assert {*np.asarray(binary).ravel().tolist()} == {0, 255}
+    html = (done / "report.html").read_text()
+    assert sums in html
+    assert "de la Torre" in html
     (first, *others) = sorted((done / "blink").iterdir())
     assert (first.name, len(others)) == ("whole_001_01.gif", 4)
     with Image.open(first) as gif:
@@ -114,8 +134,11 @@ def test_only_some_arrays_are_kept_and_the_prior_may_be_the_published_one(settin
         np.testing.assert_allclose(file["layer_block_1"][0, 0], every["layer_block_1"][0, 1], atol=1e-5)
         lost = file["layer_total"][0, 0] - every["layer_total"][0, 1]
     assert np.abs(lost).max() > 0
-    answer = json.loads((tmp_path / "run/summary.json").read_text())["answer"]
-    assert "The published prior loses what lies outside the image" in answer
+    held = finding(tmp_path / "run", "total maps hold")
+    assert held["level"] == "caution"
+    with np.load(tmp_path / "run/scores.npz") as file:
+        total = file["layer_total"].sum(dtype=float) / file["layer_scores"][0, 0]
+    assert held["value"] == pytest.approx(total, rel=1e-5)
 
 
 def test_constants_of_the_grader_lie_in_the_fields_that_its_source_quotes():
@@ -129,7 +152,7 @@ def test_constants_of_the_grader_lie_in_the_fields_that_its_source_quotes():
     constants["block2_conv1"][..., 64, 64] = 1.0
     widths = []
     for prior in ("true", "published", "quoted"):
-        one = propagation.spread_constants(constants, network, 256, prior)["block2_conv1"][0, 0]
+        one = explain_scores.spread_constants(constants, network, 256, prior)["block2_conv1"][0, 0]
         assert one.sum() == pytest.approx(1)
         widths.append(np.count_nonzero(one.any(0)))
     assert widths == [10, 10, 9]
@@ -164,7 +187,7 @@ def located(settings, tmp_path_factory):
 
 def test_maps_are_located_beside_masks(located):
     folder, table = located
-    rows = read_table(folder / "localisation.csv", Localised)
+    rows = [*runner.read(folder)[1]["localisation"].itertuples()]
     methods = ["score_propagation", "gradient_x_input", "gradient", "full_grad", "grad_cam block_1"]
     assert [row.method for row in rows[:20:4]] == methods
     assert [row.smoothing for row in rows[:4]] == [0, 2, 0, 2]
@@ -172,6 +195,8 @@ def test_maps_are_located_beside_masks(located):
     assert {row.image for row in rows} == {f"eye_{index}" for index in (0, 2, 3, 4, 5)}
     assert {row.target for row in rows} == {"predicted", "severity"}
     assert {row.precision_chance for row in rows} == {9 / 32**2}
+    left_out = finding(folder, "images without a lesion")
+    assert (left_out["value"], left_out["level"]) == (pytest.approx(100 / 6), "caution")
     assert "1 of 6 images have nothing in their mask, or nothing left of it" in table
     with np.load(folder / "scores.npz") as file:
         for row in rows[:4]:
@@ -194,19 +219,27 @@ def file_targets(folder):
         return file["layer_targets"].ravel().tolist()
 
 
-def test_summary_compares_methods_and_says_how_weights_matter(located):
+def test_methods_are_compared_and_maps_depend_on_weights(located):
     folder, _ = located
-    summary = json.loads((folder / "summary.json").read_text())
-    found = summary["localisation"]
-    assert (found["images"], found["left_out"]) == (5, 1)
-    assert len(found["methods"]) == 2 * 2 * 3 * 5
-    for one in found["methods"]:
-        assert (one["holm"] is None) == (one["method"] == "score_propagation")
-        assert 0 <= one["interval"][0] <= one["mean"] <= one["interval"][1] <= 1
-    with (folder / "randomised.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["layer"] for row in rows] == ["pre_softmax", "block_2", "block_1", "stem"]
-    assert {row["weights"] for row in rows} == {"whole"}
+    tables = runner.read(folder)[1]
+    methods, rows = tables["methods"], tables["localisation"]
+    assert len(methods) == 2 * 2 * 3 * 5
+    assert (methods["holm"].isna() == (methods["method"] == "score_propagation")).all()
+    assert (methods["low"] <= methods["mean"]).all()
+    assert (methods["mean"] <= methods["high"]).all()
+    names = ["weights", "target", "smoothing", "method"]
+    for measure in ("hit", "recall", "precision"):
+        own = methods[methods["measure"] == measure].set_index(names)
+        means = rows.groupby(names, sort=False)[[measure, f"{measure}_chance", f"{measure}_other"]].mean()
+        np.testing.assert_allclose(own[["mean", "chance", "other"]], means.loc[own.index])
+    own = methods.query("target == 'severity' and smoothing == 2 and measure == 'precision'")
+    best = own.loc[own["mean"].idxmax(), "method"]
+    for row in own.itertuples():
+        if row.method in (best, "score_propagation"):
+            where = "severity, smoothed by 2 px, 5 images of 3"
+            found = finding(folder, f"precision-recall, {row.method}", where)
+            assert [found[name] for name in ("value", "low", "high")] == [row.mean, row.low, row.high]
+    assert {*tables["randomised"]["weights"]} == {"whole"}
     assert {f"localisation_{one:02}.png" for one in range(1, 5)} < {
         one.name for one in (folder / "figures").iterdir()
     }
@@ -214,12 +247,10 @@ def test_summary_compares_methods_and_says_how_weights_matter(located):
 
 def test_the_predicted_class_is_named_and_kept(settings, done, tmp_path):
     run({**settings, "limit": 2}, tmp_path / "run")
-    scores = json.loads((tmp_path / "run/summary.json").read_text())["scores"]
-    every = json.loads((done / "summary.json").read_text())["scores"]
-    for one in scores:
-        best = max((other for other in every if other["image"] == one["image"]), key=lambda row: row["logit"])
-        assert one["target"] == best["target"]
-        np.testing.assert_allclose(one["logit"], best["logit"], rtol=1e-5)
+    scores, every = scores_of(tmp_path / "run").set_index("image"), scores_of(done)
+    best = every.loc[every.groupby("image")["logit"].idxmax()].set_index("image").loc[scores.index]
+    assert scores["target"].tolist() == best["target"].tolist()
+    np.testing.assert_allclose(scores["logit"], best["logit"], rtol=1e-5)
     before = (tmp_path / "run/scores.npz").stat().st_mtime_ns, (tmp_path / "run/scores.csv").read_bytes()
     run({**settings, "limit": 2}, tmp_path / "run", resume=True)
     after = (tmp_path / "run/scores.npz").stat().st_mtime_ns, (tmp_path / "run/scores.csv").read_bytes()
@@ -236,15 +267,14 @@ def test_photographs_of_the_fundus_are_trimmed(settings, tmp_path):
     run({**settings, "images": str(tmp_path / "eyes"), "trim": True, "shown": 2}, tmp_path / "run")
     totals = np.load(tmp_path / "run" / "scores.npz")["layer_total"]
     assert np.corrcoef(totals[0].ravel(), totals[1].ravel())[0, 1] > 0.9  # the same eye once it is trimmed
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["skipped"] == {"unreadable image": 1}
-    assert "de la Torre" in (tmp_path / "run" / "report.html").read_text()
+    skipped = runner.read(tmp_path / "run")[1]["skipped"]
+    assert skipped[["image", "reason"]].to_numpy().tolist() == [["wall.png", "unreadable image"]]
+    assert finding(tmp_path / "run", "left out (unreadable image)")["value"] == pytest.approx(100 / 3)
 
 
-def test_memory_is_told_beforehand(settings, tmp_path):
-    told = run({**settings, "classes": "1,3"}, tmp_path / "run", dry_run=True)
-    assert int(told.split("peak_bytes ")[1].split()[0]) > 2 * 2 * 32 * 32 * 3 * 4
-    assert not (tmp_path / "run").exists()
+def test_memory_is_named_beforehand(settings):
+    text = explain.plan(parse(explain.Settings, {**settings, "classes": "1,3"}))
+    assert int(text.split("peak_bytes ")[1].split()[0]) > 2 * 2 * 32 * 32 * 3 * 4
 
 
 @pytest.mark.parametrize(
@@ -255,12 +285,12 @@ def test_memory_is_told_beforehand(settings, tmp_path):
         ({"prior": "quoted"}, "prior is quoted, but whole is tiny"),
         ({"deviations": -1.0}, "config.deviations is -1.0; expected at least 0"),
         ({"prior": "gaussian"}, "config.prior is 'gaussian'; expected one of true, published, quoted"),
-        ({"smoothing": "1,x"}, "config.smoothing is '1,x'; expected pixels"),
+        ({"smoothing": "1,x"}, "config.smoothing is 'x'; expected a number"),
         ({"localisation": True}, "needs masks, but none of the 3 images"),
         ({"localisation": True, "layer": "block_9"}, "no module is called 'block_9'"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_computed(settings, changes, message, tmp_path):
+def test_mistakes_are_named_before_anything_is_computed(settings, changes, message, tmp_path):
     if "weights" in changes:
         changes = {"weights": str(Path(settings["weights"]).parent / changes["weights"])}
     with pytest.raises(ValueError, match=message):
@@ -277,27 +307,27 @@ def test_projections_on_rcvs_need_no_head(settings, tmp_path):
     changes = {"weights": weights, "images": images, "target": "rcv:mean_luminance@block_2"}
     changes["rcvs"] = str(tmp_path / "rcvs.npz")
     run({**settings, **changes}, tmp_path / "run")
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert {one["target"] for one in summary["scores"]} == {"mean_luminance@block_2"}
-    assert max(one["relative_error"] for one in summary["scores"]) < 1e-4
+    scores = scores_of(tmp_path / "run")
+    assert {*scores["target"]} == {"mean_luminance@block_2"}
+    assert scores["relative_error"].max() < 1e-4
 
 
 def test_more_than_can_be_held_is_refused(settings, monkeypatch, tmp_path):
-    monkeypatch.setattr(propagation, "MOST_BYTES", 50_000)
+    monkeypatch.setattr(explain_scores, "MOST_BYTES", 50_000)
     with pytest.raises(ValueError, match=r"arrays of 3 images take .* set config.kept to at most \d+ images"):
         run({**settings, "classes": "all"}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_quoted_fields_need_all_convolutions(settings):
+def test_quoted_fields_need_all_convolutions():
     network = random_network("dr_grader", width=0.0625, input_size=256)
-    own, quoted = {"net": network}, {**settings, "prior": "quoted"}
+    settings = parse(explain.Settings, {"method": "score_propagation", "prior": "quoted"})
     early = head_unit(network, "block3_conv1", np.ones(4))
     with pytest.raises(
         ValueError, match="the target lies at block3_conv1; the source quotes 15 convolutions"
     ):
-        propagation.check_propagation(own, {"net": early}, range(2), quoted)
-    propagation.check_propagation(own, {"net": class_logit(network, 1)}, range(2), quoted)
+        explain_scores.check_scores(Subject("net", network, settings, [early], source=range(2)))
+    explain_scores.check_scores(Subject("net", network, settings, [class_logit(network, 1)], source=range(2)))
 
 
 def test_masks_and_images_of_which_nothing_is_left(settings, tmp_path):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.experiments import covariance, noise, probe, resize
+from scalecov_jax.experiments import covariance, explain, noise, probe, resize
 from scalecov_jax.report.page import Page
 from scalecov_jax.settings import Base
 
@@ -31,5 +31,5 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: dict[str, Experiment] = {
     module.__name__.rpartition(".")[2]: Experiment(module.Settings, module.check, module.run, module.report)
-    for module in (covariance, noise, probe, resize)
+    for module in (covariance, explain, noise, probe, resize)
 }

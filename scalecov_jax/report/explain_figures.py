@@ -1,4 +1,4 @@
-"""Pictures of explanations: maps over images, bars of relevance, sheets of optimised images."""
+"""Pictures of explanations for the texture report: maps over images, bars of relevance."""
 
 from collections.abc import Mapping, Sequence
 
@@ -71,24 +71,4 @@ def relevance_bars(
     axes.invert_yaxis()
     axes.set_xlabel("bidirectional relevance Br")
     figure.legend(loc="outside upper left", ncols=3, fontsize=9)
-    return figure
-
-
-@styled
-def contact_sheet(
-    sheets: Mapping[str, UInt8[np.ndarray, "M size size 3"]], titles: Mapping[str, Sequence[str]]
-) -> Figure:
-    """Rows of images, such as the channels of one layer a row."""
-    columns = max(map(len, sheets.values()))
-    figure = Figure(figsize=(1.25 * columns + 0.4, 1.42 * len(sheets)), layout="constrained")
-    axes = figure.subplots(len(sheets), columns, squeeze=False)
-    for row, (name, images) in zip(axes, sheets.items(), strict=True):
-        for one in row:
-            one.set_xticks([])
-            one.set_yticks([])
-            one.spines[:].set_visible(False)
-        for one, image, title in zip(row, images, titles[name], strict=False):
-            one.imshow(image)
-            one.set_title(title, fontsize=7.5, pad=2)
-        row[0].set_ylabel(name, fontsize=9)
     return figure

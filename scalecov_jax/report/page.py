@@ -116,6 +116,7 @@ class Page(NamedTuple):
         skipped: Names of the images left out, by reason.
         lead: The figure under the headlines.
         facts: What other programs read from summary.json beside findings and settings.
+        method: The paper that it follows.
     """
 
     title: str
@@ -125,6 +126,7 @@ class Page(NamedTuple):
     skipped: Mapping[str, Sequence[str]] = {}
     lead: Image | None = None
     facts: Mapping[str, Any] = {}
+    method: Method = GRAZIANI
 
     @property
     def images(self) -> list[Image]:
@@ -150,6 +152,7 @@ class Page(NamedTuple):
             ],
             provenance=provenance,
             reading=self.reading,
+            method=self.method,
         )
 
 

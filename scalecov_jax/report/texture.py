@@ -9,8 +9,8 @@ import numpy as np
 
 from scalecov_jax.images.example import Skipped, count_reasons
 from scalecov_jax.paper.texture import PUBLISHED, PUBLISHED_LAYERS, TextureScore
+from scalecov_jax.pipelines.explained_images import Concept
 from scalecov_jax.report import explain_figures, page, style, texture_figures
-from scalecov_jax.report.explain import Concept
 from scalecov_jax.report.texture_figures import COLOURS, select
 from scalecov_jax.tables import write_table
 from scalecov_jax.transfer.classification import Detected

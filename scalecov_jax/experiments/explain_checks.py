@@ -1,0 +1,243 @@
+"""Whether maps find what the masks of the images mark, and whether they change with the weights.
+
+What an earlier run kept is read.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from scalecov_jax.experiments.explain_inputs import Subject
+from scalecov_jax.experiments.explain_scores import by_image, settle_targets, target_names, total_maps
+from scalecov_jax.explain import grad_cam
+from scalecov_jax.explain.faithfulness import parts_downwards, weight_randomisation
+from scalecov_jax.explain.full_grad import full_grad, gradient_size
+from scalecov_jax.explain.gradients import layer_gradients
+from scalecov_jax.explain.localisation import Located, Mask, chance, compare_methods, locate
+from scalecov_jax.explain.score_maps import binary_map
+from scalecov_jax.explain.score_propagation import propagate_scores
+from scalecov_jax.explain.target import Target
+from scalecov_jax.features import Features, cached_features
+from scalecov_jax.models.folding import fold
+
+REFERENCE = "score_propagation"
+MEASURES = Located._fields
+_OTHER = [f"{measure}_other" for measure in MEASURES]
+
+
+def localise(subject: Subject, folder: Path | None) -> pd.DataFrame:
+    """Maps of every method beside the masks of the images.
+
+    Args:
+        subject: What is explained, with images that have masks.
+        folder: Of the run; localised/ in it keeps the table.
+
+    Returns:
+        A row a map: weights, image, patient, label (such as the grade; empty if there is none), method, target (as asked for),
+        explained (what that is for this image), smoothing (sd in pixels of the Gaussian that went over the map), marked (share of
+        the pixels in the binary map), the measures hit, recall and precision (`explain.localisation.Located`), each also with
+        _chance (of as many pixels drawn at random) and _other (of the method's map of an image of another patient on this mask;
+        missing with a single patient).
+
+    Raises:
+        ValueError: Nothing is left of the masks at the size of the network.
+    """
+    path = folder and folder / "localised" / f"{subject.name}.csv"
+    if not path:
+        return _localise(subject)
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        _localise(subject).to_csv(partial, index=False)
+        partial.replace(path)
+    texts = ("weights", "image", "patient", "label", "method", "target", "explained")
+    missing = {measure: [""] for measure in _OTHER}
+    return pd.read_csv(path, dtype=dict.fromkeys(texts, "str"), keep_default_na=False, na_values=missing)
+
+
+def compare_maps(located: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Each method beside score propagation on the same images.
+
+    Args:
+        located: From `localise`.
+        seed: Of the bootstrap.
+
+    Returns:
+        A row for weights, target, smoothing, measure and method: mean over images, its 95 % interval over patients (low, high),
+        means of chance and of maps of another patient (chance, other), the difference to score propagation with its interval, and
+        p of the exact Wilcoxon test, also adjusted for the number of methods (holm); what a single patient cannot give is
+        missing.
+    """
+    rows, nothing = [], (np.nan, np.nan)
+    for names, own in located.groupby(["weights", "target", "smoothing"], sort=False):
+        parts = {str(method): part for method, part in own.groupby("method", sort=False)}
+        patients = parts[REFERENCE]["patient"].tolist()
+        for measure in MEASURES:
+            values = {method: part[measure].to_numpy(float) for method, part in parts.items()}
+            for method, found in compare_methods(values, REFERENCE, patients, seed).items():
+                means = parts[method][[f"{measure}_chance", f"{measure}_other"]].mean()
+                ends = found.interval or nothing, found.difference_interval or nothing
+                tested = found.difference, *ends[1], found.p, found.holm
+                rows.append((*names, measure, method, found.mean, *ends[0], *means, *tested))
+    names = "weights target smoothing measure method mean low high chance other"
+    columns = f"{names} difference difference_low difference_high p holm"
+    numbers = dict.fromkeys(("difference", "p", "holm"), float)
+    return pd.DataFrame(rows, columns=columns.split()).astype(numbers)
+
+
+def randomise(subject: Subject, folder: Path | None) -> pd.DataFrame:
+    """How fast maps change while a network loses its weights from the output down.
+
+    The target of an image stays that of the trained network: its predicted class is chosen once. Of score propagation the maps of
+    the first target count.
+
+    Args:
+        subject: What is explained.
+        folder: Of the run; randomised/ in it keeps the correlations.
+
+    Returns:
+        A row a part: weights, layer (the last that was made random), images, correlation with the map of the network itself
+        (Spearman's, mean over images), sd (over images).
+    """
+    path = folder and folder / "randomised" / f"{subject.name}.npz"
+    found = cached_features(path, lambda: _correlations(subject)).values
+    rows = [
+        (subject.name, part, len(values), float(values.mean()), float(values.std()))
+        for part, values in found.items()
+    ]
+    return pd.DataFrame(rows, columns=["weights", "layer", "images", "correlation", "sd"])
+
+
+def _localise(subject: Subject) -> pd.DataFrame:
+    """The map of another patient is that of the image before, for the first patient the last image."""
+    rows: list[dict[str, Any]] = []
+    waiting: list[tuple[int, str, Mask]] = []  # maps of the first patient, which no other comes before
+    before: Any = None  # maps of the last image of the patient before
+    patient, here = "", None
+    tolerance = subject.settings.tolerance
+
+    def finish(first: int, mask: Mask, maps: Any) -> None:
+        """How maps of another patient find the lesions of an image, whose rows begin at `first`."""
+        for row, (scores, high) in zip(rows[first:], maps, strict=False):
+            row.update(zip(_OTHER, locate(scores, mask, high, tolerance), strict=True))
+
+    for example, named, mask, maps in _each_image(subject):
+        first = len(rows)
+        where = {"weights": subject.name, "image": example.name, "patient": example.group}
+        for names, (scores, high) in zip(named, maps, strict=True):
+            random = chance(mask, int(high.sum()), tolerance)._asdict()
+            rows.append(
+                {
+                    **where,
+                    "label": example.label or "",
+                    **names,
+                    "marked": float(high.mean()),
+                    **locate(scores, mask, high, tolerance)._asdict(),
+                    **{f"{measure}_chance": value for measure, value in random.items()},
+                    **dict.fromkeys(_OTHER, np.nan),
+                }
+            )
+        if example.group != patient:
+            before = here
+        patient, here = example.group, maps
+        if before is None:
+            waiting.append((first, patient, mask))
+        else:
+            finish(first, mask, before)
+    if not rows:
+        raise ValueError(
+            f"Nothing is left of the masks of {len(subject.masked)} images at the size that {subject.name} takes; raise "
+            "config.size."
+        )
+    for first, own, mask in waiting:
+        if own != patient:
+            finish(first, mask, here)
+    return pd.DataFrame(rows)
+
+
+def _each_image(subject: Subject) -> Iterator[Any]:
+    """Example, names of its maps (method, target as asked for and as it is, smoothing), mask, and maps with their binary maps."""
+    settings, (module, variables) = subject.settings, subject.folded()
+    for inputs, valid, indices in subject.batches(subject.masked, []):
+        own = settle_targets(module, variables, inputs, subject.targets)
+        explained = target_names(subject, own, len(valid))
+        maps = compared_maps(subject, module, variables, inputs, own)
+        for row in np.flatnonzero(valid).tolist():
+            example = subject.masked[int(indices[row])]
+            mask = _square(example.mask, inputs.shape[1])
+            if not mask.any():  # of lesions below a pixel nothing is left
+                continue
+            named, marked = [], []
+            for method, column, sd in product(maps, range(len(own)), settings.smoothing):
+                scores = np.asarray(maps[method][row, column], np.float32)
+                scores = gaussian_filter(scores, sd, mode="constant") if sd else scores
+                names = method, subject.asked[column], str(explained[row, column]), sd
+                named.append(dict(zip(("method", "target", "explained", "smoothing"), names, strict=True)))
+                marked.append((scores, binary_map(scores, settings.deviations)))
+            yield example, named, mask, marked
+
+
+def compared_maps(
+    subject: Subject, module: Any, variables: Any, inputs: Any, targets: list[Target]
+) -> dict[str, Float[np.ndarray, "N T H W"]]:
+    """Maps of a batch of preprocessed images by every method, of the size of the images; score propagation comes first."""
+    size, settings = inputs.shape[1], subject.settings
+    parts = propagate_scores(module, variables, inputs, targets)
+    first = by_image(parts)
+    maps = {
+        REFERENCE: total_maps(first, subject.network, size, settings.prior),
+        "gradient_x_input": first.inputs,
+        "gradient": np.moveaxis(np.asarray(gradient_size(parts)), 0, 1),
+        "full_grad": np.moveaxis(np.asarray(full_grad(module, variables, inputs, targets)), 0, 1),
+    }
+    for layer in settings.layer:
+        drawn = []
+        for target in targets:
+            computed = layer_gradients(module, variables, inputs, layer, target)
+            low = grad_cam.grad_cam(computed.activations, computed.gradients, signed=settings.signed)
+            drawn.append(np.asarray(grad_cam.upsample(low, size, size)))
+        maps[f"grad_cam {layer}"] = np.stack(drawn, 1)
+    return maps
+
+
+def _correlations(subject: Subject) -> Features:
+    """Rank correlations of each image, by the last part that was made random."""
+    settings, network, size = subject.settings, subject.network, subject.size
+    module, variables = subject.folded()
+    skipped, prepared, indices = [], [], []
+    for inputs, valid, places in subject.batches(subject.source, skipped):
+        (own,) = settle_targets(module, variables, inputs, subject.targets[:1])
+        prepared.append((inputs, valid, own))
+        indices.append(places[valid])
+
+    method = cast(grad_cam.Method, settings.method)
+
+    def drawn(variables: Any, inputs: Any, own: Target) -> np.ndarray:
+        if settings.method == REFERENCE:
+            parts = by_image(propagate_scores(module, variables, inputs, [own]))
+            return total_maps(parts, network, size, settings.prior)[:, 0].astype(np.float32)
+        computed = layer_gradients(module, variables, inputs, settings.layer[0], own)
+        maps = grad_cam.cam(method, computed.activations, computed.gradients, signed=settings.signed)
+        return np.asarray(maps)
+
+    def maps(variables: Any) -> np.ndarray:
+        _, changed = fold(network.module, variables, network.architecture.epsilon)
+        return np.concatenate([drawn(changed, inputs, own)[valid] for inputs, valid, own in prepared])
+
+    results = weight_randomisation(network, maps, parts_downwards(network, size), settings.seed)
+    values = {result.layer: result.correlation for result in results}
+    return Features(values, np.concatenate(indices), tuple(skipped))
+
+
+def _square(mask: Any, size: int) -> Mask:
+    """A mask resized as its image is, by taking single pixels."""
+    values = np.asarray(mask)
+    picture = Image.fromarray(values.astype(np.uint8 if values.dtype == bool else np.int32))
+    return np.asarray(picture.resize((size, size), Image.Resampling.NEAREST)).astype(np.int64)
