@@ -190,7 +190,7 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     section = Section("Result", "", part.images, part.tables, render_text("explain.html", "text", **values))
     method = page.DE_LA_TORRE if "scores" in tables else page.GRAZIANI
     reading = render_text("explain.html", "reading", **values)
-    return Page(settings.title, part.findings, [section], reading, method)
+    return Page(settings.title, part.findings, [section], reading, method=method)
 
 
 def _rcvs(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]) -> None:
