@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import jax
+import numpy as np
 import pandas as pd
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -38,7 +39,7 @@ def assert_golden(
         atol: Absolute tolerance, for numbers that would be 0 but for rounding.
         tables: Left out: patterns of paths under `folder`.
         columns: Left out: of times, paths or rounding errors.
-        rows: Left out: those with this value in this column.
+        rows: Left out: those with this value, or any of these, in this column.
     """
     if jax.__version__ != JAX:
         rtol, atol = max(rtol, 1e-3), max(atol, 1e-6)
@@ -59,7 +60,7 @@ def assert_golden(
 def _read(path: Path, columns: Sequence[str], rows: Mapping[str, object]) -> pd.DataFrame:
     table = pd.read_csv(path, keep_default_na=False, na_values=[""])
     for column in rows.keys() & set(table):
-        table = table[table[column] != rows[column]].reset_index(drop=True)
+        table = table[~table[column].isin(np.atleast_1d(rows[column]))].reset_index(drop=True)
     return table.drop(columns=[column for column in columns if column in table])
 
 

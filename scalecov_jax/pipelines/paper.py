@@ -11,7 +11,7 @@ from absl import logging
 from scalecov_jax import run as runner
 from scalecov_jax.checkpoints import load_networks
 from scalecov_jax.paper.compared import Compared
-from scalecov_jax.pipelines import covariance, probe, resize, transfer
+from scalecov_jax.pipelines import covariance, probe, resize
 from scalecov_jax.pipelines.settings import names
 from scalecov_jax.report import paper as report
 from scalecov_jax.report.provenance import provenance
@@ -21,9 +21,11 @@ _PIPELINES: dict[str, ModuleType] = {
     "resize": resize,
     "probe": probe,
     "covariance": covariance,
-    "transfer": transfer,
 }
-_MOVED = {"noise": "4.2 Noise inputs"}  # to scalecov_jax.experiments; their headings in the report
+_MOVED = {  # to scalecov_jax.experiments; their headings in the report
+    "noise": "4.2 Noise inputs",
+    "transfer": "4.4 Transfer to histopathology",
+}
 _SECTIONS = ("resize", "noise", "probe", "covariance", "transfer")
 
 
@@ -59,7 +61,10 @@ def run(
     problems = []
     for name in stages:
         try:
-            runner.check(name, each[name]) if name in _MOVED else _PIPELINES[name].check(each[name])
+            if name in _MOVED:
+                runner.check(name, _before_probing(each[name], stages))
+            else:
+                _PIPELINES[name].check(each[name])
         except ValueError as error:
             problems.append(f"In config.{name}: {error}")
     if problems:
@@ -94,6 +99,11 @@ def stage_settings(settings: Mapping[str, Any], name: str, workdir: Path) -> dic
     if name == "transfer" and own["auto"] == "scale" and not own["scores"]:
         own["scores"] = str(workdir / "probe")
     return own
+
+
+def _before_probing(own: Mapping[str, Any], stages: Sequence[str]) -> dict[str, Any]:
+    """Settings to check before anything is computed: where probing comes first, the layer that it will select is not known."""
+    return {**own, "auto": "target"} if own.get("auto") == "scale" and "probe" in stages else {**own}
 
 
 def _stages(settings: Mapping[str, Any]) -> tuple[str, ...]:

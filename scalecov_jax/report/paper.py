@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scalecov_jax.paper.compared import Compared
-from scalecov_jax.report import covariance, page, published_transfer, quantification, resizing
+from scalecov_jax.report import covariance, page, quantification, resizing
 from scalecov_jax.tables import write_table
 
 
@@ -56,12 +56,6 @@ STAGES = {
     ),
     "covariance": Stage(
         "3.4 Covariance as an operation", covariance.compare, covariance.compare, covariance.sections
-    ),
-    "transfer": Stage(
-        "4.4 Transfer to histopathology",
-        published_transfer.compare,
-        published_transfer.compare,
-        published_transfer.sections,
     ),
 }
 
