@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from golden_tables import assert_golden
-from test_transfer_pipeline import dots
+from test_transfer_pipeline import NEW, dots
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
 from scalecov_jax.experiments import EXPERIMENTS
 from scalecov_jax.images import tissue
 from scalecov_jax.paper.compared import Compared
-from scalecov_jax.pipelines import covariance, paper, probe, resize, transfer
+from scalecov_jax.pipelines import covariance, paper, probe, resize
 from scalecov_jax.report.paper import STAGES
 from scalecov_jax.tables import read_table
 
@@ -102,12 +102,13 @@ def test_every_section_has_its_files_and_its_rows(finished):
         assert all(all(cell for cell in row) for row in rows)
     rows = read_table(folder / "compared.csv", Compared)
     assert {row.section for row in rows} >= {"4.1", "4.2", "4.3", "4.4"}
-    assert (folder / "noise" / "report.html").exists()
-    findings = json.loads((folder / "noise" / "summary.json").read_text())["findings"]
-    noise = {row.quantity for row in rows if row.section == "4.2"}
-    assert noise == {f"{x['at']}: {x['quantity']}" for x in findings if x["level"] != "caution"}
+    for name, heading in paper._MOVED.items():
+        assert (folder / name / "report.html").exists()
+        findings = json.loads((folder / name / "summary.json").read_text())["findings"]
+        moved = {row.quantity for row in rows if row.section == heading.split()[0]}
+        assert moved == {f"{x['at']}: {x['quantity']}" for x in findings if x["level"] != "caution"}
     page = (folder / "report.html").read_text()
-    for heading in ("4.2 Noise inputs", *(stage.heading for stage in STAGES.values())):
+    for heading in (*paper._MOVED.values(), *(stage.heading for stage in STAGES.values())):
         assert heading in page
     assert "nan" not in {cell.lower() for row in rows for cell in row}
     assert "ResNet50: R² at add_15, least squares" in table
@@ -116,8 +117,8 @@ def test_every_section_has_its_files_and_its_rows(finished):
 
 
 def test_tables_are_those_kept(finished):
-    # Noise (section 4.2) and probing have tables of their own.
-    assert_golden(finished[0], "paper", tables=["noise/*", "probe/*"], rows={"section": 4.2})
+    # Noise and probing have tables of their own; the findings of experiments that have moved are tested there.
+    assert_golden(finished[0], "paper", tables=["noise/*", "probe/*", *NEW], rows={"section": (4.2, 4.4)})
 
 
 def test_a_finished_section_is_not_run_again(finished, settings, monkeypatch):
@@ -126,8 +127,9 @@ def test_a_finished_section_is_not_run_again(finished, settings, monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("ran again")
 
-    monkeypatch.setitem(EXPERIMENTS, "noise", EXPERIMENTS["noise"]._replace(run=refuse))
-    for pipeline in (resize, probe, covariance, transfer):
+    for name in paper._MOVED:
+        monkeypatch.setitem(EXPERIMENTS, name, EXPERIMENTS[name]._replace(run=refuse))
+    for pipeline in (resize, probe, covariance):
         monkeypatch.setattr(pipeline, "run", refuse)
     before = (folder / "compared.csv").read_bytes()
     assert paper.run(settings, str(folder), command=["reproduce.py"], resume=True) == table
@@ -176,7 +178,7 @@ def test_wrong_settings_of_every_section_are_told_at_once(settings, tmp_path):
 @pytest.mark.parametrize("data", ["photographs", "imagenet", "scenes"])
 def test_the_configuration_names_its_data(data, tmp_path):
     config = load(data)
-    for name in ("noise", *STAGES):
+    for name in (*paper._MOVED, *STAGES):
         stage = paper.stage_settings(config, name, tmp_path)
         assert stage["weights"]
         assert stage["seed"] == config["seed"]

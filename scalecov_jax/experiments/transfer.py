@@ -183,48 +183,35 @@ def _run(settings: Settings, folder: Path) -> dict[str, pd.DataFrame]:
     }
     parts: dict[str, list[pd.DataFrame]] = {"predictions": [], "models": []}
     for name, network in networks.items():
-        head, given = settings.trainable == "head", _cut(settings, name, network)
-        conditions = ("trained", "random_weights") if head else ("trained",) if given is None else ()
+        head, layer = settings.trainable == "head", _cut(settings, name, network)
+        conditions = ("trained", "random_weights") if head else ("trained",) if layer is None else ()
         features = {one: _features(settings, name, network, one, patches, folder) for one in conditions}
-        if given is None:
+        if layer is None:
             logging.info("Choosing where to cut %s, inside the training part of each seed.", name)
             layers = comparison.select_cuts(features["trained"], patches, train, splits=settings.inner_splits)
         else:
-            layers = dict.fromkeys(seeds, given)
+            layers = dict.fromkeys(seeds, layer)
+        names = ("epochs", "batch_size", "learning_rate")
+        given = {one: getattr(settings, f"head_{one}" if head else one) for one in names}
         if head:
-            kind, (predictions, further) = (
-                "sweep",
-                comparison.heads_compared(
-                    features,
-                    patches,
-                    train,
-                    layers,
-                    architecture=network.architecture.name,
-                    weights=name,
-                    epochs=settings.head_epochs,
-                    batch_size=settings.head_batch_size,
-                    learning_rate=settings.head_learning_rate,
-                    progress=True,
-                ),
+            named = {"architecture": network.architecture.name, "weights": name}
+            predictions, further = comparison.heads_compared(
+                features, patches, train, layers, **named, **given, progress=True
             )
         else:
-            recipe = {field: getattr(settings, field) for field in ("epochs", "batch_size", "learning_rate")}
-            kind, (predictions, further) = (
-                "learning",
-                comparison.fine_tuned(
-                    network,
-                    name,
-                    patches,
-                    train,
-                    layers,
-                    folder / "training",
-                    size=settings.size,
-                    recipe=Recipe(**recipe, targets=settings.targets, batch_norm=settings.batch_norm),
-                    preprocessing="raw" if settings.inputs == "raw" else None,
-                ),
+            predictions, further = comparison.fine_tuned(
+                network,
+                name,
+                patches,
+                train,
+                layers,
+                folder / "training",
+                size=settings.size,
+                recipe=Recipe(**given, targets=settings.targets, batch_norm=settings.batch_norm),
+                preprocessing="raw" if settings.inputs == "raw" else None,
             )
         parts["predictions"].append(predictions)
-        parts.setdefault(kind, []).append(further)
+        parts.setdefault("sweep" if head else "learning", []).append(further)
         parts["models"].append(
             _models(settings, name, network, Counter(layers.values()).most_common(1)[0][0])
         )
@@ -303,18 +290,12 @@ def _features(
 
 def _models(settings: Settings, name: str, network: Network, layer: str) -> pd.DataFrame:
     rows = []
-    for model, last in (("whole", comparison.whole_layer(network)), ("pruned", layer)):
+    for model, last in zip(("whole", "pruned"), (comparison.whole_layer(network), layer), strict=True):
         start = comparison.starting_point(network, model, layer, settings.seed)
-        rows.append(
-            (
-                network.architecture.name,
-                name,
-                model,
-                last,
-                *measure_cost(start.module, start.variables, settings.size),
-            )
-        )
-    return pd.DataFrame(rows, columns=["architecture", "weights", "model", "layer", "parameters", "flops"])
+        rows.append((model, last, *measure_cost(start.module, start.variables, settings.size)))
+    frame = pd.DataFrame(rows, columns=["model", "layer", "parameters", "flops"])
+    named = {"architecture": network.architecture.name, "weights": name}
+    return frame.assign(**named)[[*named, *frame]]
 
 
 def _magnifications(patches: Patches) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """The report of the transfer: whether cutting helped, with what certainty, where to cut, and errors in detail."""
 
 import itertools
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from scalecov_jax.images.patches import open_patches
 from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
-from scalecov_jax.report.numbers import number, percent, signed
+from scalecov_jax.report.numbers import number, signed
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
 from scalecov_jax.transfer import metrics
 
@@ -26,6 +27,7 @@ HEADS = {
     ("random_weights", "ridge"): "ridge, random weights",
 }
 HEADS |= {("random_weights", "head"): "head, random weights"}
+SIZES = {"parameters": "parameters", "flops": "operations"}
 LEVEL = 0.05
 FEW_IMAGES = 20  # below, the bootstrap over source images is too narrow, see `statistics.clustered_bootstrap`
 SHEET = 6  # patches of one magnification that are shown
@@ -51,38 +53,38 @@ NO_TEST = "No test: there is a single seed, or all seeds say the same."
 UNCUT = "The layer to cut after is the last, so that there was nothing to cut and both networks are the same."
 
 
+_Tables = Mapping[str, pd.DataFrame]
+
+
 class _Network:
     """The tables of one network.
 
     Attributes:
         name: For people; tells weights of the same architecture apart.
-        totals: Errors over all held-out patches, a row per model, way of training and seed.
+        each: Errors by magnification, a row per model, way of training and seed.
+        totals: Errors over all held-out patches.
         trained: The ways of training, the main one first.
         cuts: In how many seeds the network was cut after each layer, most frequent first.
         whole: Layer with which the whole network ends.
         published: Its rows of Table 2.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        models: pd.DataFrame,
-        scores: pd.DataFrame,
-        tables: Mapping[str, pd.DataFrame],
-    ):
+    def __init__(self, settings: Settings, models: pd.DataFrame, scores: pd.DataFrame, tables: _Tables):
         self.settings, self.models = settings, models.set_index("model")
         self.architecture, self.weights = models[["architecture", "weights"]].iloc[0]
         self.name = plain_name(self.architecture)
         if (tables["models"].groupby("architecture")["weights"].nunique() > 1)[self.architecture]:
             self.name += f" ({self.weights})"
-        self.scores = _rows(scores, weights=self.weights)
+        scores = _rows(scores, weights=self.weights)
+        each = scores[scores["magnification"] != "all"]
+        self.each = each.assign(magnification=each["magnification"] + "X")
         named = (name for name in ("predictions", "comparisons", "sweep", "learning") if name in tables)
         self.tables = {name: _rows(tables[name], weights=self.weights) for name in named}
-        self.totals = metrics.totals(self.scores)
+        self.totals = metrics.totals(scores)
         self.trained = [one for one in TRAINED if one in {*self.totals["trainable"]}]
         pruned = _rows(self.totals, model="pruned", trainable=self.trained[0])
-        self.cuts, self.seeds = pruned["layer"].value_counts().to_dict(), len(pruned)
-        self.usual, self.whole = (self.models.loc[model, "layer"] for model in ("pruned", "whole"))
+        self.cuts, self.seeds = dict(Counter(pruned["layer"].tolist()).most_common()), len(pruned)
+        self.usual, self.whole = (str(self.models.loc[model, "layer"]) for model in ("pruned", "whole"))
         self.published = PUBLISHED.get(self.architecture, {})
 
     @property
@@ -103,92 +105,87 @@ class _Network:
         for trainable, model, metric in itertools.product(self.trained, MODELS, ("mae", "kappa")):
             values = self.of(model, trainable, metric)
             if values.notna().all():
-                printed = self.published.get(model, ("", {}))[1].get(metric)
-                known = {"published": printed[0], "source": f"{SOURCE}, ± {printed[1]:g}"} if printed else {}
                 quantity = f"{METRICS[metric].removesuffix(', px')}, {MODELS[model]}, {TRAINED[trainable]}"
+                known = self.known(model, metric)
                 yield _mean_and_sd(quantity, self.name, values, "px" if metric == "mae" else "", **known)
-        errors, (layer, printed) = self.errors("trained", "ridge"), self.published.get("pruned", ("", {}))
+        errors, layer = self.errors("trained", "ridge"), self.published.get("pruned", ("",))[0]
         if layer in errors:
             quantity, known = (
                 "MAE, cut at the published layer, ridge on frozen features",
-                {"published": printed["mae"][0]},
+                self.known("pruned", "mae"),
             )
-            yield _mean_and_sd(quantity, f"{self.name} {layer}", errors[layer], "px", **known, source=SOURCE)
-        if self.best:
-            quantity = "least MAE of any layer, ridge, chosen on the held-out patches"
-            yield _mean_and_sd(quantity, f"{self.name} {self.best}", errors[self.best], "px")
-        parameters = self.models["parameters"]
-        removed = 100 * (1 - parameters["pruned"] / parameters["whole"])
-        known = (
-            {"published": REMOVED[self.architecture], "source": f"section 4.4, cut after {layer}"}
-            if layer
-            else {}
+            yield _mean_and_sd(quantity, f"{self.name} {layer}", errors[layer], "px", **known)
+        if len(errors):
+            quantity, best = (
+                "least MAE of any layer, ridge, chosen on the held-out patches",
+                errors.mean().idxmin(),
+            )
+            yield _mean_and_sd(quantity, f"{self.name} {best}", errors[best], "px")
+        sizes: Any = self.models[["parameters", "flops"]]
+        whole, pruned = sizes.loc["whole"], sizes.loc["pruned"]
+        note = (
+            f"{whole['parameters']:,.0f} and {pruned['parameters']:,.0f} parameters without head; "
+            f"{whole['flops'] / 1e9:.3g} and {pruned['flops'] / 1e9:.3g} GFLOPs per patch."
         )
-        yield Finding(
-            "parameters removed by the cut", f"{self.name} cut after {self.usual}", removed, unit="%", **known
-        )
+        published = (REMOVED.get(self.architecture), f"section 4.4, cut after {layer}" if layer else "")
+        for name, known in (("parameters", published), ("flops", (None, ""))):
+            removed, quantity = 100 * (1 - pruned[name] / whole[name]), f"{SIZES[name]} removed by the cut"
+            at, (printed, source) = f"{self.name} cut after {self.usual}", known
+            yield Finding(quantity, at, removed, unit="%", published=printed, source=source, note=note)
+
+    def known(self, model: str, metric: str) -> dict[str, Any]:
+        """What a finding says of the published value; nothing where none was printed."""
+        layer, printed = self.published.get(model, ("", {}))
+        mean, sd = printed.get(metric, (None, 0.0))
+        return {} if mean is None else {"published": mean, "source": f"{SOURCE}, up to {layer}, ± {sd:g}"}
 
     def difference(self, trainable: str) -> Finding:
         """MAE of the pruned minus the whole network, its interval and test."""
-        quantity, known = f"MAE, pruned − whole, {TRAINED[trainable]}", {}
+        more: dict[str, Any] = {"unit": "px", "level": "headline"}
         if self.published:
             pruned, whole = (self.published[model][1]["mae"][0] for model in ("pruned", "whole"))
-            known = {"published": pruned - whole, "source": SOURCE}
+            more |= {"published": pruned - whole, "source": SOURCE}
+        quantity = f"MAE, pruned − whole, {TRAINED[trainable]}"
         tested = _rows(self.tables["comparisons"], trainable=trainable, base="whole", metric="mae")
         if tested.empty or {*self.cuts} == {self.whole}:
             value = (self.of("pruned", trainable, "mae") - self.of("whole", trainable, "mae")).mean()
             note = UNCUT if {*self.cuts} == {self.whole} else NO_TEST
-            return Finding(quantity, self.cut, value, unit="px", note=note, level="headline", **known)
+            return Finding(quantity, self.cut, value, note=note, **more)
         row = tested.iloc[0]
         note = (
             f"{VERDICTS[verdict(row)]} Better in {row['wins']} of {row['seeds']} seeds, exact Wilcoxon p = {_p(row['p'])}, "
             f"Holm p = {_p(row['p_holm'])}."
         )
-        ends = () if pd.isna(row["low"]) else (row["low"], row["high"], "95 % interval over source images")
-        return Finding(
-            quantity, self.cut, row["difference"], *ends, unit="px", note=note, level="headline", **known
-        )
+        if pd.notna(row["low"]):
+            more |= {"low": row["low"], "high": row["high"], "interval": "95 % interval over source images"}
+        return Finding(quantity, self.cut, row["difference"], note=note, **more)
 
-    def errors(self, condition: str, head: str) -> dict[str, pd.Series]:
-        """MAE of a head by seed on every layer; empty after fine-tuning."""
+    def errors(self, condition: str, head: str) -> pd.DataFrame:
+        """MAE of a head by seed (rows) and layer (columns); empty after fine-tuning."""
         if "sweep" not in self.tables:
-            return {}
-        by_layer = _rows(self.tables["sweep"], condition=condition, head=head).groupby("layer", sort=False)
-        return {str(layer): rows.set_index("seed")["mae"] for layer, rows in by_layer}
-
-    @property
-    def best(self) -> str:
-        """The layer of least error by ridge; empty after fine-tuning."""
-        means = {layer: values.mean() for layer, values in self.errors("trained", "ridge").items()}
-        return min(means, key=lambda layer: means[layer], default="")
+            return pd.DataFrame()
+        rows = _rows(self.tables["sweep"], condition=condition, head=head)
+        return rows.pivot(index="seed", columns="layer", values="mae")[rows["layer"].unique()]
 
     def section(self) -> Section:
         """Text, figures and tables."""
-        values = {
-            "settings": self.settings,
-            "architecture": self.architecture,
-            "heads": "sweep" in self.tables,
-        }
-        text = render_text("transfer.html", "description", published=bool(self.published), **values)
-        tables = [self.models_table(), self.tests_table(), self.sizes_table()]
-        if "sweep" in self.tables:
-            tables.insert(2, self.layers_table())
+        values = {"architecture": self.architecture, "published": bool(self.published)}
+        values |= {"settings": self.settings, "heads": "sweep" in self.tables}
+        text = render_text("transfer.html", "description", **values)
+        tables = [self.models_table(), self.tests_table()]
+        tables += [self.layers_table()] if "sweep" in self.tables else []
         return Section(f"{self.name}: whole, pruned and from scratch", "", [*self.figures()], tables, text)
 
     def models_table(self) -> Table:
         """Errors of the three models over all patches and by magnification."""
         keys = ["trainable", "model"]
         overall = self.totals.groupby(keys, sort=False)[[*METRICS]].agg(_spread).rename(columns=METRICS)
-        each = self.scores[self.scores["magnification"] != "all"].assign(
-            kind=lambda row: row["magnification"] + "X"
-        )
-        each = each.groupby([*keys, "kind"], sort=False)["mae"].agg(_spread).unstack()[each["kind"].unique()]
+        each = self.each.groupby([*keys, "magnification"], sort=False)["mae"].agg(_spread).unstack()
+        each = each[self.each["magnification"].unique()]
         frame = overall.join(each).loc[[*itertools.product(self.trained, MODELS)]].reset_index()
         ends = frame["model"].map(dict.fromkeys(MODELS, self.whole) | {"pruned": " or ".join(self.cuts)})
         frame.insert(2, "ends at", ends)
-        frame = frame.replace({"trainable": TRAINED, "model": MODELS}).rename(
-            columns={"trainable": "trained"}
-        )
+        frame = frame.replace({"trainable": TRAINED, "model": MODELS})
         least = self.totals.groupby(keys)["mae"].mean().groupby("trainable").idxmin()
         strong = [at for at, key in enumerate(itertools.product(self.trained, MODELS)) if key in {*least}]
         caption = f"{self.name}: errors, mean ± sd over {self.seeds} seeds; by magnification the MAE in px. Marked: least MAE."
@@ -219,37 +216,23 @@ class _Network:
 
     def layers_table(self) -> Table:
         """Errors of heads on every layer, and the difference to the whole network."""
-        errors = {label: pd.DataFrame(self.errors(*key)) for key, label in HEADS.items()}  # [seed, layer]
+        errors = {label: self.errors(*key) for key, label in HEADS.items()}
         frame = pd.DataFrame({label: values.apply(_spread) for label, values in errors.items()})
         for head in ("ridge", "head"):
             gaps = errors[head].sub(errors[head][self.whole], axis=0).apply(_spread, plus=True)
             frame[f"{head} − whole"] = gaps.where(gaps.index != self.whole, "–")
-        frame["notes"] = [
-            f"cut here in {self.cuts[layer]}" if layer in self.cuts else "" for layer in frame.index
-        ]
-        frame.loc[self.best, "notes"] += " least error"
+        best = errors["ridge"].mean().idxmin()
+        notes = {layer: f"cut here in {n}" for layer, n in self.cuts.items()}
+        frame["notes"] = [notes.get(layer, "") + " least error" * (layer == best) for layer in frame.index]
         caption = f"{self.name}: held-out MAE in px by a head on each layer, mean ± sd over seeds, and minus the whole network's."
         strong = [at for at, layer in enumerate(frame.index) if layer in self.cuts]
         return _table(caption, frame.reset_index(names="layer"), strong)
-
-    def sizes_table(self) -> Table:
-        """Parameters and operations of the whole and the pruned network."""
-        parameters, flops = self.models["parameters"], self.models["flops"]
-        frame = {
-            "ends at": self.models["layer"],
-            "parameters": parameters.map("{:,}".format),
-            "parameters, of the whole": (parameters / parameters["whole"]).map(percent),
-            "GFLOPs": (flops / 1e9).map("{:.3g}".format),
-            "GFLOPs, of the whole": (flops / flops["whole"]).map(percent),
-        }
-        caption = f"{self.name}: size without head, one forward pass of one patch; pruned at the layer chosen most often."
-        return _table(caption, pd.DataFrame(frame).reset_index())
 
     def figures(self) -> Iterator[Image]:
         """Error by layer or by epoch, error by magnification, predictions and the magnifications they tell."""
         mean = f"{self.name}. Mean ± 1 sd over seeds"
         if "sweep" in self.tables:
-            sweep, layers = self.tables["sweep"], [*self.errors("trained", "ridge")]
+            sweep, layers = self.tables["sweep"], self.tables["sweep"]["layer"].unique().tolist()
             series = [HEADS[key] for key in zip(sweep["condition"], sweep["head"], strict=True)]
             places = {
                 f"cut after {layer} in {n} of {self.seeds}": layers.index(layer)
@@ -276,14 +259,13 @@ class _Network:
                 name=f"{self.weights}-learning",
                 caption=f"{mean}. Held-out patches chose nothing: the last epoch is reported.",
             )
-        each = pd.concat([_rows(self.scores, trainable=one) for one in self.trained])
-        each = each[each["magnification"] != "all"]
+        each = pd.concat([_rows(self.each, trainable=one) for one in self.trained])
         columns = {"panel": each["trainable"].map(TRAINED), "series": each["model"].map(MODELS)}
         yield plots.curves(
-            **_bands(each.assign(x=each["magnification"] + "X", **columns)),
+            **_bands(each.assign(x=each["magnification"], **columns)),
             x="magnification",
             y="MAE, px",
-            order=[f"{m}X" for m in each["magnification"].unique()],
+            order=[*each["magnification"].unique()],
             name=f"{self.weights}-magnification",
             caption=f"{mean}.",
         )
@@ -299,9 +281,10 @@ class _Network:
         )
         counts = main.groupby(["model", "magnification", "nearest"]).size().unstack(fill_value=0)
         counts = counts.reindex(columns=np.unique(main["magnification"]), fill_value=0)
-        shares = 100 * counts.div(counts.sum(axis=1), axis=0).rename(columns="{:g}X".format)
+        shares: Any = 100 * counts.div(counts.sum(axis=1), axis=0)
+        shares = shares.rename(columns="{:g}X".format).rename("{:g}X".format, level="magnification")
         yield plots.matrix(
-            {title: shares.loc[model].rename("{:g}X".format) for model, title in MODELS.items()},
+            {title: shares.xs(model) for model, title in MODELS.items()},
             rows="true magnification",
             columns="magnification of the nearest mean area",
             name=f"{self.weights}-confusion",
@@ -329,9 +312,7 @@ def verdict(compared: pd.Series) -> int:
     return int(np.sign(compared["difference"])) if compared["p_holm"] < LEVEL and not around else 0
 
 
-def _cautions(
-    settings: Settings, networks: list[_Network], tables: Mapping[str, pd.DataFrame]
-) -> Iterator[Finding]:
+def _cautions(settings: Settings, networks: list[_Network], tables: _Tables) -> Iterator[Finding]:
     """What a reader must know before trusting the numbers, one finding per kind."""
 
     def caution(quantity: str, value: int | float, note: str, at: str = "all networks") -> Finding:
@@ -391,7 +372,7 @@ def _cautions(
         )
 
 
-def _patches(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path | None) -> Section:
+def _patches(settings: Settings, tables: _Tables, folder: Path | None) -> Section:
     """How many patches there are, what was left out, and some of them."""
     counts, left_out = tables["magnifications"], tables["left_out"]
     frame = {
@@ -402,9 +383,7 @@ def _patches(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Pat
     }
     shown = [_table("Patches and their mean nucleus area, mean ± sd over patches.", pd.DataFrame(frame))]
     if len(left_out):
-        brief = left_out.assign(
-            number=left_out["number"].map("{:,}".format), example=left_out["example"].str[:60]
-        )
+        brief = left_out.astype(str).assign(example=left_out["example"].str[:60])
         shown.append(_table("What was left out, by reason.", brief))
     images = [_sheet(folder / "patches")] if folder else []
     return Section("Patches", f"Patches of {settings.size} x {settings.size} pixels.", images, shown)
@@ -446,8 +425,9 @@ def _bands(frame: pd.DataFrame) -> dict[str, Any]:
 
 def _mean_and_sd(quantity: str, at: str, values: pd.Series, unit: str, **more: Any) -> Finding:
     mean, sd = values.mean(), values.std()
-    ends = () if pd.isna(sd) else (mean - sd, mean + sd, f"mean ± sd of {len(values)} seeds")
-    return Finding(quantity, at, mean, *ends, unit=unit, **more)
+    if pd.notna(sd):
+        more |= {"low": mean - sd, "high": mean + sd, "interval": f"mean ± sd of {len(values)} seeds"}
+    return Finding(quantity, at, mean, unit=unit, **more)
 
 
 def _spread(values: pd.Series, *, plus: bool = False) -> str:

@@ -119,10 +119,8 @@ def heads_compared(
     *,
     architecture: str,
     weights: str,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
     progress: bool = False,
+    **descent: Any,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train a head on every layer, for all seeds together, by gradient descent and in closed form.
 
@@ -133,25 +131,19 @@ def heads_compared(
         layers: Where the pruned network is cut, for each seed.
         architecture: Name of the family.
         weights: Name of the weights.
-        epochs: See `heads.train_heads`.
-        batch_size: See `heads.train_heads`.
-        learning_rate: See `heads.train_heads`.
         progress: Whether to show progress bars.
+        descent: epochs, batch_size and learning_rate of `heads.train_heads`.
 
     Returns:
         Predictions of the three models by both heads, see `metrics.held_out`; and `metrics.layer_scores`.
     """
-    masks, descent = np.stack([*train.values()]), (epochs, batch_size, learning_rate)
-    settings = {
-        "ridge": {},
-        "head": dict(zip(("epochs", "batch_size", "learning_rate"), descent, strict=True)),
-    }
+    masks = np.stack([*train.values()])
     swept = {
         (condition, head): sweep(
-            values, patches.area, masks, [*train], head=head, progress=progress, **settings[head]
+            values, patches.area, masks, [*train], head=head, progress=progress, **settings
         )
         for condition, values in features.items()
-        for head in ("ridge", "head")
+        for head, settings in (("ridge", {}), ("head", descent))
     }
     predictions = []
     for head, (row, (seed, mask)), model in itertools.product(
@@ -203,5 +195,5 @@ def select_cuts(
             for layer, rows in predicted.items()
         }
     )
-    best = errors.groupby(np.repeat([*train], splits), sort=False).mean().idxmin(axis=1)
-    return {int(seed): str(layer) for seed, layer in best.items()}
+    best: Any = errors.groupby(np.repeat([*train], splits), sort=False).mean().idxmin(axis=1)
+    return dict(zip(train, best, strict=True))

@@ -4,6 +4,7 @@ Predictions are a table with a row per model, way of training, seed and held-out
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,7 @@ COMPARED += ("low", "high", "wins", "seeds", "p", "p_holm", "smallest_p")
 
 
 def held_out(
-    patches: Patches, train: Bool[np.ndarray, " N"], predicted: Float[np.ndarray, " n"], **columns: object
+    patches: Patches, train: Bool[np.ndarray, " N"], predicted: Float[np.ndarray, " n"], **columns: Any
 ) -> pd.DataFrame:
     """What a model says of the patches outside a training part.
 
@@ -82,7 +83,7 @@ def scores(predictions: pd.DataFrame, classes: Sequence[float] | np.ndarray) -> 
     if predictions.empty:
         raise ValueError("There are no patches to evaluate.")
     true, nearest = (
-        pd.Categorical(predictions[name], classes).codes for name in ("magnification", "nearest")
+        pd.Index(classes).get_indexer(predictions[name]) for name in ("magnification", "nearest")
     )
     if (unknown := (true < 0) | (nearest < 0)).any():
         given = np.unique(predictions.loc[unknown, ["magnification", "nearest"]])
@@ -100,8 +101,8 @@ def scores(predictions: pd.DataFrame, classes: Sequence[float] | np.ndarray) -> 
             total[name] = cohen_kappa_score(part["true"], part["told"], **agreement) if several else np.nan
         each = part.groupby("magnification")["error"].agg(n="size", mae="mean").reset_index()
         each["magnification"] = each["magnification"].map("{:g}".format)
-        rows = pd.concat([pd.DataFrame([total]), each.assign(**dict.fromkeys(KAPPAS, np.nan))])
-        frames.append(rows.assign(**dict(zip(KEYS, key, strict=True))))
+        named: dict[str, Any] = dict(zip(KEYS, key, strict=True))
+        frames.append(pd.concat([pd.DataFrame([total]), each]).assign(**named))
     return pd.concat(frames, ignore_index=True)[[*KEYS, "magnification", "n", "mae", *KAPPAS]]
 
 
@@ -119,7 +120,7 @@ def layer_scores(
     predicted: Mapping[str, Float[np.ndarray, "R N"]],
     patches: Patches,
     train: Mapping[int, Bool[np.ndarray, " N"]],
-    **columns: object,
+    **columns: Any,
 ) -> pd.DataFrame:
     """Held-out errors of heads on every layer.
 
@@ -169,7 +170,7 @@ def compare_models(predictions: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFr
     rows = []
     for (weights, trainable), part in predictions.groupby(["weights", "trainable"], sort=False):
         said = part.pivot(index=["seed", "patch", "group", "area"], columns="model", values="predicted")
-        if said[["pruned", *BASES]].isna().any(axis=None):
+        if said[["pruned", *BASES]].isna().to_numpy().any():
             raise ValueError("Models can be compared only on the same seeds and held-out patches.")
         own = overall[(overall["weights"] == weights) & (overall["trainable"] == trainable)]
         by_seed = own.pivot(index="seed", columns="model", values=["mae", *KAPPAS])
@@ -178,16 +179,17 @@ def compare_models(predictions: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFr
                 continue
             low, high = _interval(said, base)
             for metric in ("mae", *KAPPAS):
-                pair = by_seed[metric][["pruned", base]].astype(float)
-                if pair.isna().any(axis=None):
+                pruned, other = (by_seed[metric, model].to_numpy(float) for model in ("pruned", base))
+                if np.isnan(pruned + other).any():
                     continue
                 sign = 1.0 if metric == "mae" else -1.0
-                paired = significance.compare(*(sign * pair).to_numpy().T)
-                (mean, base_mean), (sd, base_sd) = pair.mean(), pair.std()
+                paired = significance.compare(sign * pruned, sign * other)
+                errors = (other.mean(), other.std(ddof=1), pruned.mean(), pruned.std(ddof=1))
                 ends = (low, high) if metric == "mae" else (np.nan, np.nan)
-                tested = (paired.wins, len(pair), paired.p, np.nan, paired.smallest_p)
-                errors = (base_mean, base_sd, mean, sd, (pair["pruned"] - pair[base]).mean())
-                rows.append((weights, trainable, metric, base, *errors, *ends, *tested))
+                tested = (paired.wins, len(pruned), paired.p, np.nan, paired.smallest_p)
+                rows.append(
+                    (weights, trainable, metric, base, *errors, (pruned - other).mean(), *ends, *tested)
+                )
     table = pd.DataFrame(rows, columns=[*COMPARED])
     family = table[table["metric"] != "kappa_quadratic"]
     for _, p in family.groupby(["trainable", "base"])["p"]:
@@ -198,12 +200,12 @@ def compare_models(predictions: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFr
 def _repeated(predicted: pd.Series) -> bool:
     """Whether all seeds have the same patches and predictions."""
     by_seed = predicted.unstack("seed")  # patches that a seed did not hold out are missing, hence unequal
-    return bool(by_seed.eq(by_seed.iloc[:, 0], axis=0).all(axis=None))
+    return bool(by_seed.eq(by_seed.iloc[:, 0], axis=0).to_numpy().all())
 
 
 def _interval(said: pd.DataFrame, base: str) -> tuple[float, float]:
     group, area = (said.index.get_level_values(name).to_numpy() for name in ("group", "area"))
     if len(np.unique(group)) < 2:
         return np.nan, np.nan
-    errors = ([np.abs(said[model].to_numpy() - area)] for model in ("pruned", base))
-    return clustered_bootstrap(*errors, [group])
+    first, second = (np.abs(said[model].to_numpy() - area) for model in ("pruned", base))
+    return clustered_bootstrap([first], [second], [group])
