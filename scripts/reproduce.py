@@ -17,8 +17,7 @@ from absl import flags
 from command import OVERWRITE, RESUME, WORKDIR
 from ml_collections import config_flags
 
-from scalecov_jax import run
-from scalecov_jax.pipelines import paper
+from scalecov_jax import reproduction, run
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, such as configs/demo.py or configs/paper.py."
@@ -32,7 +31,7 @@ def main() -> None:
     settings, workdir = CONFIG.value.to_dict(), WORKDIR.value
     options = {"command": sys.argv, "resume": RESUME.value, "overwrite": OVERWRITE.value}
     if "sections" in settings:
-        print(paper.run(settings, workdir, **options))
+        print(reproduction.run(settings, workdir, **options))
     else:
         print(run.run("probe", settings, workdir, **options))
 

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.linear_model import RidgeCV
@@ -16,8 +17,7 @@ from scalecov_jax.images.example import Example
 from scalecov_jax.images.patches import Patches
 from scalecov_jax.probes.evaluate import ALPHAS
 from scalecov_jax.probes.splits import grouped_splits
-from scalecov_jax.transfer import comparison, results
-from scalecov_jax.transfer.comparison import Prediction
+from scalecov_jax.transfer import comparison, metrics
 from scalecov_jax.transfer.fine_tuning import Recipe
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -68,39 +68,27 @@ def test_starting_points():
 
 def test_fine_tuning_of_all_models_is_read_back_once_finished(tmp_path):
     data = patches()
-    train = grouped_splits(data.group, 2, 0, classes=data.magnification)
+    train = dict(enumerate(grouped_splits(data.group, 2, 0, classes=data.magnification)))
     recipe = Recipe(1, 8, 1e-3, "standardised", "running")
 
     def tuned():
-        return list(
-            comparison.fine_tuned(
-                random_network(width=2.0),
-                "tiny",
-                data,
-                train,
-                ["block_1"] * 2,
-                [0, 1],
-                Path(tmp_path),
-                size=32,
-                recipe=recipe,
-            )
+        layers = dict.fromkeys(train, "block_1")
+        return comparison.fine_tuned(
+            random_network(width=2.0), "tiny", data, train, layers, Path(tmp_path), size=32, recipe=recipe
         )
 
-    first = tuned()
-    assert [(one.model, one.layer, one.weights, one.seed) for one in first] == [
-        (model, layer, weights, seed)
+    predictions, learning = tuned()
+    models = predictions[["model", "layer", "weights", "seed"]].drop_duplicates()
+    assert [*models.itertuples(index=False, name=None)] == [
+        (model, layer, "tiny", seed)
         for seed in (0, 1)
-        for model, layer, weights in (
-            ("whole", "avg_pool", "tiny"),
-            ("pruned", "block_1", "tiny"),
-            ("scratch", "avg_pool", "random (tiny)"),
-        )
+        for model, layer in (("whole", "avg_pool"), ("pruned", "block_1"), ("scratch", "avg_pool"))
     ]
+    assert len(learning) == 6
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("predictions.npz")}
     assert len(times) == 6
-    for one, other in zip(first, tuned(), strict=True):
-        np.testing.assert_array_equal(one.area, other.area)
-        assert one.curve == other.curve
+    for first, again in zip((predictions, learning), tuned(), strict=True):
+        pd.testing.assert_frame_equal(first, again, check_exact=True)
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("predictions.npz")}
 
 
@@ -118,46 +106,41 @@ def features():
 
 def test_the_cut_is_chosen_on_the_training_part_alone(features):
     data, values = features
-    train = grouped_splits(data.group, 3, 0, classes=data.magnification)
-    chosen = comparison.select_cuts(values, data, train, [0, 1, 2], splits=2)
-    assert chosen == ("middle",) * 3
+    train = dict(enumerate(grouped_splits(data.group, 3, 0, classes=data.magnification)))
+    first = {0: train[0]}
+    assert comparison.select_cuts(values, data, train, splits=2) == dict.fromkeys(range(3), "middle")
     # Nothing outside the training part of the first seed may change its choice.
     spoilt = {name: np.where(train[0][:, None], v, 1e3 * np.sign(v)) for name, v in values.items()}
     area = np.where(train[0], data.area, 1e4)
     moved = dataclasses.replace(data, area=area)
-    assert comparison.select_cuts(spoilt, moved, train[:1], [0], splits=2) == ("middle",)
+    assert comparison.select_cuts(spoilt, moved, first, splits=2) == {0: "middle"}
     swapped = {name: values[name].copy() for name in values}
     swapped["early"][~train[0]], swapped["middle"][~train[0]] = (
         values["middle"][~train[0]],
         values["early"][~train[0]],
     )
-    assert comparison.select_cuts(swapped, data, train[:1], [0], splits=2) == ("middle",)
+    assert comparison.select_cuts(swapped, data, first, splits=2) == {0: "middle"}
 
 
 def test_ridge_heads_predict_as_scikit_learn(features):
     data, values = features
-    train = grouped_splits(data.group, 2, 0, classes=data.magnification)
-    solved = comparison.heads_compared(
-        "tiny",
-        "w",
-        {"trained": values, "random_weights": values},
-        data,
-        train,
-        ["middle", "early"],
-        [5, 6],
-        epochs=2,
-        batch_size=16,
-        learning_rate=1e-2,
-    )
-    assert len(solved.predictions) == 2 * 2 * 3
-    for one in solved.predictions:
-        assert one.layer == {"whole": "whole", "scratch": "whole"}.get(one.model, solved.layers[one.seed - 5])
-        mask = train[one.seed - 5]
-        np.testing.assert_array_equal(one.test, np.flatnonzero(~mask))
-        if one.trainable == "ridge":
-            x = StandardScaler().fit_transform(values[one.layer].astype(float))
-            model = RidgeCV(ALPHAS).fit(x[mask], data.area[mask])
-            np.testing.assert_allclose(one.area, model.predict(x[~mask]), rtol=1e-7)
+    train = dict(zip((5, 6), grouped_splits(data.group, 2, 0, classes=data.magnification), strict=True))
+    layers = {5: "middle", 6: "early"}
+    both = {"trained": values, "random_weights": values}
+    named = {"architecture": "tiny", "weights": "w"}
+    descent = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-2}
+    predictions, errors = comparison.heads_compared(both, data, train, layers, **named, **descent)
+    assert len(errors) == 2 * 2 * 3 * 2
+    groups = predictions.groupby(["trainable", "model", "seed"])
+    assert groups.ngroups == 2 * 3 * 2
+    for (trainable, model, seed), part in groups:
+        layer, mask = layers[seed] if model == "pruned" else "whole", train[seed]
+        assert {*part["layer"]} == {layer}
+        np.testing.assert_array_equal(part["patch"], np.flatnonzero(~mask))
+        if trainable == "ridge":
+            x = StandardScaler().fit_transform(values[layer].astype(float))
+            fitted = RidgeCV(ALPHAS).fit(x[mask], data.area[mask])
+            np.testing.assert_allclose(part["predicted"], fitted.predict(x[~mask]), rtol=1e-7)
 
 
 def made_up(data, train, shift):
@@ -165,55 +148,62 @@ def made_up(data, train, shift):
     rng = np.random.default_rng(2)
     made = []
     for seed, mask in train.items():
-        test = np.flatnonzero(~mask)
-        sign = rng.choice([-1.0, 1.0], len(test))
+        sign = rng.choice([-1.0, 1.0], (~mask).sum())
         for model, error in (("whole", 50.0 + seed), ("pruned", 50.0 - shift), ("scratch", 90.0)):
-            area = data.area[test] + error * sign
-            made.append(Prediction("tiny", "w", model, "l", "ridge", seed, test, area))
-    return made
+            named = {
+                "architecture": "tiny",
+                "weights": "w",
+                "model": model,
+                "layer": "l",
+                "trainable": "ridge",
+            }
+            made.append(metrics.held_out(data, mask, data.area[~mask] + error * sign, **named, seed=seed))
+    return pd.concat(made, ignore_index=True)
 
 
 def test_evaluation_and_tests_equal_scikit_learn_and_scipy():
     data = patches(groups=12)
-    seeds = range(6)
-    train = dict(zip(seeds, grouped_splits(data.group, 6, 0, classes=data.magnification), strict=True))
-    evaluated = results.evaluate_predictions(made_up(data, train, 8.0), data, train)
-    for one, rows in evaluated:
-        error = np.abs(one.area - data.area[one.test])
-        assert rows[0].mae == pytest.approx(error.mean())
-        means = np.array([data.area[train[one.seed] & (data.magnification == m)].mean() for m in MEANS])
-        predicted = np.abs(one.area[:, None] - means[None]).argmin(1)
-        true = np.searchsorted(list(MEANS), data.magnification[one.test])
-        assert rows[0].kappa == pytest.approx(cohen_kappa_score(true, predicted))
-        assert rows[0].kappa_quadratic == pytest.approx(
-            cohen_kappa_score(true, predicted, weights="quadratic")
+    train = dict(enumerate(grouped_splits(data.group, 6, 0, classes=data.magnification)))
+    predictions = made_up(data, train, 8.0)
+    scores = metrics.scores(predictions, [*MEANS])
+    assert len(scores) == 6 * 3 * 4
+    of = scores.set_index(["model", "seed", "magnification"]).sort_index()
+    for (model, seed), part in predictions.groupby(["model", "seed"]):
+        total = of.loc[(model, seed, "all")]
+        assert total["mae"] == pytest.approx((part["predicted"] - part["area"]).abs().mean())
+        means = np.array([data.area[train[seed] & (data.magnification == m)].mean() for m in MEANS])
+        nearest = np.abs(part["predicted"].to_numpy()[:, None] - means[None]).argmin(1)
+        true = np.searchsorted(list(MEANS), part["magnification"])
+        assert total["kappa"] == pytest.approx(cohen_kappa_score(true, nearest))
+        assert total["kappa_quadratic"] == pytest.approx(
+            cohen_kappa_score(true, nearest, weights="quadratic")
         )
-        assert sum(row.n for row in rows[1:]) == rows[0].n == len(one.test)
-    rows = results.outcomes(evaluated)
-    assert len(rows) == 6 * 3 * 4
-    compared = results.adjust(results.compare_models(evaluated, data, "w"))
-    by = {(one.base, one.metric): one for one in compared}
-    mae = by["whole", "mae"]
-    totals = {
-        model: np.array([one.rows[0].mae for one in evaluated if one.prediction.model == model])
-        for model in comparison.MODELS
-    }
-    assert mae.p == pytest.approx(stats.wilcoxon(totals["pruned"], totals["whole"], method="exact").pvalue)
-    assert (mae.wins, mae.seeds, mae.smallest_p) == (6, 6, 2 / 2**6)
-    assert mae.difference == pytest.approx(-8 - 2.5)
-    assert mae.low <= mae.difference <= mae.high
-    assert mae.high < 0
-    family = sorted(by["whole", metric].p for metric in ("mae", "kappa"))
-    assert min(by["whole", metric].p_holm for metric in ("mae", "kappa")) == pytest.approx(2 * family[0])
-    assert by["whole", "kappa_quadratic"].p_holm is None
-    assert by["scratch", "mae"].base_mean == pytest.approx(90.0)
+        assert of.loc[(model, seed)]["n"].drop("all").sum() == total["n"] == len(part)
+    compared = metrics.compare_models(predictions, scores).set_index(["base", "metric"])
+    mae = compared.loc[("whole", "mae")]
+    totals = scores[scores["magnification"] == "all"].pivot(index="seed", columns="model", values="mae")
+    assert mae["p"] == pytest.approx(stats.wilcoxon(totals["pruned"], totals["whole"], method="exact").pvalue)
+    assert (mae["wins"], mae["seeds"], mae["smallest_p"]) == (6, 6, 2 / 2**6)
+    assert mae["difference"] == pytest.approx(-8 - 2.5)
+    assert mae["low"] <= mae["difference"] <= mae["high"] < 0
+    family = compared.loc["whole"].loc[["mae", "kappa"]]
+    assert family["p_holm"].min() == pytest.approx(2 * family["p"].min())
+    assert np.isnan(compared.loc[("whole", "kappa_quadratic"), "p_holm"])
+    assert compared.loc[("scratch", "mae"), "base_mean"] == pytest.approx(90.0)
 
 
-def test_sweep_scores_are_errors_of_the_held_out_part():
+def test_other_patches_cannot_be_compared():
+    data = patches(groups=12)
+    train = dict(enumerate(grouped_splits(data.group, 3, 0, classes=data.magnification)))
+    predictions = made_up(data, train, 8.0)
+    with pytest.raises(ValueError, match="only on the same seeds and held-out patches"):
+        metrics.compare_models(predictions[1:], metrics.scores(predictions[1:], [*MEANS]))
+
+
+def test_layer_scores_are_errors_of_the_held_out_part():
     data = patches()
     train = dict(enumerate(grouped_splits(data.group, 2, 0, classes=data.magnification)))
     predicted = {"a": np.tile(data.area + 10, (2, 1)), "b": np.where([*train.values()], 1e9, data.area - 3)}
-    scores = results.sweep_scores("w", "trained", "ridge", predicted, data, train)
-    assert [(one.layer, one.seed) for one in scores] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
-    assert [one.mae for one in scores] == pytest.approx([10, 10, 3, 3])
-    assert [one.macro_mae for one in scores] == pytest.approx([10, 10, 3, 3])
+    scores = metrics.layer_scores(predicted, data, train, weights="w")
+    assert [*zip(scores["layer"], scores["seed"], strict=True)] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    np.testing.assert_allclose(scores[["mae", "macro_mae"]], np.tile([[10], [10], [3], [3]], 2))

@@ -12,7 +12,6 @@ from tiny_network import LAYERS, random_network
 from scalecov_jax import checkpoints
 from scalecov_jax import run as runner
 from scalecov_jax.experiments import noise, noise_maths
-from scalecov_jax.report.paper import part_of_page
 from scalecov_jax.settings import parse
 
 MAPS = LAYERS[:3]
@@ -225,11 +224,10 @@ def test_published_values_stand_beside_mixed0_of_inception(finished, settings, t
         name: table.replace({"block_1": "mixed0", "tiny": "inception_v3"}) for name, table in tables.items()
     }
     page = noise.report(parse(noise.Settings, settings), renamed)
-    part = part_of_page("4.2 Noise inputs", page)
-    published = [row for row in part.rows if row.published != "–"]
-    assert [row.published for row in published] == ["about 1", "below 0"] * 2
-    assert all(row.section == "4.2" and row.quantity.startswith("InceptionV3 mixed0") for row in published)
-    assert {row.published for row in part_of_page("4.2 Noise", runner.page(finished[0])).rows} == {"–"}
+    published = [finding for finding in page.findings if finding.published is not None]
+    assert [finding.reported for finding in published] == ["about 1", "below 0"] * 2
+    assert all(finding.at.startswith("InceptionV3 mixed0") for finding in published)
+    assert {finding.published for finding in runner.page(finished[0]).findings} == {None}
 
 
 def test_resume_computes_no_feature_twice_and_gives_the_same_bytes(finished, settings, monkeypatch):

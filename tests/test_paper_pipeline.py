@@ -8,17 +8,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from golden_tables import GOLDEN, assert_golden
-from test_transfer_pipeline import dots
+from test_transfer_pipeline import NEW, dots
 from tiny_network import random_network
 
-from scalecov_jax import checkpoints
+from scalecov_jax import checkpoints, reproduction
 from scalecov_jax.experiments import EXPERIMENTS, probe
 from scalecov_jax.images import tissue
-from scalecov_jax.paper.compared import Compared
-from scalecov_jax.pipelines import paper, transfer
 from scalecov_jax.report.numbers import number
-from scalecov_jax.report.paper import STAGES
-from scalecov_jax.tables import read_table
+from scalecov_jax.settings import parse
 
 CONFIG = Path(__file__).parents[1] / "configs" / "paper.py"
 pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_scenes")
@@ -91,37 +88,33 @@ def finished(settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("paper") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tissue, "regions", dots)
-        table = paper.run(settings, str(folder), command=["reproduce.py"])
+        table = reproduction.run(settings, str(folder), command=["reproduce.py"])
     return folder, table
 
 
 def test_every_section_has_its_files_and_its_rows(finished):
     folder, table = finished
-    for name, stage in STAGES.items():
-        assert (folder / name / "report.html").exists()
-        rows = stage.compare(folder / name)
-        assert rows
-        assert all(all(cell for cell in row) for row in rows)
-    rows = read_table(folder / "compared.csv", Compared)
-    assert {row.section for row in rows} >= {"4.1", "4.2", "4.3", "4.4"}
-    for name, heading in paper._MOVED.items():
+    rows = pd.read_csv(folder / "compared.csv", dtype=str, keep_default_na=False)
+    text = (folder / "report.html").read_text()
+    for name, heading in reproduction.SECTIONS.items():
         assert (folder / name / "report.html").exists()
         findings = json.loads((folder / name / "summary.json").read_text())["findings"]
-        moved = {row.quantity for row in rows if row.section == heading.split()[0]}
-        assert moved == {f"{x['at']}: {x['quantity']}" for x in findings if x["level"] != "caution"}
-    page = (folder / "report.html").read_text()
-    for heading in (*paper._MOVED.values(), *(stage.heading for stage in STAGES.values())):
-        assert heading in page
-    assert "nan" not in {cell.lower() for row in rows for cell in row}
+        own = rows[rows["section"] == heading.split()[0]]
+        expected = [f"{x['at']}: {x['quantity']}" for x in findings if x["level"] != "caution"]
+        assert own["quantity"].tolist() == expected
+        assert expected
+        assert heading in text
+    assert not rows.isin(["", "nan"]).any(axis=None)
     assert "ResNet50 add_15: R² by least squares at the published peak" in table
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["provenance"]["seed"] == "0"
+    assert {row["section"] for row in summary["compared"]} == {*rows["section"]}
 
 
 def test_tables_are_those_kept(finished):
     # Noise and probing have tables of their own; the findings of experiments that have moved are tested there.
-    tables = ["noise/*", "probe/*", "resize/networks.csv", "resize/images.csv"]
-    assert_golden(finished[0], "paper", tables=tables, rows={"section": (4.1, 4.2, 4.3, 3.4)})
+    tables = ["noise/*", "probe/*", "resize/networks.csv", "resize/images.csv", *NEW]
+    assert_golden(finished[0], "paper", tables=tables, rows={"section": (4.1, 4.2, 4.3, 4.4, 3.4)})
 
 
 def test_published_values_of_single_layers_are_those_kept(finished):
@@ -140,12 +133,10 @@ def test_a_finished_section_is_not_run_again(finished, settings, monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("ran again")
 
-    for name in paper._MOVED:
+    for name in reproduction.SECTIONS:
         monkeypatch.setitem(EXPERIMENTS, name, EXPERIMENTS[name]._replace(run=refuse))
-    for pipeline in (transfer,):
-        monkeypatch.setattr(pipeline, "run", refuse)
     before = (folder / "compared.csv").read_bytes()
-    assert paper.run(settings, str(folder), command=["reproduce.py"], resume=True) == table
+    assert reproduction.run(settings, str(folder), command=["reproduce.py"], resume=True) == table
     assert (folder / "compared.csv").read_bytes() == before
 
 
@@ -158,11 +149,11 @@ def test_an_interrupted_run_goes_on_to_the_same_figures(finished, settings, tmp_
 
     monkeypatch.setattr(probe, "class_tables", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        paper.run(some, str(tmp_path / "run"), command=["reproduce.py"])
+        reproduction.run(some, str(tmp_path / "run"), command=["reproduce.py"])
     monkeypatch.setattr(probe, "class_tables", interrupted)
     finished_stage = EXPERIMENTS["resize"]._replace(run=interrupt)  # is not run again
     monkeypatch.setitem(EXPERIMENTS, "resize", finished_stage)
-    paper.run(some, str(tmp_path / "run"), command=["reproduce.py"], resume=True)
+    reproduction.run(some, str(tmp_path / "run"), command=["reproduce.py"], resume=True)
     with (finished[0] / "compared.csv").open() as whole, (tmp_path / "run" / "compared.csv").open() as part:
         expected = [row for row in csv.reader(whole) if row[0] in ("section", "4.1", "4.3")]
         assert list(csv.reader(part)) == expected
@@ -178,28 +169,30 @@ def test_wrong_settings_of_every_section_are_told_at_once(settings, tmp_path):
         },
     )
     with pytest.raises(ValueError, match=r"In config\.resize") as error:
-        paper.run(wrong, str(tmp_path / "run"), command=["reproduce.py"])
+        reproduction.run(wrong, str(tmp_path / "run"), command=["reproduce.py"])
     assert "In config.covariance: config.classes: No scene class is called 'striped_disk'" in str(error.value)
     assert "In config.transfer: config.seeds is 0" in str(error.value)
     assert "In config.noise" not in str(error.value)
     assert not (tmp_path / "run").exists()
     with pytest.raises(
-        ValueError, match=r"config\.sections is 'probes'; expected one or several of resize, noise"
+        ValueError, match=r"config\.sections is 'probes'; expected one of resize, noise.*probe\?"
     ):
-        paper.run({**settings, "sections": "probes"}, str(tmp_path / "run"), command=["reproduce.py"])
+        reproduction.run({**settings, "sections": "probes"}, tmp_path / "run", command=["reproduce.py"])
 
 
 @pytest.mark.parametrize("data", ["photographs", "imagenet", "scenes"])
 def test_the_configuration_names_its_data(data, tmp_path):
     config = load(data)
-    for name in (*paper._MOVED, *STAGES):
-        stage = paper.stage_settings(config, name, tmp_path)
-        assert stage["weights"]
-        assert stage["seed"] == config["seed"]
+    shared = {name: value for name, value in config.items() if name not in reproduction.SECTIONS}
+    settings = parse(reproduction.Settings, shared)
+    own = {
+        name: reproduction.section_settings(config, settings, name, tmp_path)
+        for name in reproduction.SECTIONS
+    }
+    assert all(one["weights"] and one["seed"] == config["seed"] for one in own.values())
     classes = {"photographs": "car,cat,train", "imagenet": "n02058221,n01608432,n04037443"}
     assert config["probe"]["image_class"] == classes.get(data, "striped_disc,ringed_star,checkered_triangle")
-    scores = paper.stage_settings(config, "transfer", tmp_path)["scores"]
-    assert scores == ("" if data == "photographs" else str(tmp_path / "probe"))
+    assert own["transfer"]["scores"] == ("" if data == "photographs" else str(tmp_path / "probe"))
     with pytest.raises(ValueError, match=r"configs/paper\.py:photos is not known"):
         load("photos")
 
@@ -208,4 +201,4 @@ def test_photographs_without_weights_say_how_to_get_them(shared, tmp_path, monke
     monkeypatch.chdir(Path(__file__).parents[1])
     config = {**load("photographs"), "weights": str(tmp_path / "none")}
     with pytest.raises(ValueError, match=r"scripts/port_weights\.py"):
-        paper.run(config, str(tmp_path / "run"), command=["reproduce.py"])
+        reproduction.run(config, str(tmp_path / "run"), command=["reproduce.py"])

@@ -4,10 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalecov_jax.experiments import probe_published
+from scalecov_jax.experiments import probe_published, published
 from scalecov_jax.experiments.probe_published import compare, over_classes, over_runs, published_widths
 from scalecov_jax.experiments.probe_tables import score_table
-from scalecov_jax.paper import published
 from scalecov_jax.scores import CONDITIONS, ESTIMATORS
 
 CLASSES = pd.DataFrame(

@@ -1,6 +1,5 @@
-"""The transfer from names to files: a tiny run on rendered tissue, resumed, and every wrong setting."""
+"""The transfer from names to files: a tiny run on rendered tissue, resumed, its findings, and every wrong setting."""
 
-import csv
 import importlib.util
 import json
 import re
@@ -12,13 +11,17 @@ from golden_tables import assert_golden
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
+from scalecov_jax import run as runner
+from scalecov_jax.experiments import transfer
 from scalecov_jax.images import tissue
 from scalecov_jax.images.annotated import AnnotatedImage
-from scalecov_jax.pipelines import transfer
 from scalecov_jax.transfer import fine_tuning
 
 RENDERED = tissue.regions
 CONFIGS = Path(__file__).parents[1] / "configs"
+NEW = [
+    f"*{name}.csv" for name in ("predictions", "models", "magnifications", "left_out", "learning")
+]  # not in the golden folders
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -76,12 +79,7 @@ def settings(weights):
 
 
 def run(settings, folder, **options):
-    return transfer.run(settings, str(folder), command=["transfer.py"], **options)
-
-
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return runner.run("transfer", settings, folder, command=["transfer.py"], **options)
 
 
 @pytest.fixture(scope="module")
@@ -91,38 +89,53 @@ def finished(settings, tmp_path_factory):
 
 
 def test_heads_on_frozen_features(finished):
-    folder, table = finished
-    assert "report.html" in table
-    found = rows(folder / "transfer.csv")
-    assert list(found[0]) == [
-        *("architecture", "weights", "layer", "trainable", "seed"),
-        *("magnification", "n", "mae", "kappa", "kappa_quadratic"),
-    ]
+    folder, text = finished
+    assert "report.html" in text
+    tables = runner.read(folder)[1]
+    found, sweep, models = (tables[name] for name in ("transfer", "sweep", "models"))
     assert len(found) == 2 * 2 * 3 * 4
-    assert {row["magnification"] for row in found} == {"all", "10", "20", "40"}
-    assert {row["trainable"] for row in found} == {"head", "ridge"}
-    sweep = rows(folder / "sweep.csv")
-    assert {row["layer"] for row in sweep} == {"stem", "block_1", "block_2", "avg_pool"}
+    assert {*found["magnification"]} == {"all", "10", "20", "40"}
+    assert {*found["trainable"]} == {"head", "ridge"}
+    assert {*sweep["layer"]} == {"stem", "block_1", "block_2", "avg_pool"}
     assert len(sweep) == 2 * 2 * 2 * 4
-    whole = next(row for row in found if (row["layer"], row["magnification"]) == ("avg_pool", "all"))
-    same = [
-        float(row["mae"])
-        for row in sweep
-        if [row[k] for k in ("condition", "head", "layer", "seed")]
-        == ["trained", whole["trainable"], "avg_pool", "0"]
-    ]
-    assert float(whole["mae"]) == pytest.approx(same[0])
-    summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary["networks"]["tiny"]["layers"].values()) <= {"stem", "block_1", "block_2"}
-    assert summary["networks"]["tiny"]["costs"]["whole"]["flops"] > 0
-    assert len(rows(folder / "comparisons.csv")) == 2 * 2 * 3
+    whole = found.query("weights == 'tiny' and layer == 'avg_pool' and magnification == 'all'")
+    same = sweep.query("condition == 'trained' and layer == 'avg_pool'")
+    both = whole.merge(same, left_on=["trainable", "seed"], right_on=["head", "seed"])
+    assert len(both) == 4
+    np.testing.assert_allclose(both["mae_x"], both["mae_y"])
+    assert {*models["layer"]} <= {"stem", "block_1", "block_2", "avg_pool"}
+    assert (models["flops"] > 0).all()
+    assert len(tables["comparisons"]) == 2 * 2 * 3
     page = (folder / "report.html").read_text()
-    assert "Where to cut" in page
-    assert not re.search(r"\bnan\b", page, re.IGNORECASE)
+    assert not re.search(r"\b(nan|inf|None)\b", page)
+    figures = {f"tiny-{name}" for name in ("sweep", "magnification", "predicted", "confusion")} | {"patches"}
+    assert {path.stem for path in (folder / "figures").iterdir()} == figures
 
 
 def test_tables_are_those_kept(finished):
-    assert_golden(finished[0], "transfer")
+    assert_golden(finished[0], "transfer", tables=NEW)
+
+
+def test_findings_are_what_the_predictions_say(finished):
+    folder, text = finished
+    predictions = runner.read(folder)[1]["predictions"]
+    error = (predictions["area"] - predictions["predicted"]).abs()
+    mae = error.groupby([predictions[name] for name in ("trainable", "model", "seed")]).mean().unstack()
+    findings = {x["quantity"]: x for x in json.loads((folder / "summary.json").read_text())["findings"]}
+    for trainable, name in (("ridge", "ridge on frozen features"), ("head", "head by gradient descent")):
+        difference = findings[f"MAE, pruned − whole, {name}"]
+        assert difference["level"] == "headline"
+        expected = mae.loc[(trainable, "pruned")] - mae.loc[(trainable, "whole")]
+        assert difference["value"] == pytest.approx(expected.mean())
+        for model, named in (("whole", "whole"), ("pruned", "pruned"), ("scratch", "from scratch")):
+            seeds, finding = mae.loc[(trainable, model)], findings[f"MAE, {named}, {name}"]
+            ends = (seeds.mean() - seeds.std(), seeds.mean() + seeds.std())
+            assert (finding["low"], finding["high"]) == pytest.approx(ends)
+            assert finding["quantity"] in text
+    cautions = {quantity: x["value"] for quantity, x in findings.items() if x["level"] == "caution"}
+    assert cautions["smallest Holm p that 2 seeds and 2 tests can reach"] == 1.0
+    held_out = predictions.groupby("seed")["group"].unique().map(set)
+    assert cautions["source images ever held out"] == len(set.union(*held_out))
 
 
 def test_resume_computes_nothing_twice(settings, finished, monkeypatch):
@@ -159,14 +172,15 @@ def test_fine_tuning_goes_on_where_it_stopped(settings, tmp_path, monkeypatch):
     table = run(settings, tmp_path / "run", resume=True)
     assert times == {path: path.stat().st_mtime_ns for path in finished}
     assert len([*(tmp_path / "run" / "training").glob("*/predictions.npz")]) == 6
-    found = rows(tmp_path / "run" / "transfer.csv")
-    assert {(row["weights"], row["layer"]) for row in found} == {
+    found = runner.read(tmp_path / "run")[1]["transfer"]
+    assert {*zip(found["weights"], found["layer"], strict=True)} == {
         ("tiny", "avg_pool"),
         ("tiny", "block_1"),
         ("random (tiny)", "avg_pool"),
     }
     assert not (tmp_path / "run" / "sweep.csv").exists()
-    assert_golden(tmp_path / "run", "fine_tuning", tables=["patches/*"])
+    assert_golden(tmp_path / "run", "fine_tuning", tables=["patches/*", *NEW])
+    assert (tmp_path / "run" / "figures" / "tiny-learning.png").exists()
     assert table == run(settings, tmp_path / "other").replace(str(tmp_path / "other"), str(tmp_path / "run"))
 
 
@@ -176,35 +190,51 @@ def test_the_published_rule_takes_the_layer_of_an_earlier_run(settings, tmp_path
     }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     run(settings | {"auto": "scale", "scores": str(tmp_path)}, tmp_path / "run")
-    layers = json.loads((tmp_path / "run" / "summary.json").read_text())["networks"]["tiny"]["layers"]
-    assert layers == {"0": "block_1", "1": "block_1"}
+    predictions = runner.read(tmp_path / "run")[1]["predictions"]
+    assert {*predictions[predictions["model"] == "pruned"]["layer"]} == {"block_1"}
     with pytest.raises(ValueError, match="holds no layer selected by ridge for tiny"):
         run(settings | {"auto": "scale", "scores": str(tmp_path / "none")}, tmp_path / "x")
 
 
 def test_the_split_is_fixed_when_asked_for(settings, tmp_path):
     run(settings | {"fixed_split": True, "layer": "block_1"}, tmp_path / "run")
-    found = rows(tmp_path / "run" / "transfer.csv")
-    ridge = [row["mae"] for row in found if (row["trainable"], row["magnification"]) == ("ridge", "all")]
+    tables = runner.read(tmp_path / "run")[1]
+    ridge = tables["transfer"].query("trainable == 'ridge' and magnification == 'all'")["mae"].tolist()
     assert ridge[:3] == ridge[3:]
-    assert not [row for row in rows(tmp_path / "run" / "comparisons.csv") if row["trainable"] == "ridge"]
+    assert {*tables["comparisons"]["trainable"]} == {"head"}
+    findings = runner.page(tmp_path / "run").findings
+    (repeated,) = (
+        x for x in findings if x.quantity == "seeds with the same predictions for the same patches"
+    )
+    assert repeated.at == "tiny, ridge on frozen features"
+    assert [x.value for x in findings if x.quantity == "splits that the seeds share"] == [1]
+
+
+def test_a_single_seed_is_no_test(settings, tmp_path):
+    run(settings | {"seeds": 1, "layer": "block_2"}, tmp_path / "run")
+    assert runner.read(tmp_path / "run")[1]["comparisons"].empty
+    findings = runner.page(tmp_path / "run").findings
+    headlines = [x for x in findings if x.level == "headline"]
+    assert [x.low for x in headlines] == [None, None]
+    assert all(x.note.startswith("No test") for x in headlines)
+    assert [x.value for x in findings if x.quantity == "number of seeds"] == [1]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": ""}, r"config\.weights is empty"),
+        ({"weights": ""}, r"config\.weights is ''; expected at least 1 value"),
         ({"data": ""}, r"config\.data is empty; expected a folder of annotated images, or tissue"),
         ({"trainable": "some"}, r"config\.trainable is 'some'; expected one of head, all"),
-        ({"seeds": 0}, r"config\.seeds is 0; expected more than 0"),
-        ({"held_out": 1.0}, r"config\.held_out is 1\.0"),
-        ({"magnifications": "10,x"}, r"config\.magnifications holds '10,x'"),
-        ({"magnifications": "10,-5"}, r"config\.magnifications holds -5\.0"),
+        ({"seeds": 0}, r"config\.seeds is 0; expected at least 1"),
+        ({"held_out": 1.0}, r"config\.held_out is 1\.0; expected 0\.001 to 0\.999"),
+        ({"magnifications": "10,x"}, r"config\.magnifications is 'x'; expected a number"),
+        ({"magnifications": "10,-5"}, r"config\.magnifications is '10\.0,-5\.0'; expected 0\.01"),
         ({"auto": "scale"}, r"config\.scores is empty"),
         ({"layer": "block_9"}, r"tiny has no layer 'block_9'; did you mean block_"),
         ({"layer": "softmax"}, r"A regression head cannot follow softmax; choose one of stem"),
         ({"architecture": "resnet50"}, r"holds tiny, but config\.architecture is resnet50"),
-        ({"data": "/nowhere"}, r"/nowhere is no folder"),
+        ({"data": "/nowhere", "layer": "stam"}, r"/nowhere is no folder.*did you mean stem"),
         ({"seeds": 0, "labels": "none"}, r"config\.labels is 'none'.*config\.seeds is 0"),
     ],
 )

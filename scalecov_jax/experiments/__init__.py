@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.experiments import covariance, explain, noise, probe, resize
+from scalecov_jax.experiments import covariance, explain, noise, probe, resize, transfer, transfer_report
 from scalecov_jax.report.page import Page
 from scalecov_jax.settings import Base
 
@@ -30,6 +30,13 @@ class Experiment(NamedTuple):
 
 
 EXPERIMENTS: dict[str, Experiment] = {
-    module.__name__.rpartition(".")[2]: Experiment(module.Settings, module.check, module.run, module.report)
-    for module in (covariance, explain, noise, probe, resize)
+    module.__name__.rpartition(".")[2]: Experiment(module.Settings, module.check, module.run, report.report)
+    for module, report in (
+        (covariance, covariance),
+        (explain, explain),
+        (noise, noise),
+        (probe, probe),
+        (resize, resize),
+        (transfer, transfer_report),
+    )
 }

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from scalecov_jax.experiments import published
 from scalecov_jax.features import pooled_features
 from scalecov_jax.models.architecture import get_architecture
 from scalecov_jax.models.pruning import abstract_variables
-from scalecov_jax.paper import published
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import number

@@ -89,8 +89,12 @@ def table(findings: Iterable[Finding]) -> tuple[tuple[str, ...], list[tuple[str,
 def text_table(findings: Sequence[Finding]) -> str:
     """The same table for the terminal, and the cautions below."""
     columns, rows = table(findings)
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (columns, *rows)]
-    return "\n".join(
-        [*lines, *(f"Caution: {finding.sentence}" for finding in findings if finding.level == "caution")]
-    )
+    lines = aligned([columns, *rows])
+    cautions = (f"Caution: {finding.sentence}" for finding in findings if finding.level == "caution")
+    return "\n".join([lines, *cautions])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of text whose columns stand one below the other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

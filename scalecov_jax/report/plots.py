@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from scalecov_jax.report import style
 from scalecov_jax.report.numbers import interval, number
@@ -64,7 +65,14 @@ def r2_by_layer(
 
 
 def predicted_against_true(
-    frame: pd.DataFrame, panels: Mapping[str, str], *, unit: str, name: str, caption: str, empty: str = ""
+    frame: pd.DataFrame,
+    panels: Mapping[str, str],
+    *,
+    unit: str,
+    name: str,
+    caption: str,
+    empty: str = "",
+    log: bool = False,
 ) -> Image:
     """Predicted against true values of held-out images, a panel per kind of features.
 
@@ -78,6 +86,7 @@ def predicted_against_true(
         name: Of the files.
         caption: Under the figure.
         empty: Stands in a panel that has no rows.
+        log: Whether the axes are logarithmic; true values are then positive.
 
     Source: Graziani et al. 2021, Figure 7.
     """
@@ -88,7 +97,7 @@ def predicted_against_true(
         for panel, title in panels.items()
     )
     alt = f"Predicted against true {unit} of held-out images. R² of the median split: {', '.join(shown)}."
-    return _image(_scatter(parts, splits, panels, unit, empty), alt, caption, name)
+    return _image(_scatter(parts, splits, panels, unit, empty, log), alt, caption, name)
 
 
 def curves(
@@ -280,6 +289,7 @@ def _scatter(
     panels: Mapping[str, str],
     unit: str,
     empty: str,
+    log: bool,
 ) -> Figure:
     figure = Figure(figsize=(WIDTH, 2.95), layout="constrained")
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -287,10 +297,24 @@ def _scatter(
     low, high = true.min(), true.max()
     limits = (low - 0.25 * (high - low), high + 0.25 * (high - low))
     edge = 0.03 * (limits[1] - limits[0])
+    ends, inside = (
+        (low - 0.08 * (high - low), high + 0.08 * (high - low)),
+        (limits[0] + edge, limits[1] - edge),
+    )
+    if log:
+        limits, ends, inside = (low / 3, high * 3), (low / 1.2, high * 1.2), (low / 2.8, high * 2.8)
     for axes, (panel, title), (color, marker, _) in zip(grid, panels.items(), cycle(LOOKS), strict=False):
         axes.set_title(title, fontsize=10)
-        axes.set_xlim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+        axes.set_xlim(*ends)
         axes.set_ylim(*limits)
+        if log:
+            axes.set(xscale="log", yscale="log")
+            for axis, (first, final) in ((axes.xaxis, ends), (axes.yaxis, limits)):
+                ticks = [
+                    t for power in range(-3, 7) for t in (10.0**power, 3 * 10.0**power) if first <= t <= final
+                ]
+                axis.set_ticks(ticks, [f"{t:.10g}" for t in ticks])
+                axis.set_ticks([], minor=True)
         axes.set_xlabel(f"true {unit}")
         if panel not in splits:
             axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", fontsize=10)
@@ -298,7 +322,7 @@ def _scatter(
         axes.plot([low, high], [low, high], color="#707070", linewidth=1)
         chosen, r2 = splits[panel]
         for large, rows in parts[panel].groupby(parts[panel]["split"] == chosen):
-            y = rows["predicted"].clip(limits[0] + edge, limits[1] - edge)
+            y = rows["predicted"].clip(*inside)
             look = {"color": color, "markersize": 5.5 if large else 2.5, "alpha": 1.0 if large else 0.25}
             axes.plot(
                 rows["true"], y, marker, linestyle="", markeredgewidth=0, zorder=3 if large else 2, **look
@@ -333,6 +357,8 @@ def _panels(
         axes.set_ylabel(y)
         if "y" in log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
         for label, (left, right) in shaded.items():
             axes.axvspan(left, right, color=SHADE, linewidth=0, label=label, zorder=0)
         for label, marked in places.items():

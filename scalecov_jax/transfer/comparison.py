@@ -1,11 +1,13 @@
 """The whole network, the pruned one and the whole one from scratch, trained for nucleus area on the same patches and splits."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+import pandas as pd
+from jaxtyping import Bool, Float
 
 from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network, random_network
@@ -15,37 +17,12 @@ from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.preprocessing import Preprocessing
 from scalecov_jax.probes.splits import grouped_splits
+from scalecov_jax.transfer import metrics
 from scalecov_jax.transfer.fine_tuning import Recipe, fine_tune
 from scalecov_jax.transfer.sweep import sweep
 
 Model = Literal["whole", "pruned", "scratch"]
 MODELS: tuple[Model, ...] = ("whole", "pruned", "scratch")
-
-
-class Prediction(NamedTuple):
-    """What one model with one seed says of the held-out patches.
-
-    Attributes:
-        architecture: Name of the family.
-        weights: Name of the weights, or of the random ones in their place.
-        model: Which of the three.
-        layer: Where the network ends; avg_pool for the whole one.
-        trainable: all (fine-tuned), head (linear head by gradient descent) or ridge (in closed form).
-        seed: Of the split, the head and the order of the patches.
-        test: Indices of the held-out patches.
-        area: Their predicted mean nucleus areas in pixels.
-        curve: Epoch, training MSE (px^2) and held-out MAE (px); empty for ridge.
-    """
-
-    architecture: str
-    weights: str
-    model: Model
-    layer: str
-    trainable: str
-    seed: int
-    test: Int[np.ndarray, " n"]
-    area: Float[np.ndarray, " n"]
-    curve: tuple[tuple[int, float, float], ...] = ()
 
 
 def whole_layer(network: Network) -> str:
@@ -61,11 +38,6 @@ def cut_layers(network: Network) -> tuple[str, ...]:
     return (*(layer for layer in layers if layer not in (*network.architecture.head, whole)), whole)
 
 
-def random_name(weights: str) -> str:
-    """The name of random weights for the network of these weights, in tables."""
-    return f"random ({weights})"
-
-
 def starting_point(network: Network, model: Model, layer: str, seed: int) -> Network:
     """The network that a model starts from, stopped after its layer."""
     if model == "pruned":
@@ -76,152 +48,125 @@ def starting_point(network: Network, model: Model, layer: str, seed: int) -> Net
 
 def fine_tuned(
     network: Network,
-    weights: str,
+    name: str,
     patches: Patches,
-    train: Bool[np.ndarray, "R N"],
-    layers: Sequence[str],
-    seeds: Sequence[int],
+    train: Mapping[int, Bool[np.ndarray, " N"]],
+    layers: Mapping[int, str],
     folder: Path,
     *,
     size: int,
     recipe: Recipe,
     preprocessing: Preprocessing | None = None,
-) -> Iterator[Prediction]:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Fine-tune the three models with every seed; a finished training in `folder` is read, an interrupted one goes on.
 
     Args:
         network: Pretrained.
-        weights: Its name.
+        name: Of its weights.
         patches: All patches.
         train: The training part of each seed.
         layers: Where the pruned network is cut, for each seed.
-        seeds: Seeds.
         folder: For the trainings, one folder each.
         size: Height and width of the patches in pixels.
         recipe: How to train.
         preprocessing: In place of that of the weights.
 
+    Returns:
+        Predictions, see `metrics.held_out`; and weights, model, seed, epoch, mse (training, px^2) and mae (held-out, px), which
+        chose nothing.
+
     Source: Graziani et al. 2021, section 4.4.
     """
-    for mask, layer, seed in zip(train, layers, seeds, strict=True):
-        inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)
-        for model in MODELS:
-            where = folder / f"{weights}-{model}-{seed}"
-            start = starting_point(network, model, layer, seed)
-            name = random_name(weights) if model == "scratch" else weights
-            last = layer if model == "pruned" else whole_layer(network)
-            finished = where / "predictions.npz"
-            if not finished.exists():
-                label = f"{weights} {model} {last} seed {seed}"
-                fitted = fine_tune(
-                    start,
-                    patches,
-                    patches.area,
-                    inside,
-                    outside,
-                    where,
-                    size=size,
-                    seed=seed,
-                    recipe=recipe,
-                    preprocessing=preprocessing,
-                    progress=label,
-                )
-                with replacing(finished) as partial:
-                    np.savez(partial, test=outside, area=fitted.predicted, curve=np.array(fitted.curve))
-            with np.load(finished, allow_pickle=False) as file:
-                curve = tuple((int(epoch), float(mse), float(mae)) for epoch, mse, mae in file["curve"])
-                yield Prediction(
-                    network.architecture.name,
-                    name,
-                    model,
-                    last,
-                    "all",
-                    seed,
-                    file["test"],
-                    file["area"],
-                    curve,
-                )
-
-
-class HeadResult(NamedTuple):
-    """Linear heads on the features of one network.
-
-    Attributes:
-        predictions: Of the three models, by both heads.
-        sweep: Predicted areas of all patches [R, N] by (condition, head) and layer.
-        layers: Where the pruned network is cut, for each seed.
-    """
-
-    predictions: tuple[Prediction, ...]
-    sweep: dict[tuple[str, str], dict[str, Float[np.ndarray, "R N"]]]
-    layers: tuple[str, ...]
+    predictions, learning = [], []
+    for (seed, mask), model in itertools.product(train.items(), MODELS):
+        where = folder / f"{name}-{model}-{seed}"
+        start = starting_point(network, model, layers[seed], seed)
+        last = layers[seed] if model == "pruned" else whole_layer(network)
+        finished = where / "predictions.npz"
+        if not finished.exists():
+            inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)
+            fitted = fine_tune(
+                start,
+                patches,
+                patches.area,
+                inside,
+                outside,
+                where,
+                size=size,
+                seed=seed,
+                recipe=recipe,
+                preprocessing=preprocessing,
+                progress=f"{name} {model} {last} seed {seed}",
+            )
+            with replacing(finished) as partial:
+                np.savez(partial, area=fitted.predicted, curve=np.array(fitted.curve))
+        with np.load(finished, allow_pickle=False) as file:
+            named = {"architecture": network.architecture.name, "weights": name, "model": model}
+            columns = {**named, "layer": last, "trainable": "all", "seed": seed}
+            predictions.append(metrics.held_out(patches, mask, file["area"], **columns))
+            curve = pd.DataFrame(file["curve"], columns=["epoch", "mse", "mae"]).astype({"epoch": int})
+        learning.append(
+            curve.assign(weights=name, model=model, seed=seed)[["weights", "model", "seed", *curve]]
+        )
+    return pd.concat(predictions, ignore_index=True), pd.concat(learning, ignore_index=True)
 
 
 def heads_compared(
-    architecture: str,
-    weights: str,
     features: Mapping[str, Mapping[str, Float[np.ndarray, "N _"]]],
     patches: Patches,
-    train: Bool[np.ndarray, "R N"],
-    layers: Sequence[str],
-    seeds: Sequence[int],
+    train: Mapping[int, Bool[np.ndarray, " N"]],
+    layers: Mapping[int, str],
     *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
+    architecture: str,
+    weights: str,
     progress: bool = False,
-) -> HeadResult:
+    **descent: Any,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train a head on every layer, for all seeds together, by gradient descent and in closed form.
 
     Args:
-        architecture: Name of the family.
-        weights: Name of the weights.
         features: Pooled features of every layer, the whole network's last, under trained and random_weights.
         patches: All patches.
         train: The training part of each seed.
         layers: Where the pruned network is cut, for each seed.
-        seeds: Seeds.
-        epochs: See `heads.train_heads`.
-        batch_size: See `heads.train_heads`.
-        learning_rate: See `heads.train_heads`.
+        architecture: Name of the family.
+        weights: Name of the weights.
         progress: Whether to show progress bars.
+        descent: epochs, batch_size and learning_rate of `heads.train_heads`.
+
+    Returns:
+        Predictions of the three models by both heads, see `metrics.held_out`; and `metrics.layer_scores`.
     """
-    settings = {
-        "ridge": {},
-        "head": {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate},
-    }
+    masks = np.stack([*train.values()])
     swept = {
         (condition, head): sweep(
-            values, patches.area, train, seeds, head=head, progress=progress, **settings[head]
+            values, patches.area, masks, [*train], head=head, progress=progress, **settings
         )
         for condition, values in features.items()
-        for head in ("ridge", "head")
+        for head, settings in (("ridge", {}), ("head", descent))
     }
-    whole = list(features["trained"])[-1]
     predictions = []
-    for head in ("head", "ridge"):
-        for row, (mask, layer, seed) in enumerate(zip(train, layers, seeds, strict=True)):
-            test = np.flatnonzero(~mask)
-            compared: tuple[tuple[Model, str, str], ...] = (
-                ("whole", "trained", whole),
-                ("pruned", "trained", layer),
-                ("scratch", "random_weights", whole),
-            )
-            for model, condition, last in compared:
-                name = weights if condition == "trained" else random_name(weights)
-                area = swept[condition, head][last][row, test]
-                predictions.append(Prediction(architecture, name, model, last, head, seed, test, area))
-    return HeadResult(tuple(predictions), swept, tuple(layers))
+    for head, (row, (seed, mask)), model in itertools.product(
+        ("head", "ridge"), enumerate(train.items()), MODELS
+    ):
+        layer = layers[seed] if model == "pruned" else [*features["trained"]][-1]
+        area = swept["random_weights" if model == "scratch" else "trained", head][layer][row, ~mask]
+        named = {"architecture": architecture, "weights": weights, "model": model, "layer": layer}
+        predictions.append(metrics.held_out(patches, mask, area, **named, trainable=head, seed=seed))
+    errors = [
+        metrics.layer_scores(values, patches, train, weights=weights, condition=condition, head=head)
+        for (condition, head), values in swept.items()
+    ]
+    return pd.concat(predictions, ignore_index=True), pd.concat(errors, ignore_index=True)
 
 
 def select_cuts(
     features: Mapping[str, Float[np.ndarray, "N _"]],
     patches: Patches,
-    train: Bool[np.ndarray, "R N"],
-    seeds: Sequence[int],
+    train: Mapping[int, Bool[np.ndarray, " N"]],
     *,
     splits: int,
-) -> tuple[str, ...]:
+) -> dict[int, str]:
     """For each seed the layer from which ridge reads nucleus area best in its training part: lowest mean MAE over inner splits.
 
     The whole network is no candidate: what is chosen is where to cut, and whether cutting helps is tested.
@@ -229,32 +174,26 @@ def select_cuts(
     Args:
         features: Of every layer at which the network can be cut, the whole one last.
         patches: All patches; those outside the training part of a seed have no influence on its choice.
-        train: The training part of each seed.
-        seeds: Of the inner splits.
+        train: The training part of each seed, which is also the seed of the inner splits.
         splits: Inner splits by source image, for each seed.
 
     Raises:
         ValueError: A training part has too few source images for an inner split, see `grouped_splits`.
     """
-    masks = []
-    for mask, seed in zip(train, seeds, strict=True):
-        for inner in grouped_splits(patches.group[mask], splits, seed):
-            masks.append(mask.copy())
-            masks[-1][mask] = inner
-    inner = np.stack(masks)
+    outer = np.repeat([*train.values()], splits, axis=0)
+    inner = outer.copy()
+    for row, (seed, mask) in enumerate(train.items()):
+        inner[row * splits : (row + 1) * splits, mask] = grouped_splits(patches.group[mask], splits, seed)
     # One call for all seeds, so that each width of layer is compiled once.
     candidates = {layer: features[layer] for layer in list(features)[:-1]}
     predicted = sweep(
-        candidates, patches.area, inner, range(len(inner)), head="ridge", progress=True,
-        scale_over=np.repeat(train, splits, axis=0),
-    )  # fmt: skip
-    held_out = np.repeat(train, splits, axis=0) & ~inner
-    error = {
-        layer: np.array(
-            [np.abs(row - patches.area)[out].mean() for row, out in zip(rows, held_out, strict=True)]
-        )
-        .reshape(len(seeds), splits)
-        .mean(1)
-        for layer, rows in predicted.items()
-    }
-    return tuple(min(error, key=lambda layer: error[layer][row]) for row in range(len(seeds)))
+        candidates, patches.area, inner, range(len(inner)), head="ridge", progress=True, scale_over=outer
+    )
+    errors = pd.DataFrame(
+        {
+            layer: np.nanmean(np.where(outer & ~inner, np.abs(rows - patches.area), np.nan), axis=1)
+            for layer, rows in predicted.items()
+        }
+    )
+    best: Any = errors.groupby(np.repeat([*train], splits), sort=False).mean().idxmin(axis=1)
+    return dict(zip(train, best, strict=True))

@@ -4,24 +4,7 @@ Curves were read off the authors' figures performance0.png and performance1.png 
 0.005 in exp(R2 - 1); the tables are as printed.
 """
 
-from typing import NamedTuple
-
 from scalecov_jax.scores import Condition
-
-
-class Cut(NamedTuple):
-    """A row of Table 2: errors over ten repetitions, mean and sd.
-
-    Attributes:
-        layer: Last layer of the network.
-        mae: Of the mean nucleus area, in pixels.
-        kappa: Of the magnification; None where it is not printed.
-    """
-
-    layer: str
-    mae: tuple[float, float]
-    kappa: tuple[float, float] | None
-
 
 N_TRAIN = {"albatross": 308, "kite": 284, "racing car": 255}  # 70 % of 441, 406 and 365 images
 RUNS = 25  # of Table A1 and Figures 8 and 9
@@ -29,9 +12,6 @@ REPETITIONS = 10  # of each of the three classes in Figure A2
 
 PEAK = {"inception_v3": ("mixed8", 0.85), "resnet50": ("add_15", 0.76)}
 """Figure A2: the layer of the largest R2 and the R2 printed there, ln(mean of exp(R2 - 1)) + 1."""
-
-REMOVED = {"inception_v3": 51.0, "resnet50": 19.0}
-"""Section 4.4: per cent of the parameters that the cut removes."""
 
 TABLE_A1: dict[str, dict[Condition, tuple[float, float]]] = {
     layer: {"trained": trained, "random_weights": random_weights, "shuffled_measure": shuffled}
@@ -98,17 +78,3 @@ CURVES: dict[str, dict[str, dict[Condition, float]]] = {
     }.items()
 }
 """Figure A2: mean of exp(R2 - 1) over 3 classes x 10 repetitions, least squares; 0 where it cannot be told from 0."""
-
-TABLE_2: dict[str, dict[str, Cut]] = {
-    "inception_v3": {
-        "whole": Cut("mixed10", (81.85, 11.08), (0.435, 0.02)),
-        "pruned": Cut("mixed8", (54.93, 4.32), (0.571, 0.05)),
-        "scratch": Cut("mixed10", (82.30, 17.92), None),
-    },
-    "resnet50": {
-        "whole": Cut("add_16", (70.08, 12.49), (0.610, 0.03)),
-        "pruned": Cut("add_15", (54.76, 3.10), (0.623, 0.04)),
-        "scratch": Cut("add_16", (95.66, 21.39), None),
-    },
-}
-"""Table 2: whole, pruned and from scratch, all weights fine-tuned, on patches of the Janowczyk set."""

@@ -1,0 +1,309 @@
+"""Does cutting a network help to read the size of nuclei? Section 4.4 of the scale paper: settings and tables.
+
+The whole pretrained network, the same cut after a layer, and the whole one from random weights regress the mean nucleus area of
+patches of tissue: all weights are fine-tuned, or heads trained on frozen features. The models are in `transfer/comparison.py`,
+errors and tests in `transfer/metrics.py`, the report in `transfer_report.py`.
+"""
+
+import dataclasses
+import tempfile
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from absl import logging
+
+from scalecov_jax.checkpoints import Network, load_networks, random_network
+from scalecov_jax.cutting import selected_layer
+from scalecov_jax.features import cached_features, compute_features
+from scalecov_jax.images import tissue
+from scalecov_jax.images.annotated import read_annotated
+from scalecov_jax.images.example import Skipped, count_reasons
+from scalecov_jax.images.patches import (
+    MAGNIFICATIONS,
+    AnnotatedSource,
+    Labels,
+    Patches,
+    open_patches,
+    prepare_patches,
+)
+from scalecov_jax.models.architecture import check_layer, get_architecture
+from scalecov_jax.models.cost import measure_cost
+from scalecov_jax.probes.splits import grouped_splits
+from scalecov_jax.settings import Base, setting
+from scalecov_jax.transfer import comparison, metrics
+from scalecov_jax.transfer.fine_tuning import Recipe
+
+TISSUE = "tissue"
+
+
+@dataclass(frozen=True)
+class Settings(Base):
+    """What determines the results."""
+
+    title: str = setting("Does pruning help to read nucleus size?", help="Heading of the report.")
+    architecture: str = setting("", help="Checked against the weights when given.")
+    weights: tuple[str, ...] = setting(
+        ("checkpoints/inception_v3", "checkpoints/resnet50"), least=1, help="Folders of checkpoints."
+    )
+    layer: str = setting("auto", help="Where to cut, or auto.")
+    auto: Literal["target", "scale"] = setting(
+        "target",
+        help="What auto cuts by: how well nucleus area is read in the training part, or the layer that probe.py selected.",
+    )
+    scores: str = setting(
+        "", help="For auto=scale: the --workdir of a run of probe.py or reproduce.py with these weights."
+    )
+    inner_splits: int = setting(3, low=1, help="Splits of the training part for auto=target.")
+    data: str = setting(TISSUE, help=f"Folder of annotated images, or {TISSUE} (rendered).")
+    magnification: float = setting(0.0, low=0, help="Of the images of a folder that does not state it.")
+    regions: int = setting(60, low=1, help=f"Rendered images, one a patient, when data={TISSUE}.")
+    region_size: int = setting(1024, low=1, help="Height and width of rendered images in pixels at 40X.")
+    labels: Labels = setting("mask", help="What nucleus area is measured in; the published way is the mask.")
+    size: int = setting(224, low=1, help="Height and width of the patches in pixels.")
+    magnifications: tuple[float, ...] = setting(
+        MAGNIFICATIONS, low=0.01, high=10_000, least=1, distinct=True, help="Of the patches."
+    )
+    stride: float = setting(1.0, low=1e-4, help="Distance of neighbouring patches as a share of their side.")
+    limit: int = setting(0, low=0, help="Most patches of one magnification and image; 0 for all.")
+    trainable: Literal["head", "all"] = setting(
+        "head", help="Whether heads are trained on features computed once, or all weights fine-tuned."
+    )
+    seeds: int = setting(
+        10, low=1, help="Each draws a split by source image, a head and an order of the patches."
+    )
+    seed: int = setting(0, low=0, help="The first of them.")
+    held_out: float = setting(0.3, low=0.001, high=0.999, help="Share of the source images.")
+    fixed_split: bool = setting(False, help="Whether all seeds share one split, as published.")
+    inputs: Literal["weights", "raw"] = setting(
+        "weights", help="Preprocessing of the weights, or values from 0 to 255 as published."
+    )
+    head_epochs: int = setting(
+        100, low=1, help="Passes over the patches when a head is trained by gradient descent."
+    )
+    head_batch_size: int = setting(32, low=1, help="Patches per step of such a head.")
+    head_learning_rate: float = setting(3e-3, low=1e-12, help="Of the first step of such a head.")
+    epochs: int = setting(5, low=1, help="Of fine-tuning.")
+    batch_size: int = setting(32, low=1, help="Patches per step of fine-tuning, and per forward pass.")
+    learning_rate: float = setting(1e-4, low=1e-12, help="Of fine-tuning.")
+    targets: Literal["pixels", "standardised"] = setting(
+        "pixels", help="Of fine-tuning; pixels as published, standardised for short trainings."
+    )
+    batch_norm: Literal["running", "recomputed", "frozen"] = setting(
+        "running", help="Statistics used for prediction: running as published, or recomputed after training."
+    )
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", help="Of the forward pass when trainable=head."
+    )
+
+    def problems(self) -> list[str]:
+        """No data, and scale as the rule of the cut without the run that read it."""
+        problems = [] if self.data else [f"data is empty; expected a folder of annotated images, or {TISSUE}"]
+        if self.chosen_by == "scale" and not self.scores:
+            problems.append(
+                "scores is empty, but auto is scale; expected the --workdir of a run of probe.py or reproduce.py"
+            )
+        return problems
+
+    @property
+    def chosen_by(self) -> str:
+        """How the layer to cut after is chosen: given, target or scale."""
+        return self.auto if self.layer == "auto" else "given"
+
+
+def check(settings: Settings) -> dict[str, Network]:
+    """The networks by the names of their folders.
+
+    Raises:
+        ValueError: Folders that hold no network, two of one name, a layer after which a network cannot be cut or that was not
+            selected, and images that cannot be used; all at once.
+    """
+
+    def fits(name: str, network: Network) -> None:
+        _cut(settings, name, network)
+
+    networks, problems = {}, []
+    try:
+        _source(settings)
+    except ValueError as error:
+        problems.append(str(error))
+    try:
+        if settings.architecture:
+            get_architecture(settings.architecture)
+        networks = load_networks(settings.weights, settings.architecture, fits)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError(" ".join(problems))
+    return networks
+
+
+def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
+    """Patches, the three models of every network on them, their errors and tests.
+
+    Args:
+        settings: What to compute.
+        folder: Of the run; patches/, features/ and training/ in it are not made again.
+
+    Returns:
+        transfer (errors by model, seed and magnification; the weights of the network from scratch are called "random (NAME)"),
+        comparisons (see `metrics.compare_models`), sweep (heads on every layer, see `metrics.layer_scores`) or learning
+        (fine-tuning, see `comparison.fine_tuned`), predictions (see `metrics.held_out`), models (layer, parameters and FLOPs of
+        whole and pruned, the latter at the layer chosen most often), magnifications (patches, their sources, mean and sd of their
+        area) and left_out (what was not used, by reason).
+    """
+    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as where:
+        return _run(settings, Path(where))
+
+
+def _run(settings: Settings, folder: Path) -> dict[str, pd.DataFrame]:
+    networks = check(settings)
+    source, skipped = _source(settings)
+    patches = _patches(settings, source, folder / "patches")
+    skipped = (*skipped, *patches.skipped)
+    for reason, count in count_reasons(skipped).items():
+        logging.info("Left out: %d x %s.", count, reason)
+    logging.info("%d patches of %d source images or patients.", len(patches), len(np.unique(patches.group)))
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    train = {
+        seed: grouped_splits(
+            patches.group,
+            1,
+            settings.seed if settings.fixed_split else seed,
+            settings.held_out,
+            classes=patches.magnification,
+        )[0]
+        for seed in seeds
+    }
+    parts: dict[str, list[pd.DataFrame]] = {"predictions": [], "models": []}
+    for name, network in networks.items():
+        head, layer = settings.trainable == "head", _cut(settings, name, network)
+        conditions = ("trained", "random_weights") if head else ("trained",) if layer is None else ()
+        features = {one: _features(settings, name, network, one, patches, folder) for one in conditions}
+        if layer is None:
+            logging.info("Choosing where to cut %s, inside the training part of each seed.", name)
+            layers = comparison.select_cuts(features["trained"], patches, train, splits=settings.inner_splits)
+        else:
+            layers = dict.fromkeys(seeds, layer)
+        names = ("epochs", "batch_size", "learning_rate")
+        given = {one: getattr(settings, f"head_{one}" if head else one) for one in names}
+        if head:
+            named = {"architecture": network.architecture.name, "weights": name}
+            predictions, further = comparison.heads_compared(
+                features, patches, train, layers, **named, **given, progress=True
+            )
+        else:
+            predictions, further = comparison.fine_tuned(
+                network,
+                name,
+                patches,
+                train,
+                layers,
+                folder / "training",
+                size=settings.size,
+                recipe=Recipe(**given, targets=settings.targets, batch_norm=settings.batch_norm),
+                preprocessing="raw" if settings.inputs == "raw" else None,
+            )
+        parts["predictions"].append(predictions)
+        parts.setdefault("sweep" if head else "learning", []).append(further)
+        parts["models"].append(
+            _models(settings, name, network, Counter(layers.values()).most_common(1)[0][0])
+        )
+    tables = {kind: pd.concat(frames, ignore_index=True) for kind, frames in parts.items()}
+    scores = metrics.scores(tables["predictions"], np.unique(patches.magnification))
+    called = scores["weights"].where(scores["model"] != "scratch", "random (" + scores["weights"] + ")")
+    return {
+        "transfer": scores.assign(weights=called).drop(columns="model"),
+        "comparisons": metrics.compare_models(tables["predictions"], scores),
+        **tables,
+        "magnifications": _magnifications(patches),
+        "left_out": pd.DataFrame(skipped, columns=[*Skipped._fields])
+        .groupby("reason", as_index=False)
+        .agg(number=("name", "size"), example=("name", "first")),
+    }
+
+
+def _cut(settings: Settings, name: str, network: Network) -> str | None:
+    """The layer to cut at; None if it is to be chosen on the training part."""
+    if settings.chosen_by == "target":
+        return None
+    layer, layers = settings.layer, comparison.cut_layers(network)
+    if settings.chosen_by == "scale":
+        layer = selected_layer(
+            Path(settings.scores) / "summary.json", network.architecture.name, name, "ridge"
+        )
+    check_layer(network.architecture, layer, layers[-1])
+    if layer not in layers:
+        raise ValueError(f"A regression head cannot follow {layer}; choose one of {', '.join(layers)}.")
+    return layer
+
+
+def _source(settings: Settings) -> tuple[AnnotatedSource, tuple[Skipped, ...]]:
+    if settings.data == TISSUE:
+        return tissue.regions(settings.regions, settings.seed, size=settings.region_size), ()
+    source = read_annotated(settings.data, settings.magnification)
+    return source, source.skipped
+
+
+def _patches(settings: Settings, source: AnnotatedSource, folder: Path) -> Patches:
+    if not folder.exists():
+        names = ("size", "magnifications", "labels", "stride", "limit")
+        prepare_patches(source, folder, **{name: getattr(settings, name) for name in names})
+    return open_patches(folder)
+
+
+def _features(
+    settings: Settings, name: str, network: Network, condition: str, patches: Patches, folder: Path
+) -> dict[str, np.ndarray]:
+    """Features of every layer at which the network can be cut, the whole one last."""
+    layers = comparison.cut_layers(network)
+    if condition != "trained":
+        network = random_network(network, settings.seed)
+    if settings.inputs == "raw":
+        network = network._replace(card=dataclasses.replace(network.card, preprocessing="raw"))
+    features = cached_features(
+        folder / "features" / f"{name}-{condition}.npz",
+        lambda: compute_features(
+            network,
+            patches,
+            layers,
+            size=settings.size,
+            batch_size=settings.batch_size,
+            dtype=getattr(jnp, settings.dtype),
+            progress=f"{name} {condition}",
+        ),
+    )
+    if features.skipped:
+        first = features.skipped[0]
+        raise ValueError(
+            f"{len(features.skipped)} patches cannot be read, such as {first.name}: {first.detail}; delete {folder / 'patches'} "
+            "to cut them again."
+        )
+    return features.values
+
+
+def _models(settings: Settings, name: str, network: Network, layer: str) -> pd.DataFrame:
+    rows = []
+    for model, last in zip(("whole", "pruned"), (comparison.whole_layer(network), layer), strict=True):
+        start = comparison.starting_point(network, model, layer, settings.seed)
+        rows.append((model, last, *measure_cost(start.module, start.variables, settings.size)))
+    frame = pd.DataFrame(rows, columns=["model", "layer", "parameters", "flops"])
+    named = {"architecture": network.architecture.name, "weights": name}
+    return frame.assign(**named)[[*named, *frame]]
+
+
+def _magnifications(patches: Patches) -> pd.DataFrame:
+    frame = pd.DataFrame({"kind": patches.magnification, "group": patches.group, "area": patches.area})
+    each = frame.assign(kind=frame["kind"].map("{:g}".format)).sort_values(
+        "kind", key=lambda kind: kind.astype(float)
+    )
+    groups = pd.concat([frame.assign(kind="all"), each]).groupby("kind", sort=False)
+    counts = groups.agg(
+        patches=("area", "size"), sources=("group", "nunique"), area=("area", "mean"), sd=("area", "std")
+    )
+    return counts.reset_index(names="magnification")
