@@ -83,7 +83,7 @@ def scores(predictions: pd.DataFrame, classes: Sequence[float] | np.ndarray) -> 
     if predictions.empty:
         raise ValueError("There are no patches to evaluate.")
     true, nearest = (
-        pd.Index(classes).get_indexer(predictions[name]) for name in ("magnification", "nearest")
+        pd.Index(classes).get_indexer(pd.Index(predictions[name])) for name in ("magnification", "nearest")
     )
     if (unknown := (true < 0) | (nearest < 0)).any():
         given = np.unique(predictions.loc[unknown, ["magnification", "nearest"]])
