@@ -16,7 +16,7 @@ CLASSES = sorted(MEANS)
 def simulated(seed, n, noise, present=tuple(MEANS)):
     rng = np.random.default_rng(seed)
     magnification = rng.choice(present, n)
-    true = np.array([MEANS[one] for one in magnification]) * rng.uniform(0.8, 1.2, n)
+    true = np.array([MEANS[m] for m in magnification]) * rng.uniform(0.8, 1.2, n)
     return true, true * np.exp(noise * rng.standard_normal(n)), magnification
 
 
@@ -30,8 +30,8 @@ def predictions(true, predicted, magnification):
 @pytest.mark.parametrize("present", [tuple(MEANS), (5.0, 40.0), (8.0, 10.0, 30.0)])
 def test_against_scikit_learn(noise, present):
     true, predicted, magnification = simulated(int(noise * 10), 300, noise, present)
-    found = scores(predictions(true, predicted, magnification), CLASSES)
-    total, parts = found.iloc[0], found[1:]
+    measured = scores(predictions(true, predicted, magnification), CLASSES)
+    total, parts = measured.iloc[0], measured[1:]
     assert (total["magnification"], total["n"]) == ("all", 300)
     assert total["mae"] == pytest.approx(mean_absolute_error(true, predicted), rel=1e-12, abs=1e-12)
     nearest = nearest_class(predicted, MEANS)
@@ -48,15 +48,15 @@ def test_against_scikit_learn(noise, present):
             mean_absolute_error(true[mine], predicted[mine]), rel=1e-12, abs=1e-12
         )
     assert parts[["kappa", "kappa_quadratic"]].isna().all(axis=None)
-    macro = totals(found)["macro_mae"].tolist()
+    macro = totals(measured)["macro_mae"].tolist()
     assert macro == pytest.approx([parts["mae"].mean()])  # every magnification counts alike
 
 
 def test_one_magnification_has_no_kappa():
-    found = scores(predictions(*simulated(0, 40, 1.0, (10.0,))), CLASSES)
-    assert found["magnification"].tolist() == ["all", "10"]
-    assert found["mae"][0] == pytest.approx(found["mae"][1])
-    assert found[["kappa", "kappa_quadratic"]].isna().all(axis=None)
+    measured = scores(predictions(*simulated(0, 40, 1.0, (10.0,))), CLASSES)
+    assert measured["magnification"].tolist() == ["all", "10"]
+    assert measured["mae"][0] == pytest.approx(measured["mae"][1])
+    assert measured[["kappa", "kappa_quadratic"]].isna().all(axis=None)
 
 
 def test_constant_predictions_have_kappa_zero():
@@ -70,12 +70,12 @@ def test_held_out_patches_and_their_nearest_magnification():
     true, predicted, magnification = simulated(2, 60, 0.5, (5.0, 40.0))
     names, train = np.array([f"g{at}" for at in range(60)]), np.arange(60) % 3 > 0
     data = Patches((), true, magnification, names, names, ())
-    found = held_out(data, train, predicted[~train], model="whole", seed=3)
+    measured = held_out(data, train, predicted[~train], model="whole", seed=3)
     assert [*found] == ["model", "seed", "patch", "group", "magnification", "area", "predicted", "nearest"]
-    assert found["patch"].tolist() == np.flatnonzero(~train).tolist()
+    assert measured["patch"].tolist() == np.flatnonzero(~train).tolist()
     means = [true[train & (magnification == m)].mean() for m in (5.0, 40.0)]
-    nearest = np.abs(found["predicted"].to_numpy()[:, None] - means).argmin(1)
-    assert found["nearest"].tolist() == np.array([5.0, 40.0])[nearest].tolist()
+    nearest = np.abs(measured["predicted"].to_numpy()[:, None] - means).argmin(1)
+    assert measured["nearest"].tolist() == np.array([5.0, 40.0])[nearest].tolist()
     with pytest.raises(ValueError, match="20 of 20 areas are not finite"):
         held_out(data, train, np.full(20, np.inf), model="whole")
 

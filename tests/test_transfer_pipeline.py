@@ -92,13 +92,13 @@ def test_heads_on_frozen_features(finished):
     folder, text = finished
     assert "report.html" in text
     tables = runner.read(folder)[1]
-    found, sweep, models = (tables[name] for name in ("transfer", "sweep", "models"))
-    assert len(found) == 2 * 2 * 3 * 4
-    assert {*found["magnification"]} == {"all", "10", "20", "40"}
-    assert {*found["trainable"]} == {"head", "ridge"}
+    errors, sweep, models = (tables[name] for name in ("transfer", "sweep", "models"))
+    assert len(errors) == 2 * 2 * 3 * 4
+    assert {*errors["magnification"]} == {"all", "10", "20", "40"}
+    assert {*errors["trainable"]} == {"head", "ridge"}
     assert {*sweep["layer"]} == {"stem", "block_1", "block_2", "avg_pool"}
     assert len(sweep) == 2 * 2 * 2 * 4
-    whole = found.query("weights == 'tiny' and layer == 'avg_pool' and magnification == 'all'")
+    whole = errors.query("weights == 'tiny' and layer == 'avg_pool' and magnification == 'all'")
     same = sweep.query("condition == 'trained' and layer == 'avg_pool'")
     both = whole.merge(same, left_on=["trainable", "seed"], right_on=["head", "seed"])
     assert len(both) == 4
@@ -172,8 +172,8 @@ def test_fine_tuning_goes_on_where_it_stopped(settings, tmp_path, monkeypatch):
     table = run(settings, tmp_path / "run", resume=True)
     assert times == {path: path.stat().st_mtime_ns for path in finished}
     assert len([*(tmp_path / "run" / "training").glob("*/predictions.npz")]) == 6
-    found = runner.read(tmp_path / "run")[1]["transfer"]
-    assert {*zip(found["weights"], found["layer"], strict=True)} == {
+    errors = runner.read(tmp_path / "run")[1]["transfer"]
+    assert {*zip(errors["weights"], errors["layer"], strict=True)} == {
         ("tiny", "avg_pool"),
         ("tiny", "block_1"),
         ("random (tiny)", "avg_pool"),

@@ -1,6 +1,6 @@
 """Does cutting a network help to read the size of nuclei? Section 4.4 of the scale paper: settings and tables.
 
-The whole pretrained network, the same cut after a layer, and the whole one from random weights regress the mean nucleus area of
+The whole pretrained network, the same cut after a layer, and the whole from random weights regress the mean nucleus area of
 patches of tissue: all weights are fine-tuned, or heads trained on frozen features. The models are in `transfer/comparison.py`,
 errors and tests in `transfer/metrics.py`, the report in `transfer_report.py`.
 """
@@ -62,7 +62,7 @@ class Settings(Base):
     inner_splits: int = setting(3, low=1, help="Splits of the training part for auto=target.")
     data: str = setting(TISSUE, help=f"Folder of annotated images, or {TISSUE} (rendered).")
     magnification: float = setting(0.0, low=0, help="Of the images of a folder that does not state it.")
-    regions: int = setting(60, low=1, help=f"Rendered images, one a patient, when data={TISSUE}.")
+    regions: int = setting(60, low=1, help=f"Rendered images, each of its own patient, when data={TISSUE}.")
     region_size: int = setting(1024, low=1, help="Height and width of rendered images in pixels at 40X.")
     labels: Labels = setting("mask", help="What nucleus area is measured in; the published way is the mask.")
     size: int = setting(224, low=1, help="Height and width of the patches in pixels.")
@@ -70,7 +70,7 @@ class Settings(Base):
         MAGNIFICATIONS, low=0.01, high=10_000, least=1, distinct=True, help="Of the patches."
     )
     stride: float = setting(1.0, low=1e-4, help="Distance of neighbouring patches as a share of their side.")
-    limit: int = setting(0, low=0, help="Most patches of one magnification and image; 0 for all.")
+    limit: int = setting(0, low=0, help="Most patches of each magnification and image; 0 for all.")
     trainable: Literal["head", "all"] = setting(
         "head", help="Whether heads are trained on features computed once, or all weights fine-tuned."
     )
@@ -79,7 +79,7 @@ class Settings(Base):
     )
     seed: int = setting(0, low=0, help="The first of them.")
     held_out: float = setting(0.3, low=0.001, high=0.999, help="Share of the source images.")
-    fixed_split: bool = setting(False, help="Whether all seeds share one split, as published.")
+    fixed_split: bool = setting(False, help="Whether all seeds share a split, as published.")
     inputs: Literal["weights", "raw"] = setting(
         "weights", help="Preprocessing of the weights, or values from 0 to 255 as published."
     )
@@ -120,8 +120,8 @@ def check(settings: Settings) -> dict[str, Network]:
     """The networks by the names of their folders.
 
     Raises:
-        ValueError: Folders that hold no network, two of one name, a layer after which a network cannot be cut or that was not
-            selected, and images that cannot be used; all at once.
+        ValueError: Folders that hold no network, two of the same name, a layer after which a network cannot be cut or not
+            selected before, and images that cannot be used; all at once.
     """
 
     def fits(name: str, network: Network) -> None:
@@ -184,14 +184,14 @@ def _run(settings: Settings, folder: Path) -> dict[str, pd.DataFrame]:
     for name, network in networks.items():
         head, layer = settings.trainable == "head", _cut(settings, name, network)
         conditions = ("trained", "random_weights") if head else ("trained",) if layer is None else ()
-        features = {one: _features(settings, name, network, one, patches, folder) for one in conditions}
+        features = {kind: _features(settings, name, network, kind, patches, folder) for kind in conditions}
         if layer is None:
             logging.info("Choosing where to cut %s, inside the training part of each seed.", name)
             layers = comparison.select_cuts(features["trained"], patches, train, splits=settings.inner_splits)
         else:
             layers = dict.fromkeys(seeds, layer)
         names = ("epochs", "batch_size", "learning_rate")
-        given = {one: getattr(settings, f"head_{one}" if head else one) for one in names}
+        given = {field: getattr(settings, f"head_{field}" if head else field) for field in names}
         if head:
             named = {"architecture": network.architecture.name, "weights": name}
             predictions, further = comparison.heads_compared(
@@ -260,7 +260,7 @@ def _patches(settings: Settings, source: AnnotatedSource, folder: Path) -> Patch
 def _features(
     settings: Settings, name: str, network: Network, condition: str, patches: Patches, folder: Path
 ) -> dict[str, np.ndarray]:
-    """Features of every layer at which the network can be cut, the whole one last."""
+    """Features of every layer at which the network can be cut, the whole last."""
     layers = comparison.cut_layers(network)
     if condition != "trained":
         network = random_network(network, settings.seed)

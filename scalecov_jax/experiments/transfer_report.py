@@ -30,7 +30,7 @@ HEADS |= {("random_weights", "head"): "head, random weights"}
 SIZES = {"parameters": "parameters", "flops": "operations"}
 LEVEL = 0.05
 FEW_IMAGES = 20  # below, the bootstrap over source images is too narrow, see `statistics.clustered_bootstrap`
-SHEET = 6  # patches of one magnification that are shown
+SHEET = 6  # patches of each magnification that are shown
 
 # Graziani et al. 2021, Table 2: last layer; MAE in pixels and kappa, mean and sd over ten repetitions (kappa from its workshop
 # version). Section 4.4: per cent of the parameters that the cut removes.
@@ -57,13 +57,13 @@ _Tables = Mapping[str, pd.DataFrame]
 
 
 class _Network:
-    """The tables of one network.
+    """The tables of a network.
 
     Attributes:
         name: For people; tells weights of the same architecture apart.
         each: Errors by magnification, a row per model, way of training and seed.
         totals: Errors over all held-out patches.
-        trained: The ways of training, the main one first.
+        trained: The ways of training, the main way first.
         cuts: In how many seeds the network was cut after each layer, most frequent first.
         whole: Layer with which the whole network ends.
         published: Its rows of Table 2.
@@ -81,7 +81,7 @@ class _Network:
         named = (name for name in ("predictions", "comparisons", "sweep", "learning") if name in tables)
         self.tables = {name: _rows(tables[name], weights=self.weights) for name in named}
         self.totals = metrics.totals(scores)
-        self.trained = [one for one in TRAINED if one in {*self.totals["trainable"]}]
+        self.trained = [way for way in TRAINED if way in {*self.totals["trainable"]}]
         pruned = _rows(self.totals, model="pruned", trainable=self.trained[0])
         self.cuts, self.seeds = dict(Counter(pruned["layer"].tolist()).most_common()), len(pruned)
         self.usual, self.whole = (str(self.models.loc[model, "layer"]) for model in ("pruned", "whole"))
@@ -259,7 +259,7 @@ class _Network:
                 name=f"{self.weights}-learning",
                 caption=f"{mean}. Held-out patches chose nothing: the last epoch is reported.",
             )
-        each = pd.concat([_rows(self.each, trainable=one) for one in self.trained])
+        each = pd.concat([_rows(self.each, trainable=way) for way in self.trained])
         columns = {"panel": each["trainable"].map(TRAINED), "series": each["model"].map(MODELS)}
         yield plots.curves(
             **_bands(each.assign(x=each["magnification"], **columns)),
@@ -295,7 +295,7 @@ class _Network:
 
 
 def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path | None = None) -> Page:
-    """Findings, cautions, the networks one by one, and the patches, which are shown if `folder` holds them."""
+    """Findings, cautions, the networks, and the patches, which are shown if `folder` holds them."""
     predictions = tables["predictions"]
     scores = metrics.scores(predictions, np.unique(predictions["magnification"]))
     by_weights = tables["models"].groupby("weights", sort=False)
@@ -313,7 +313,7 @@ def verdict(compared: pd.Series) -> int:
 
 
 def _cautions(settings: Settings, networks: list[_Network], tables: _Tables) -> Iterator[Finding]:
-    """What a reader must know before trusting the numbers, one finding per kind."""
+    """What a reader must know before trusting the numbers, a finding per kind."""
 
     def caution(quantity: str, value: int | float, note: str, at: str = "all networks") -> Finding:
         return Finding(quantity, at, float(value), note=note, level="caution")
@@ -339,7 +339,7 @@ def _cautions(settings: Settings, networks: list[_Network], tables: _Tables) -> 
         note = "The numbers of the pruned network average over these layers."
         most = max(len(network.cuts) for network in several)
         yield caution(
-            "layers at which one network was cut, at most", most, note, "; ".join(one.cut for one in several)
+            "most layers at which a network was cut", most, note, "; ".join(each.cut for each in several)
         )
     same = [
         f"{network.name}, {TRAINED[trainable]}"
@@ -396,7 +396,7 @@ def _sheet(folder: Path) -> Image:
         members = np.flatnonzero(patches.magnification == magnification)
         picked = np.unique(np.linspace(0, len(members) - 1, SHEET).round().astype(int))
         rows[f"{magnification:g}X"] = [("", patches[int(members[at])].image) for at in picked]
-    alt = f"Patches in rows of one magnification: {', '.join(rows)}."
+    alt = f"Patches in rows of a magnification each: {', '.join(rows)}."
     return plots.image_grid(rows, alt=alt, name="patches", caption="As the networks see them.", width=0.8)
 
 

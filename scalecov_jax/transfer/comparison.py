@@ -1,4 +1,4 @@
-"""The whole network, the pruned one and the whole one from scratch, trained for nucleus area on the same patches and splits."""
+"""The whole network, the pruned and the whole from scratch, trained for nucleus area on the same patches and splits."""
 
 import itertools
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def whole_layer(network: Network) -> str:
 
 
 def cut_layers(network: Network) -> tuple[str, ...]:
-    """Every layer at which the network can be cut, from input to output, and the whole one at the end."""
+    """Every layer at which the network can be cut, from input to output, and the whole at the end."""
     layers = available_layers(network.architecture, network.module)
     whole = whole_layer(network)
     return (*(layer for layer in layers if layer not in (*network.architecture.head, whole)), whole)
@@ -58,7 +58,7 @@ def fine_tuned(
     recipe: Recipe,
     preprocessing: Preprocessing | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Fine-tune the three models with every seed; a finished training in `folder` is read, an interrupted one goes on.
+    """Fine-tune the three models with every seed; a finished training in `folder` is read, an unfinished goes on.
 
     Args:
         network: Pretrained.
@@ -66,7 +66,7 @@ def fine_tuned(
         patches: All patches.
         train: The training part of each seed.
         layers: Where the pruned network is cut, for each seed.
-        folder: For the trainings, one folder each.
+        folder: For the trainings, a folder each.
         size: Height and width of the patches in pixels.
         recipe: How to train.
         preprocessing: In place of that of the weights.
@@ -172,7 +172,7 @@ def select_cuts(
     The whole network is no candidate: what is chosen is where to cut, and whether cutting helps is tested.
 
     Args:
-        features: Of every layer at which the network can be cut, the whole one last.
+        features: Of every layer at which the network can be cut, the whole last.
         patches: All patches; those outside the training part of a seed have no influence on its choice.
         train: The training part of each seed, which is also the seed of the inner splits.
         splits: Inner splits by source image, for each seed.

@@ -83,7 +83,7 @@ def scores(predictions: pd.DataFrame, classes: Sequence[float] | np.ndarray) -> 
     if predictions.empty:
         raise ValueError("There are no patches to evaluate.")
     true, nearest = (
-        pd.Index(classes).get_indexer(predictions[name]) for name in ("magnification", "nearest")
+        pd.Index(classes).get_indexer(pd.Index(predictions[name])) for name in ("magnification", "nearest")
     )
     if (unknown := (true < 0) | (nearest < 0)).any():
         given = np.unique(predictions.loc[unknown, ["magnification", "nearest"]])
@@ -93,12 +93,12 @@ def scores(predictions: pd.DataFrame, classes: Sequence[float] | np.ndarray) -> 
         )
     error = (predictions["area"] - predictions["predicted"]).abs()
     frames = []
-    for key, part in predictions.assign(error=error, true=true, told=nearest).groupby([*KEYS], sort=False):
+    for key, part in predictions.assign(error=error, true=true, said=nearest).groupby([*KEYS], sort=False):
         total = {"magnification": "all", "n": len(part), "mae": part["error"].mean()}
         for name, weights in KAPPAS.items():
             agreement = {"labels": range(len(classes)), "weights": weights}
             several = part["true"].nunique() > 1
-            total[name] = cohen_kappa_score(part["true"], part["told"], **agreement) if several else np.nan
+            total[name] = cohen_kappa_score(part["true"], part["said"], **agreement) if several else np.nan
         each = part.groupby("magnification")["error"].agg(n="size", mae="mean").reset_index()
         each["magnification"] = each["magnification"].map("{:g}".format)
         named: dict[str, Any] = dict(zip(KEYS, key, strict=True))
@@ -144,10 +144,10 @@ def layer_scores(
 
 
 def compare_models(predictions: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """The pruned network against the whole one and that from scratch, paired by seed; for all networks and ways of training.
+    """The pruned network against the whole and that from scratch, paired by seed; for all networks and ways of training.
 
-    Where every seed gives the same predictions for the same patches, as ridge on one split, there is no comparison: a test would
-    count one result many times as evidence. Nor is there one of a single seed, or of a kappa that is not defined.
+    Where every seed gives the same predictions for the same patches, as ridge on a single split, there is no comparison: a
+    test would count the same result many times as evidence. A single seed and an undefined kappa are not compared either.
 
     Args:
         predictions: See `held_out`.
