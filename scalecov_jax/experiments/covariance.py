@@ -267,7 +267,8 @@ class _Report:
     def by_layer(self, table: str, column: str = "value", **wanted: Any) -> pd.DataFrame:
         """Mean over classes or pairs of them (value) and range (low, high), of trained networks unless wanted otherwise."""
         rows = _rows(self.tables[table], **{"condition": "trained", **wanted})
-        return rows.groupby("layer", sort=False)[column].agg(value="mean", low="min", high="max")
+        groups = rows.groupby("layer", sort=False)
+        return groups.agg(value=(column, "mean"), low=(column, "min"), high=(column, "max"))
 
     def findings(self) -> Iterator[Finding]:
         """At the peak: what is read of growth, what moves along the RCV, and whether probes of two classes agree."""
@@ -409,7 +410,7 @@ class _Report:
         frame = pd.DataFrame(columns, index=self.layers)
         caption = f"{self.name}, {self.how}: r. RCV to chance: % of the change of features (standardised unless raw)."
         strong = [self.layers.index(self.peak)]
-        return Table(caption, ("layer", *frame), [*frame.itertuples(name=None)], strong)
+        return Table(caption, ("layer", *map(str, frame)), [*frame.itertuples(name=None)], strong)
 
     def neighbours(self) -> Table:
         """How alike the probes of neighbouring layers are."""
@@ -419,7 +420,7 @@ class _Report:
         frame = means.reindex(index=index, columns=columns).map(number)
         caption = f"{self.name}, {self.how}: neighbouring layers. Cosines of RCVs; correlations of readings and of their errors."
         cells = [(f"{first}, {second}", *row) for (first, second), *row in frame.itertuples()]
-        return Table(caption, ("layers", *frame), cells)
+        return Table(caption, ("layers", *map(str, frame)), cells)
 
 
 def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path | None = None) -> Page:

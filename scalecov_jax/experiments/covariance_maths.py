@@ -319,7 +319,7 @@ def measure(
     probes: dict[str, dict[tuple[Condition, Estimator], Probes]] = {}
     scales: dict[str, np.ndarray] = {}
     # Halves of a shuffled sample disagree systematically: what correlates by chance in the first does the opposite in the second.
-    compared = [condition for condition in targets if condition != "shuffled_measure"]
+    compared: list[Condition] = [condition for condition in targets if condition != "shuffled_measure"]
     for layer, seen in tqdm(layers.items(), f"{name} probes", unit="layer"):
         # On systems this small BLAS threads wait for each other, on a busy machine a hundred times as long as they compute.
         with threadpool_limits(1, user_api="blas"):
