@@ -43,7 +43,6 @@ class Part:
     """What the tables say of one network, concept and scope (a class, or all classes pooled).
 
     Attributes:
-        name: Of the network, for people.
         at: The network and, where the scope is not all there is, the class.
         layers: By layer, in depth order: the evidence, or where images were streamed R2 over folds as r2, low and high.
         evidence: Whether there is any, which streamed images have not.
@@ -60,13 +59,7 @@ class Part:
         concept: str,
         scope: str,
     ):
-        self.settings, self.name, self.weights, self.concept, self.scope = (
-            settings,
-            name,
-            weights,
-            concept,
-            scope,
-        )
+        self.settings, self.weights, self.concept, self.scope = settings, weights, concept, scope
         self.title, own = concept_title(concept), {"weights": weights, "concept": concept}
         classes = rows_of(tables["classes"], weights=weights)
         self.main = scope == scopes(classes)[0]
@@ -195,12 +188,10 @@ class Part:
         return Section(heading, "", images, tables, text)
 
     def _stem(self, kind: str) -> str:
-        concept = (
-            ""
-            if self.concept == self.settings.concept[0]
-            else f"-{re.sub('[^0-9a-zA-Z_-]', '_', self.concept)}"
-        )
-        return f"{self.weights}-{'all' if self.main else self.scope}{concept}-{kind}"
+        scope = "all" if self.main else self.scope
+        if self.concept != self.settings.concept[0]:
+            scope += "-" + re.sub("[^0-9a-zA-Z_-]", "_", self.concept)
+        return f"{self.weights}-{scope}-{kind}"
 
     def _curve(self) -> Image:
         """R2 by layer with its interval, the layers that may be the best, and the controls."""

@@ -83,9 +83,8 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     )
     left_out = {str(reason): sorted(rows["image"]) for reason, rows in skipped.groupby("reason")}
     facts = _facts(tables, [part for part in parts if part.main], settings)
-    return Page(
-        settings.title, findings, sections, render_text("probe.html", "reading"), left_out, lead, facts
-    )
+    reading = render_text("probe.html", "reading")
+    return Page(settings.title, findings, sections, reading, skipped=left_out, lead=lead, facts=facts)
 
 
 def _cautions(
