@@ -112,9 +112,8 @@ def run(
     for table, frame in experiment.run(settings, folder).items():
         _write(folder / f"{table}.csv", frame)
         kinds[table] = {column: str(kind) for column, kind in frame.dtypes.items()}
-    page = experiment.report(
-        settings, _tables(folder, kinds), folder
-    )  # of what is on disk, as `read` finds it
+    tables = _tables(folder, kinds)  # of what is on disk, as `read` finds it
+    page = experiment.report(settings, tables, folder)
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     for image in (image for section in page.sections for image in section.images if image.name):
@@ -122,6 +121,8 @@ def run(
         (figures / f"{image.name}.png").write_bytes(image.png)
     facts = provenance(command, values, cards, started)
     write_report(folder / "report.html", page.report(facts))
+    if experiment.card:
+        experiment.card(settings, tables, folder, facts)
     summary = {
         "experiment": name,
         "answer": "\n".join(page.sentences("headline")),

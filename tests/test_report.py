@@ -221,13 +221,6 @@ def all_figures():
         figures.score_curves(scores, "net", "ridge", list(WIDTHS), title="t"),
         figures.ols_against_width(scores, "net", WIDTHS, N_TRAIN),
         sketches.network_sketch({"stem": 10, "block1": 400, "block2": 1000}, "block1"),
-        sketches.training_curve(
-            [1e4, 2e4, 3e4],
-            [2.0, 1.0, 0.5],
-            [0.1, 0.5, 0.7],
-            held_out_images_seen=[3e4],
-            held_out_score=[0.6],
-        ),
     ]
 
 

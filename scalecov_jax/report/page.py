@@ -155,12 +155,14 @@ class Page(NamedTuple):
         findings: All numbers of the experiment that a reader should not have to look for.
         sections: Figures, tables and text.
         reading: How to read the page, from a template.
+        method: The paper that the page follows.
     """
 
     title: str
     findings: Sequence[Finding]
     sections: Sequence[Section]
     reading: Markup = Markup()
+    method: Method = GRAZIANI
 
     def sentences(self, level: str) -> list[str]:
         """The findings of one level in words."""
@@ -179,6 +181,7 @@ class Page(NamedTuple):
             ],
             provenance=provenance,
             reading=self.reading,
+            method=self.method,
         )
 
 
