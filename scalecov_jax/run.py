@@ -20,6 +20,7 @@ import pandas as pd
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments import EXPERIMENTS, Experiment
 from scalecov_jax.report.findings import text_table
+from scalecov_jax.report.model_card import write_card
 from scalecov_jax.report.page import Page, write_report
 from scalecov_jax.report.provenance import provenance
 from scalecov_jax.settings import Base, parse
@@ -112,8 +113,9 @@ def run(
     for table, frame in experiment.run(settings, folder).items():
         _write(folder / f"{table}.csv", frame)
         kinds[table] = {column: str(kind) for column, kind in frame.dtypes.items()}
-    tables = _tables(folder, kinds)  # of what is on disk, as `read` finds it
-    page = experiment.report(settings, tables, folder)
+    page = experiment.report(
+        settings, _tables(folder, kinds), folder
+    )  # of what is on disk, as `read` finds it
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     for image in (image for section in page.sections for image in section.images if image.name):
@@ -122,7 +124,7 @@ def run(
     facts = provenance(command, values, cards, started)
     write_report(folder / "report.html", page.report(facts))
     if experiment.card:
-        experiment.card(settings, tables, folder, facts)
+        write_card(experiment.card, settings, page, folder, facts)
     summary = {
         "experiment": name,
         "answer": "\n".join(page.sentences("headline")),

@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from scalecov_jax import run
 from scalecov_jax.experiments import grade
-from scalecov_jax.settings import describe, parse
+from scalecov_jax.settings import describe
 
 __doc__ += "\n" + describe(grade.Settings)
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to train, such as configs/retina.py.")
@@ -33,8 +33,7 @@ def main() -> None:
     """Train and test."""
     settings, workdir = CONFIG.value.to_dict(), WORKDIR.value
     if DRY_RUN.value:
-        run.check("grade", settings)
-        print(grade.plan(parse(grade.Settings, settings)))
+        print(grade.plan(run.check("grade", settings)[0]))
         return
     print(
         run.run("grade", settings, workdir, command=sys.argv, resume=RESUME.value, overwrite=OVERWRITE.value)

@@ -156,7 +156,7 @@ def test_network_its_card_and_its_page(unbroken):
     top1 = network.card.notes["held_out_top1"]
     for fact in (
         "# tiny, width 0.5",
-        f"**Held-out top-1: {100 * top1:.1f} %** on 40 scenes",
+        f"| all | {100 * top1:.1f} % | 40 |",
         "`pretrain.py --seed=3`",
         "| seed | 3 |",
         "192 in 48 steps of 4",

@@ -21,18 +21,18 @@ class Experiment(NamedTuple):
         run: Settings and the folder of the run (None: nothing is kept) for what is slow to compute and what is no table, to tidy
             tables by name.
         report: Settings, tables and the folder, for the pictures that tables name, to the page.
-        card: Where a network was trained: settings, tables, the folder and the provenance, to its model card in the folder.
+        card: Where a network was trained, its kind in templates/model_card.md, of which the runner makes its card.
     """
 
     settings: type[Base]
     check: Callable[[Any], Mapping[str, Network]]
     run: Callable[[Any, Path | None], Mapping[str, pd.DataFrame]]
     report: Callable[[Any, Mapping[str, pd.DataFrame], Path], Page]
-    card: Callable[[Any, Mapping[str, pd.DataFrame], Path, Mapping[str, str]], None] | None = None
+    card: str = ""
 
 
 EXPERIMENTS: dict[str, Experiment] = {
     "noise": Experiment(noise.Settings, noise.check, noise.run, noise.report),
-    "grade": Experiment(grade.Settings, grade.check, grade.run, grade.report, grade.card),
-    "pretrain": Experiment(pretrain.Settings, pretrain.check, pretrain.run, pretrain.report, pretrain.card),
+    "grade": Experiment(grade.Settings, grade.check, grade.run, grade.report, "grade"),
+    "pretrain": Experiment(pretrain.Settings, pretrain.check, pretrain.run, pretrain.report, "pretrain"),
 }

@@ -23,7 +23,7 @@ from scalecov_jax.images.eyes import GRADES, PARTS, Eyes, open_eyes
 from scalecov_jax.images.prepared_eyes import prepare_eyes
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
-from scalecov_jax.report.model_card import curve_image, write_card
+from scalecov_jax.report.model_card import curve_image
 from scalecov_jax.report.numbers import number
 from scalecov_jax.report.page import DE_LA_TORRE, Image, Page, Section, Table, render_text
 from scalecov_jax.settings import setting
@@ -38,22 +38,9 @@ PUBLISHED = {
     ("test", "network", "specificity"): 0.847,
 }
 FEW_PATIENTS = 20  # below, intervals over patients are too narrow
-NAMES = {
-    "eyes": "eyes",
-    "patients": "patients",
-    "qwk": "QWK",
-    "accuracy": "accuracy",
-    "sensitivity": "sensitivity, grades 2-4",
-    "specificity": "specificity, grades 2-4",
-    "ppv": "PPV, grades 2-4",
-    "npv": "NPV, grades 2-4",
-    "f1": "F1, grades 2-4",
-    "mcc": "MCC, grades 2-4",
-    "auc": "AUC, grades 2-4",
-    "tp": "TP, grades 2-4",
-    "tn": "TN, grades 2-4",
-    "fp": "FP, grades 2-4",
-    "fn": "FN, grades 2-4",
+SEVERE = ("sensitivity", "specificity", "PPV", "NPV", "F1", "MCC", "AUC", "TP", "TN", "FP", "FN")
+NAMES = {"eyes": "eyes", "patients": "patients", "qwk": "QWK", "accuracy": "accuracy"} | {
+    name.lower(): f"{name}, grades 2-4" for name in SEVERE
 }
 LINEAR = {
     "one_eye": "QWK, linear classifier of one eye",
@@ -61,6 +48,8 @@ LINEAR = {
 }
 WHOLE = ("eyes", "patients", "tp", "tn", "fp", "fn")  # scores that are counts
 NOT_JUDGED = "second eye not judged"
+RENDERED = "Trained and tested on rendered retinas: what it scores says nothing about patients."
+RESEARCH = "For research; it is no medical device."
 
 
 @dataclass(frozen=True)
@@ -237,6 +226,7 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     eyes = {part: int(_scores_of(scores, part)["value"]["eyes"]) for part in PARTS}
     seen = settings.steps * settings.batch_size
     text = render_text("grade.html", "description", settings=settings, eyes=eyes, seen=seen)
+    held_out = _scores_of(scores, "validation")["value"]["qwk"]
     images = [_confusion(tables["confusion"]), *_roc(settings, tables)]
     shown = [_score_table(scores)]
     if len(left_out):
@@ -248,37 +238,10 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
         shown.append(Table("Left out; left_out.csv names all.", columns, rows))
     sections = [
         Section("Grades", "", images, shown, text),
-        Section("Training", "", [_curve(settings, tables)]),
+        Section("Training", "", [curve_image(tables["curve"], settings, "QWK", held_out)]),
     ]
     findings = [*_findings(settings, scores), *_cautions(settings, scores, left_out)]
     return Page(settings.title, findings, sections, render_text("grade.html", "reading"), DE_LA_TORRE)
-
-
-def card(
-    settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path, facts: Mapping[str, str]
-) -> None:
-    """Write the model card."""
-    validation, test = (_scores_of(tables["scores"], part) for part in PARTS[1:])
-    names = ("qwk", "accuracy", "sensitivity", "specificity", "auc")
-    rows = [(NAMES[name], *(_defined(part["value"][name]) for part in (validation, test))) for name in names]
-    for classifier, label in LINEAR.items():
-        if len(linear := _scores_of(tables["scores"], "test", classifier)):
-            rows.append((label, "", _defined(linear["value"]["qwk"])))
-    counts = [f"{part['value']['eyes']:.0f} eyes" for part in (validation, test)]
-    qwk = _defined(test["value"]["qwk"], 3)
-    if pd.notna(low := test["low"]["qwk"]):
-        qwk += f" (95 % interval {number(low, 3)} to {number(test['high']['qwk'], 3)})"
-    write_card(
-        "grade",
-        folder,
-        settings,
-        facts,
-        tables["curve"],
-        _curve(settings, tables),
-        Table("", ("score", f"validation, {counts[0]}", f"test, {counts[1]}"), rows),
-        qwk=qwk,
-        test=f"{counts[1]} of {test['value']['patients']:.0f} patients",
-    )
 
 
 def _scores_of(scores: pd.DataFrame, part: str, classifier: str = "network") -> pd.DataFrame:
@@ -318,37 +281,30 @@ def _findings(settings: Settings, scores: pd.DataFrame) -> Iterator[Finding]:
 def _cautions(settings: Settings, scores: pd.DataFrame, left_out: pd.DataFrame) -> Iterator[Finding]:
     """What the eyes are, and what could not be judged or only badly."""
     test = _scores_of(scores, "test")["value"]
-    kind, note = "eyes", "For research; it is no medical device."
-    if settings.images == "retina":
-        kind = "rendered eyes"
-        note = "Trained and tested on rendered retinas: what it scores says nothing about patients."
-    yield Finding(f"number of {kind}", "test", test["eyes"], note=note, level="caution")
-    if test["patients"] < FEW_PATIENTS:
-        note = f"With fewer than {FEW_PATIENTS} patients the intervals are too narrow."
-        yield Finding("number of patients", "test", test["patients"], note=note, level="caution")
-    if undefined := [NAMES[name] for name, value in test.items() if np.isnan(value)]:
-        note = f"They would need a division by 0: {'; '.join(undefined)}."
-        yield Finding("number of undefined scores", "test", float(len(undefined)), note=note, level="caution")
-    for note in left_out.loc[left_out["reason"] == NOT_JUDGED, "detail"]:
-        yield Finding("number of second eyes that were judged", "test", 0.0, note=note, level="caution")
-
-
-def _defined(value: float, digits: int = 2) -> str:
-    return "undefined" if np.isnan(value) else number(value, digits)
+    patients, undefined = test["patients"], [NAMES[name] for name, value in test.items() if np.isnan(value)]
+    few = f"With fewer than {FEW_PATIENTS} patients the intervals are too narrow."
+    division = f"They would need a division by 0: {'; '.join(undefined)}."
+    not_judged = left_out.loc[left_out["reason"] == NOT_JUDGED, "detail"]
+    for present, quantity, value, note in (
+        (settings.images == "retina", "number of rendered eyes", test["eyes"], RENDERED),
+        (settings.images != "retina", "number of eyes", test["eyes"], RESEARCH),
+        (patients < FEW_PATIENTS, "number of patients", patients, few),
+        (undefined, "number of undefined scores", float(len(undefined)), division),
+        (len(not_judged), "number of second eyes that were judged", 0.0, " ".join(not_judged)),
+    ):
+        if present:
+            yield Finding(quantity, "test", value, note=note, level="caution")
 
 
 def _score_table(scores: pd.DataFrame) -> Table:
-    validation, test = (_scores_of(scores, part) for part in PARTS[1:])
-    rows = [
-        (
-            label,
-            *(_defined(part["value"][name], 0 if name in WHOLE else 3) for part in (validation, test)),
-            ""
-            if np.isnan(low := test["low"][name])
-            else f"{number(low, 3)} to {number(test['high'][name], 3)}",
-        )
-        for name, label in NAMES.items()
-    ]
+    def cells(part: str, name: str, classifier: str = "network") -> tuple[str, str]:
+        value, low, high = _scores_of(scores, part, classifier).loc[name].tolist()
+        shown = "undefined" if np.isnan(value) else number(value, 0 if name in WHOLE else 3)
+        return shown, "" if np.isnan(low) else f"{number(low, 3)} to {number(high, 3)}"
+
+    rows = [(label, cells("validation", name)[0], *cells("test", name)) for name, label in NAMES.items()]
+    judged = [classifier for classifier in LINEAR if classifier in {*scores["classifier"]}]
+    rows += [(LINEAR[classifier], "", *cells("test", "qwk", classifier)) for classifier in judged]
     columns = ("score", "validation", "test", "95 % interval, test")
     return Table("Scores of the likeliest grade; AUC of p2 + p3 + p4.", columns, rows)
 
@@ -389,8 +345,3 @@ def _roc(settings: Settings, tables: Mapping[str, pd.DataFrame]) -> Iterator[Ima
         caption="Grades 2 to 4 against 0 and 1, in the test part.",
         limits=(0.0, 1.0),
     )
-
-
-def _curve(settings: Settings, tables: Mapping[str, pd.DataFrame]) -> Image:
-    held_out = _scores_of(tables["scores"], "validation")["value"]["qwk"]
-    return curve_image(tables["curve"], settings, "QWK", held_out)

@@ -22,8 +22,8 @@ from scalecov_jax.compilation import jit
 from scalecov_jax.images import scenes
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.report.findings import Finding
-from scalecov_jax.report.model_card import curve_image, write_card
-from scalecov_jax.report.page import Image, Page, Section, Table, render_text
+from scalecov_jax.report.model_card import curve_image
+from scalecov_jax.report.page import Page, Section, Table, render_text
 from scalecov_jax.settings import setting
 from scalecov_jax.training import TrainingSettings, TrainState, descend
 
@@ -81,6 +81,8 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
 
 def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path | None = None) -> Page:
     """Held-out accuracy, of all scenes and by the size of the object, and the curve of the training."""
+    held_out = tables["held_out"]
+    rows = held_out.to_numpy().tolist()
     findings = [
         Finding(
             "held-out top-1",
@@ -89,42 +91,15 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
             unit="%",
             level="headline" if ratio == "all" else "result",
         )
-        for ratio, top1, count in tables["held_out"].to_numpy().tolist()
+        for ratio, top1, count in rows
     ]
+    cells = [(ratio, f"{100 * top1:.1f} %", str(count)) for ratio, top1, count in rows]
+    table = Table("Scenes never trained on.", ("box ratio", "top-1", "scenes"), cells)
+    image = curve_image(tables["curve"], settings, "top-1", held_out["top1"].iloc[0])
     text = render_text("pretrain.html", "description", settings=settings, classes=len(scenes.CLASSES))
-    section = Section("Training", "", [_curve(settings, tables)], [_table(tables)], text)
     title = f"{settings.architecture}, trained on scenes"
-    return Page(title, findings, [section], render_text("pretrain.html", "reading"))
-
-
-def card(
-    settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path, facts: Mapping[str, str]
-) -> None:
-    """Write the model card."""
-    whole = tables["held_out"].iloc[0]
-    write_card(
-        "pretrain",
-        folder,
-        settings,
-        facts,
-        tables["curve"],
-        _curve(settings, tables),
-        _table(tables),
-        top1=whole["top1"],
-        scenes=whole["scenes"],
-        smallest=scenes.SMALLEST,
-        largest=scenes.LARGEST,
-    )
-
-
-def _curve(settings: Settings, tables: Mapping[str, pd.DataFrame]) -> Image:
-    return curve_image(tables["curve"], settings, "top-1", tables["held_out"]["top1"].iloc[0])
-
-
-def _table(tables: Mapping[str, pd.DataFrame]) -> Table:
-    held_out = tables["held_out"].to_numpy().tolist()
-    rows = [(ratio, f"{100 * top1:.1f} %", str(count)) for ratio, top1, count in held_out]
-    return Table("Scenes never trained on.", ("box ratio", "top-1", "scenes"), rows)
+    reading = render_text("pretrain.html", "reading")
+    return Page(title, findings, [Section("Training", "", [image], [table], text)], reading)
 
 
 # Training

@@ -3,15 +3,15 @@
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from scalecov_jax import checkpoints
 from scalecov_jax.models.pruning import count_parameters
 from scalecov_jax.report import plots
-from scalecov_jax.report.page import Image, Table, render_text
-from scalecov_jax.training import TrainingSettings
+from scalecov_jax.report.page import Image, Page, render_text
+from scalecov_jax.settings import Base
+from scalecov_jax.training import TrainingSettings, read_curve
 
 
 def curve_image(curve: pd.DataFrame, settings: TrainingSettings, score: str, held_out: float) -> Image:
@@ -38,41 +38,44 @@ def curve_image(curve: pd.DataFrame, settings: TrainingSettings, score: str, hel
     )
 
 
-def write_card(
-    kind: str,
-    folder: Path,
-    settings: TrainingSettings,
-    facts: Mapping[str, str],
-    curve: pd.DataFrame,
-    image: Image,
-    scores: Table,
-    **values: Any,
-) -> None:
+def write_card(kind: str, settings: Base, page: Page, folder: Path, facts: Mapping[str, str]) -> None:
     """Write the card of `folder/network`: ARCHITECTURE.md, and the curve as ARCHITECTURE-curve.png and .svg.
 
     Args:
-        kind: Of card, a macro of templates/model_card.md.
+        kind: What was trained: a macro of templates/model_card.md.
+        settings: Of the training, `TrainingSettings`.
+        page: Its headlines, its first table and the image of `curve_image` stand on the card.
         folder: Of the run.
-        settings: Of the training.
         facts: From `provenance.provenance`.
-        curve: Table of `training.read_curve`.
-        image: See `curve_image`.
-        scores: How it scores.
-        values: What the macro takes besides.
     """
+    assert isinstance(settings, TrainingSettings)
     network = checkpoints.load(folder / "network")
     # How many sittings it took changes no bit of the result.
     typed = [word for word in shlex.split(facts["command"]) if word not in ("--resume", "--overwrite")]
-    values |= {
-        "settings": settings,
-        "card": network.card,
-        "parameters": count_parameters(network.variables),
-        "command": shlex.join(typed),
-        "facts": facts,
-        "last": curve.iloc[-1],
-        "scores": scores,
+    name = f"{settings.architecture}-curve"
+    (image,) = (image for section in page.sections for image in section.images if image.name == name)
+    training = {
+        "command": f"`{shlex.join(typed)}`",
+        "seed": settings.seed,
+        "images seen": f"{settings.steps * settings.batch_size:,} in {settings.steps:,} steps of {settings.batch_size}",
+        "learning rate": f"to {settings.learning_rate} in {settings.warmup} steps, then cosine decay to 0",
+        "weight decay": settings.weight_decay,
+        "wall time": f"{read_curve(folder)['seconds'].iloc[-1] / 60:.0f} min",
+        "hardware": facts["device"],
+        "versions": facts["versions"].replace("\n", ", "),
+        "preprocessing": f"`{network.card.preprocessing}`",
+        "classes": ", ".join(network.card.class_names),
     }
-    text = render_text("model_card.md", kind, **values).unescape()  # it is no HTML
-    (folder / f"{settings.architecture}.md").write_text(f"{text}\n", encoding="utf-8")
+    text = render_text(
+        "model_card.md",
+        "card",
+        about=render_text("model_card.md", kind, settings=settings, classes=len(network.card.class_names)),
+        settings=settings,
+        parameters=count_parameters(network.variables),
+        headlines=page.sentences("headline"),
+        scores=page.sections[0].tables[0],
+        training=training,
+    ).unescape()  # it is no HTML
+    (folder / f"{settings.architecture}.md").write_text(text, encoding="utf-8")
     for ending, content in {"png": image.png, "svg": image.content}.items():
-        (folder / f"{image.name}.{ending}").write_bytes(content)
+        (folder / f"{name}.{ending}").write_bytes(content)
