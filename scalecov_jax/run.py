@@ -22,6 +22,7 @@ from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments import EXPERIMENTS, Experiment
 from scalecov_jax.hosts import on_first
 from scalecov_jax.report.findings import text_table
+from scalecov_jax.report.model_card import write_card
 from scalecov_jax.report.page import Page, write_report
 from scalecov_jax.report.provenance import provenance
 from scalecov_jax.settings import Base, parse
@@ -145,6 +146,8 @@ def _finish(
         (figures / f"{image.name}.png").write_bytes(image.png)
     facts = provenance(command, values, cards, started)
     write_report(folder / "report.html", page.report(facts))
+    if experiment.card:
+        write_card(experiment.card, settings, page, folder, facts)
     summary = {
         **page.facts,
         "experiment": name,

@@ -1,7 +1,8 @@
-"""Training of networks that an interruption does not change: checkpoints, a curve, and the same bits after a resume."""
+"""Training of networks from scratch that an interruption does not change: checkpoints, a curve, the same bits after a resume."""
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,12 +10,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
+from scalecov_jax import checkpoints
 from scalecov_jax.compilation import jit
+from scalecov_jax.models.architecture import get_architecture
+from scalecov_jax.models.preprocessing import Preprocessing
+from scalecov_jax.models.receptive_field import check_size
+from scalecov_jax.settings import Base, setting
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Base):
+    """What determines a training; the defaults suit InceptionV3 at a quarter of its width on scenes."""
+
+    architecture: str = setting("inception_v3", help="Its module must have the fields width and classes.")
+    width: float = setting(0.25, help="Multiplier of all filter counts, more than 0.")
+    size: int = setting(128, low=1, help="Height and width of the images, in pixels.")
+    batch_size: int = setting(32, low=1, help="Images a step.")
+    steps: int = setting(12_000, low=1, help="Length of the training.")
+    learning_rate: float = setting(2e-3, help="The largest, more than 0; it falls along a cosine to 0.")
+    warmup: int = setting(300, low=0, help="Steps in which the learning rate rises to it, fewer than steps.")
+    weight_decay: float = setting(0.02, low=0, help="Of AdamW.")
+    seed: int = setting(0, low=0, help="Of weights, images and batches.")
+    log_every: int = setting(50, low=1, help="Steps between the rows of curve.csv.")
+    save_every: int = setting(250, low=1, help="Steps between checkpoints.")
+
+    def problems(self) -> list[str]:
+        """A width or learning rate of 0, and a warm-up that does not end."""
+        positive = {"width": self.width, "learning_rate": self.learning_rate}
+        problems = [
+            f"{name} is {value}; expected more than 0" for name, value in positive.items() if value <= 0
+        ]
+        if self.warmup >= self.steps:
+            problems.append(f"warmup is {self.warmup}, but steps {self.steps}; expected fewer")
+        return problems
 
 
 class TrainState(NamedTuple):
@@ -25,58 +59,88 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
     step: Int[Array, ""]
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Of the network, as NumPy arrays."""
+        return jax.device_get({"params": self.params, "batch_stats": self.batch_stats})
 
-def make_optimizer(
-    learning_rate: float, steps: int, warmup: int, weight_decay: float
-) -> optax.GradientTransformation:
+
+def classifier(settings: TrainingSettings, classes: int) -> nn.Module:
+    """The network to train, stopped at its logits.
+
+    Raises:
+        ValueError: The architecture is unknown or without the fields that are set, or the images are too small for it.
+    """
+    architecture = get_architecture(settings.architecture)
+    fields = architecture.module.__dataclass_fields__
+    if missing := [field for field in ("width", "classes") if field not in fields]:
+        raise ValueError(
+            f"{architecture.name} cannot be trained here: its module has no field {' and '.join(missing)}."
+        )
+    module = architecture.module(width=settings.width, classes=classes, last="pre_softmax")
+    check_size(module, settings.size, [architecture.trunk], architecture.name)
+    return module
+
+
+def make_optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
     """AdamW with linear warm-up, cosine decay to zero and gradients clipped to norm 1."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay))
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, settings.learning_rate, settings.warmup, settings.steps
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=settings.weight_decay)
+    )
 
 
-def initial_state(
-    module: nn.Module, optimizer: optax.GradientTransformation, key: Key[Array, ""], size: int
-) -> TrainState:
+def initial_state(module: nn.Module, settings: TrainingSettings) -> TrainState:
     """A freshly initialised network."""
-    variables = jit(module.init)(key, jnp.zeros((1, size, size, 3)))
+    key = jax.random.fold_in(jax.random.key(settings.seed), 0)
+    variables = jit(module.init)(key, jnp.zeros((1, settings.size, settings.size, 3)))
     return TrainState(
         variables["params"],
         variables.get("batch_stats", {}),
-        optimizer.init(variables["params"]),
+        make_optimizer(settings).init(variables["params"]),
         jnp.zeros((), jnp.int32),
     )
 
 
 def descend(
-    loss_of: Callable[[Any], tuple[Float[Array, ""], tuple[Any, Any]]],
-    optimizer: optax.GradientTransformation,
+    module: nn.Module,
+    settings: TrainingSettings,
     state: TrainState,
-) -> tuple[TrainState, Float[Array, ""], Any]:
-    """One step down the gradient of a loss.
+    images: Float[Array, "N S S 3"],
+    loss: Callable[[Float[Array, "N C"]], Float[Array, ""]],
+) -> tuple[TrainState, Float[Array, ""], Float[Array, "N C"]]:
+    """One step of the optimiser on a loss of the logits of a batch.
 
     Args:
-        loss_of: Of the parameters: the loss, and with it the new statistics of batch normalisation and whatever else is wanted.
-        optimizer: Such as of `make_optimizer`.
+        module: The network, stopped at its logits.
+        settings: Of the training.
         state: Before the step.
+        images: Preprocessed.
+        loss: Of the logits.
 
     Returns:
-        The state after it, the loss, and what else was wanted.
+        The state after the step, and the loss and the logits before it.
     """
-    (loss, (batch_stats, more)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+
+    def loss_of(params: Any) -> tuple[Array, tuple[Any, Any]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits: Any
+        logits, updates = module.apply(variables, images, True, mutable=["batch_stats"])
+        return loss(logits), (updates.get("batch_stats", {}), logits)
+
+    (value, (batch_stats, logits)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    updates, optimizer = make_optimizer(settings).update(gradient, state.optimizer, state.params)
     params: Any = optax.apply_updates(state.params, updates)
-    return TrainState(params, batch_stats, optimizer_state, state.step + 1), loss, more
+    return TrainState(params, batch_stats, optimizer, state.step + 1), value, logits
 
 
 def train(
     step: Callable[[TrainState, int], tuple[TrainState, Any]],
-    state: TrainState,
+    module: nn.Module,
     folder: Path,
-    *,
-    steps: int,
-    batch_size: int,
-    log_every: int,
-    save_every: int,
+    settings: TrainingSettings,
 ) -> TrainState:
     """Train to the end, or go on from the last checkpoint in `folder`: the bits are those of an unbroken training.
 
@@ -85,16 +149,14 @@ def train(
     Args:
         step: From a state and the number of the step, from 1, to the next state and its metrics: a NamedTuple of scalars, `loss`
             the first; their means over the steps between are the columns of the curve. All that it draws depends on the number.
-        state: Where the training begins.
+        module: The network.
         folder: Of this training only.
-        steps: Length of the training.
-        batch_size: Images a step.
-        log_every: Steps between the rows of the curve.
-        save_every: Steps between checkpoints.
+        settings: All but the weight decay and the warm-up, which `step` knows, are read.
 
     Raises:
         FloatingPointError: The loss is not finite; names the step.
     """
+    steps, size, state = settings.steps, settings.batch_size, initial_state(module, settings)
     with (
         ocp.training.Checkpointer(str(folder / "states")) as checkpointer,
         (folder / "curve.csv").open("a") as curve,
@@ -105,14 +167,14 @@ def train(
         clock = earlier[-1].rpartition(",")[2] if len(earlier) > 1 else 0.0
         start = time.monotonic() - float(clock)
         first, window = int(state.step), []
-        with tqdm(total=steps * batch_size, initial=first * batch_size, unit="img") as bar:
+        with tqdm(total=steps * size, initial=first * size, unit="img") as bar:
             for number in range(first + 1, steps + 1):
                 state, metrics = step(state, number)
                 if curve.tell() == 0:
                     curve.write(f"step,images,{','.join(metrics._fields)},seconds\n")
                 window.append(metrics)
-                bar.update(batch_size)
-                if number % log_every == 0 or number == steps:
+                bar.update(size)
+                if number % settings.log_every == 0 or number == steps:
                     means = dict(
                         zip(metrics._fields, np.mean(jax.device_get(window), axis=0).tolist(), strict=True)
                     )
@@ -121,11 +183,36 @@ def train(
                         raise FloatingPointError(
                             f"The loss is {means['loss']} at step {number}; lower the learning rate."
                         )
-                    told = ",".join(f"{mean:.4f}" for mean in means.values())
-                    curve.write(f"{number},{number * batch_size},{told},{time.monotonic() - start:.1f}\n")
+                    cells = ",".join(f"{mean:.4f}" for mean in means.values())
+                    curve.write(f"{number},{number * size},{cells},{time.monotonic() - start:.1f}\n")
                     curve.flush()
                     bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.items()})
                     window = []
-                if number % save_every == 0 or number == steps:
+                if number % settings.save_every == 0 or number == steps:
                     checkpointer.save(number, state)
     return state
+
+
+def read_curve(folder: Path) -> pd.DataFrame:
+    """The table that `train` wrote; where a killed training was resumed, the steps that it repeated count once."""
+    table = pd.read_csv(folder / "curve.csv").drop_duplicates("step", keep="last")
+    return table.sort_values("step", ignore_index=True)
+
+
+def save_network(
+    variables: Any,
+    settings: TrainingSettings,
+    folder: Path,
+    *,
+    class_names: tuple[str, ...],
+    preprocessing: Preprocessing,
+    origin: str,
+    **notes: Any,
+) -> None:
+    """Write what was trained to `folder/network`, in place of what an earlier sitting left there; see `checkpoints.Card`."""
+    options = {"width": settings.width, "classes": len(class_names)}
+    notes["images_seen"] = settings.steps * settings.batch_size
+    card = checkpoints.Card(
+        settings.architecture, options, preprocessing, settings.size, origin, class_names=class_names, notes=notes
+    )  # fmt: skip
+    checkpoints.save(folder / "network", checkpoints.network(variables, card), overwrite=True)

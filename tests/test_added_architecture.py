@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from test_fine_tuning import patches
 from tiny_network import draw_noise
 
-from scalecov_jax import checkpoints, features, pretraining, training
+from scalecov_jax import checkpoints, features
+from scalecov_jax.experiments import pretrain
 from scalecov_jax.images import scenes
 from scalecov_jax.models import parity
 from scalecov_jax.models.architecture import ARCHITECTURES, Architecture, plain_name
@@ -79,10 +80,9 @@ def test_everything_works_for_it(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(scenes, "draw", draw_noise)
     classifier = nn.Sequential([Small(), lambda x: x.mean((1, 2))])
-    optimizer = training.make_optimizer(1e-3, 2, 1, 0.0)
     (tmp_path / "trained").mkdir()
-    settings = {"seed": 0, "steps": 2, "batch_size": 4, "size": 32, "log_every": 1, "save_every": 1}
-    state = pretraining.train(classifier, optimizer, tmp_path / "trained", **settings)
+    settings = pretrain.Settings(steps=2, batch_size=4, size=32, warmup=1, log_every=1, save_every=1)
+    state = pretrain.train(classifier, tmp_path / "trained", settings)
     assert (int(state.step), state.batch_stats) == (2, {})
 
 

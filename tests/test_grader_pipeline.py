@@ -1,6 +1,5 @@
 """The grader from settings to files: trained, killed and resumed to the same bits, graded, and refused in clear words."""
 
-import csv
 import json
 import os
 import signal
@@ -17,12 +16,14 @@ from golden_tables import assert_golden
 from sklearn.metrics import cohen_kappa_score
 
 from scalecov_jax import checkpoints
+from scalecov_jax import run as runner
+from scalecov_jax.experiments import grade, grade_training
 from scalecov_jax.images import prepared_eyes, retina
 from scalecov_jax.images.example import ImageError
 from scalecov_jax.images.eyes import Eyes
 from scalecov_jax.images.prepared_eyes import prepare_eyes
-from scalecov_jax.pipelines import grader
-from scalecov_jax.report.model_card import read_curve
+from scalecov_jax.settings import parse
+from scalecov_jax.training import read_curve
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SETTINGS = {
@@ -48,11 +49,11 @@ SETTINGS = {
 TRAIN = """
 import json, sys
 import test_grader_pipeline as test
+from scalecov_jax import run
 from scalecov_jax.images import retina
-from scalecov_jax.pipelines import grader
 
 retina.render = test.draw
-grader.run(json.loads(sys.argv[1]), sys.argv[2], command=["train_grader.py"])
+run.run("grade", json.loads(sys.argv[1]), sys.argv[2], command=["train_grader.py"])
 """
 
 
@@ -64,7 +65,7 @@ def draw(key, grade, size, left=False):
 
 
 def train(folder, *, command=("train_grader.py",), resume=False, **changed):
-    return grader.run(SETTINGS | changed, str(folder), command=command, resume=resume)
+    return runner.run("grade", SETTINGS | changed, folder, command=command, resume=resume)
 
 
 @pytest.fixture(scope="module")
@@ -81,27 +82,36 @@ def test_files(unbroken):
     network = checkpoints.load(folder / "network")
     assert network.card.options == {"width": 0.5, "classes": 5}
     assert (network.card.preprocessing, network.card.input_size) == ("unit", 32)
-    with (folder / "predictions.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    settings, tables = runner.read(folder)
+    assert settings == parse(grade.Settings, SETTINGS)
+    rows = tables["predictions"]
     assert len(rows) == SETTINGS["test"]
-    true, predicted = (np.array([int(row[name]) for row in rows]) for name in ("grade", "predicted"))
-    qwk = cohen_kappa_score(true, predicted, weights="quadratic")
+    qwk = cohen_kappa_score(rows["grade"], rows["predicted"], weights="quadratic")
+    scores = tables["scores"].set_index(["part", "classifier", "score"])["value"]
+    assert scores["test", "network", "qwk"] == pytest.approx(qwk)
+    assert scores["validation", "network", "eyes"] == 40
+    assert scores["train", "network", "eyes"] == 40
+    assert scores["test", "both_eyes", "patients"] == scores["test", "one_eye", "patients"] == 25
+    assert network.card.notes["test_qwk"] == pytest.approx(qwk)
+    np.testing.assert_array_equal(rows[[f"p{x}" for x in range(5)]].to_numpy().argmax(1), rows["predicted"])
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["test"]["qwk"] == pytest.approx(qwk)
-    assert network.card.notes["test_qwk"] == summary["test"]["qwk"]
-    assert summary["two_eyes"]["both"]["patients"] == 25
-    probabilities = np.array([[float(row[f"p{grade}"]) for grade in range(5)] for row in rows])
-    np.testing.assert_array_equal(probabilities.argmax(1), predicted)
+    findings = {(x["at"].split(",")[0], x["quantity"]): x for x in summary["findings"]}
+    assert findings["test", "QWK"]["value"] == pytest.approx(qwk)
+    assert findings["test", "QWK"]["low"] <= qwk <= findings["test", "QWK"]["high"]
+    assert findings["test", "number of rendered eyes"]["level"] == "caution"
     page = (folder / "report.html").read_text()
-    assert "rendered" in page.lower()
-    assert f"{folder / 'network'}" in told
+    assert "says nothing about patients" in page
+    assert "10.1016/j.neucom.2018.07.102" in page
+    assert "Graziani" not in page
+    assert (folder / "figures" / "grade-roc.png").exists()
+    assert f"{folder / 'report.html'}" in told
     card = (folder / "tiny.md").read_text()
     assert "240 in 30 steps of 8" in card
     assert "`train_grader.py`" in card
 
 
 def test_tables_are_those_kept(unbroken):
-    assert_golden(unbroken[0], "grader", columns=["seconds"])
+    assert_golden(unbroken[0], "grader", columns=["seconds"], tables=["scores.csv", "left_out.csv"])  # new
 
 
 def test_killed_training_goes_on_to_the_same_bits(unbroken, tmp_path, monkeypatch):
@@ -122,7 +132,7 @@ def test_killed_training_goes_on_to_the_same_bits(unbroken, tmp_path, monkeypatc
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (folder / "network").exists()
-    assert 8 <= read_curve(folder / "curve.csv")["step"][-1] < SETTINGS["steps"]
+    assert 8 <= read_curve(folder)["step"].iloc[-1] < SETTINGS["steps"]
 
     def never(*arguments):
         raise AssertionError("an eye was drawn again")
@@ -132,10 +142,14 @@ def test_killed_training_goes_on_to_the_same_bits(unbroken, tmp_path, monkeypatc
     ours, expected = (checkpoints.load(path / "network") for path in (folder, unbroken[0]))
     assert ours.card == expected.card
     jax.tree.map(np.testing.assert_array_equal, ours.variables, expected.variables)
-    for name in ("predictions.csv", "confusion.csv"):
+    for name in ("predictions.csv", "confusion.csv", "scores.csv"):
         assert (folder / name).read_bytes() == (unbroken[0] / name).read_bytes()
-    curve, whole = (read_curve(path / "curve.csv") for path in (folder, unbroken[0]))
+    curve, whole = (read_curve(path) for path in (folder, unbroken[0]))
     np.testing.assert_array_equal(curve["loss"], whole["loss"])
+    monkeypatch.setattr(grade, "eye_features", never)
+    monkeypatch.setattr(grade_training, "train_step", never)
+    train(folder, resume=True)  # of what is finished nothing is computed again
+    assert (folder / "predictions.csv").read_bytes() == (unbroken[0] / "predictions.csv").read_bytes()
 
 
 def test_preparation_goes_on_where_it_stopped_and_names_what_it_leaves_out(tmp_path, monkeypatch):
@@ -175,26 +189,33 @@ def test_preparation_goes_on_where_it_stopped_and_names_what_it_leaves_out(tmp_p
         prepare_eyes(Eyes(("a",), (0,), ("a",), ("",), unreadable), tmp_path / "none.npy", 6, "test")
 
 
-def test_dry_run_computes_nothing(tmp_path):
-    told = grader.run(SETTINGS, str(tmp_path / "dry"), command=[], dry_run=True)
+def test_plan():
+    told = grade.plan(parse(grade.Settings, SETTINGS))
     assert "40 for train, 40 for validation, 50 for test to 32 x 32 pixels (0.0 GB" in told
-    assert not (tmp_path / "dry").exists()
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"size": 0, "steps": 0}, "config.size is 0; expected at least 1; config.steps is 0"),
-        ({"width": 0}, "config.width is 0; expected more than 0"),
-        ({"warmup": 30}, "config.warmup is 30, but config.steps 30; expected fewer"),
+        ({"width": 0}, "config.width is 0.0; expected more than 0"),
+        ({"warmup": 30}, "config.warmup is 30, but steps 30; expected fewer"),
         ({"weight_decay": float("nan")}, "config.weight_decay is nan"),
-        ({"architecture": "dr_grader", "size": 200}, "config.size is 200, of which conv15 sees nothing"),
+        (
+            {"architecture": "dr_grader", "size": 200},
+            "dr_grader needs images of at least 256 x 256 pixels up to conv15; got 200",
+        ),
         ({"architecture": "dr_grade"}, "No architecture is called 'dr_grade'.*dr_grader"),
         ({"images": "nowhere"}, "nowhere: no such folder"),
         ({"test": 2}, "all grades are needed; no usable eye of .* for test"),
+        (
+            {"architecture": "dr_grader", "size": 200, "images": "nowhere"},
+            "needs images of at least .*nowhere: no such folder",
+        ),
     ],
 )
 def test_mistakes(changed, message, tmp_path, monkeypatch):
     monkeypatch.setattr(retina, "render", draw)
     with pytest.raises(ValueError, match=message):
         train(tmp_path / "run", **changed)
+    assert not (tmp_path / "run").exists()

@@ -7,9 +7,16 @@ import pytest
 from scipy import ndimage
 from tiny_network import Tiny
 
-from scalecov_jax import grading, training
-from scalecov_jax.grading import augment, balanced_batch, grade_eyes
+from scalecov_jax.experiments import grade_training
+from scalecov_jax.experiments.grade_training import (
+    augment,
+    balanced_batch,
+    eye_features,
+    grade_probabilities,
+    train,
+)
 from scalecov_jax.models.preprocessing import preprocess
+from scalecov_jax.training import TrainingSettings
 
 
 def test_batches_are_balanced_and_depend_on_seed_and_step():
@@ -27,7 +34,7 @@ def test_bilinear_equals_scipy():
     rng = np.random.default_rng(0)
     image = rng.uniform(0, 255, (9, 9, 3)).astype(np.float32)
     rows, columns = rng.uniform(-1.5, 9.5, (2, 6, 5))
-    found = grading._bilinear(jnp.asarray(image), jnp.asarray(rows), jnp.asarray(columns))
+    found = grade_training._bilinear(jnp.asarray(image), jnp.asarray(rows), jnp.asarray(columns))
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))  # scipy's own border does not fade
     expected = [
         ndimage.map_coordinates(padded[..., channel], (rows + 2, columns + 2), order=1)
@@ -72,18 +79,19 @@ def eyes():
 def test_training_learns_what_can_be_seen(eyes, tmp_path):
     images, grades = eyes
     module = Tiny(last="pre_softmax", width=0.5)
-    optimizer = training.make_optimizer(1e-2, 60, 5, 0.0)
-    same = {"seed": 0, "steps": 60, "batch_size": 10, "log_every": 20, "save_every": 60}
-    state = grading.train(module, optimizer, images, grades, tmp_path, **same)
+    settings = TrainingSettings(
+        size=32, steps=60, batch_size=10, learning_rate=1e-2, warmup=5, weight_decay=0.0, log_every=20, save_every=60
+    )  # fmt: skip
+    variables = train(module, images, grades, tmp_path, settings).variables
     rows = (tmp_path / "curve.csv").read_text().splitlines()
     assert rows[0] == "step,images,loss,qwk,seconds"
     losses = [float(row.split(",")[2]) for row in rows[1:]]
     assert losses[-1] < losses[0] - 0.7
     assert float(rows[-1].split(",")[3]) > 0.6
 
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    graded = grade_eyes(module, variables, images)
-    assert graded.features.shape == (40, 16)
-    logits = module.apply(variables, preprocess(jnp.asarray(images), "unit"))
-    np.testing.assert_allclose(graded.probabilities, jax.nn.softmax(logits), atol=1e-5)
-    np.testing.assert_allclose(graded.probabilities.sum(1), 1, atol=1e-6)
+    features = eye_features(module, variables, images)
+    assert features.shape == (40, 16)
+    probabilities = grade_probabilities(variables, features)
+    logits = module.apply(jax.device_put(variables), preprocess(jnp.asarray(images), "unit"))
+    np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), atol=1e-5)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)

@@ -11,14 +11,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from golden_tables import assert_golden
 from tiny_network import Tiny, draw_noise
 
-from scalecov_jax import checkpoints, pretraining, training
+from scalecov_jax import checkpoints, training
+from scalecov_jax import run as runner
+from scalecov_jax.experiments import pretrain
 from scalecov_jax.images import scenes
-from scalecov_jax.pipelines import pretrain
-from scalecov_jax.report.model_card import read_curve
+from scalecov_jax.settings import parse
+from scalecov_jax.training import read_curve
 
 SETTINGS = {
     "architecture": "tiny",
@@ -38,12 +41,13 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 PRETRAIN = """
 import json, sys
 import tiny_network
-from scalecov_jax.pipelines import pretrain
+from scalecov_jax import run
 from scalecov_jax.images import scenes
 
 scenes.draw = tiny_network.draw_noise
 resume = sys.argv[3:] == ["--resume"]
-print(pretrain.run(json.loads(sys.argv[1]), sys.argv[2], command=["pretrain.py", "--seed=3"], resume=resume))
+command = ["pretrain.py", "--seed=3", *sys.argv[3:]]
+print(run.run("pretrain", json.loads(sys.argv[1]), sys.argv[2], command=command, resume=resume))
 """
 
 
@@ -93,8 +97,8 @@ def test_killed_training_goes_on_to_the_same_bits(unbroken, environment, tmp_pat
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (folder / "network").exists()
-    reached = read_curve(folder / "curve.csv")["step"][-1]
-    assert 8 <= reached < SETTINGS["steps"]
+    reached = read_curve(folder)
+    assert 8 <= reached["step"].iloc[-1] < SETTINGS["steps"]
     # As if the first sitting had lasted long: the clock of the second goes on from there.
     rows_before = (folder / "curve.csv").read_text().splitlines()
     rows_before[-1] = rows_before[-1].rpartition(",")[0] + ",5000.0"
@@ -104,32 +108,31 @@ def test_killed_training_goes_on_to_the_same_bits(unbroken, environment, tmp_pat
     resumed, whole = (checkpoints.load(path / "network") for path in (folder, unbroken[0]))
     assert_same_bits(resumed.variables, whole.variables)
     assert resumed.card == whole.card
-    rows = (folder / "curve.csv").read_text().splitlines()
-    assert rows[: len(rows_before)] == rows_before
-    curve, expected = (read_curve(path / "curve.csv") for path in (folder, unbroken[0]))
-    for name in ("step", "images", "loss", "top1"):
-        np.testing.assert_array_equal(curve[name], expected[name])
-    seconds = [float(row.split(",")[-1]) for row in rows[1:]]
-    assert (np.diff(seconds) >= 0).all()
-    assert curve["seconds"][-1] == seconds[-1]
+    curve, expected = (runner.read(path)[1]["curve"] for path in (folder, unbroken[0]))
+    pd.testing.assert_frame_equal(
+        curve.drop(columns="seconds"), expected.drop(columns="seconds"), check_exact=True
+    )
+    pd.testing.assert_frame_equal(curve[: len(reached) - 1], reached[:-1], check_exact=True)
+    assert curve["seconds"].is_monotonic_increasing
+    assert curve["seconds"].iloc[len(reached)] >= 5000
+    assert (folder / "tiny.md").read_text().count("--resume") == 0
 
 
 def test_tables_are_those_kept(unbroken):
-    assert_golden(unbroken[0], "pretrain", columns=["seconds"])
+    assert_golden(unbroken[0], "pretrain", columns=["seconds"], tables=["held_out.csv"])  # which is new
 
 
 def test_curve(unbroken):
-    text = (unbroken[0] / "curve.csv").read_text()
-    assert text.splitlines()[0] == "step,images,loss,top1,seconds"
-    curve = read_curve(unbroken[0] / "curve.csv")
+    curve = runner.read(unbroken[0])[1]["curve"]
+    assert [*curve] == ["step", "images", "loss", "top1", "seconds"]
     np.testing.assert_array_equal(curve["step"], np.arange(2, 49, 2))
     np.testing.assert_array_equal(curve["images"], 4 * curve["step"])
     assert 2 < curve["loss"][0] < 4  # log(16) is 2.8
-    assert ((curve["top1"] >= 0) & (curve["top1"] <= 1)).all()
-    assert (np.diff(curve["seconds"]) >= 0).all()
+    assert curve["top1"].between(0, 1).all()
+    assert curve["seconds"].is_monotonic_increasing
 
 
-def test_network_and_its_card(unbroken):
+def test_network_its_card_and_its_page(unbroken):
     folder, told = unbroken
     network = checkpoints.load(folder / "network")
     assert network.card.architecture == "tiny"
@@ -137,13 +140,23 @@ def test_network_and_its_card(unbroken):
     assert network.card.class_names == scenes.CLASSES
     assert (network.card.preprocessing, network.card.input_size) == ("tf", 32)
     assert network.card.notes["images_seen"] == 4 * 48
-    assert f"{folder / 'network'}" in told
-
+    settings, tables = runner.read(folder)
+    assert settings == parse(pretrain.Settings, SETTINGS)
+    held_out = tables["held_out"]
+    assert held_out["ratio"][0] == "all"
+    assert held_out["scenes"].tolist() == [40, *held_out["scenes"][1:]]
+    assert held_out["scenes"][1:].sum() == 40
+    assert held_out["top1"][0] == network.card.notes["held_out_top1"]
+    findings = runner.page(folder).findings
+    assert [finding.value for finding in findings] == pytest.approx((100 * held_out["top1"]).tolist())
+    assert [finding.level for finding in findings].count("headline") == 1
+    assert findings[0].sentence in (folder / "report.html").read_text()
+    assert f"{folder / 'report.html'}" in told
     text = (folder / "tiny.md").read_text()
     top1 = network.card.notes["held_out_top1"]
     for fact in (
         "# tiny, width 0.5",
-        f"**Held-out top-1: {100 * top1:.1f} %** on 40 scenes",
+        f"| all | {100 * top1:.1f} % | 40 |",
         "`pretrain.py --seed=3`",
         "| seed | 3 |",
         "192 in 48 steps of 4",
@@ -152,7 +165,7 @@ def test_network_and_its_card(unbroken):
     ):
         assert fact in text
     assert (folder / "tiny-curve.png").read_bytes().startswith(b"\x89PNG")
-    assert f"{100 * top1:.1f} %" in told
+    assert (folder / "tiny-curve.svg").exists()
 
 
 def biased_network(class_id):
@@ -166,46 +179,42 @@ def biased_network(class_id):
 
 
 def test_held_out_accuracy_counts_every_scene_once(noise):
-    parts = [
-        pretraining.held_out_accuracy(*biased_network(class_id), seed=0, count=200, size=32)
-        for class_id in range(2)
-    ]
-    for accuracy in parts:
-        top1, count = accuracy.pop("all")
-        assert count == 200
-        assert len(accuracy) == 5
-        assert sum(n for _, n in accuracy.values()) == 200
-        assert sum(share * n for share, n in accuracy.values()) == pytest.approx(200 * top1)
-        assert all(abs(n - 40) < 5 * np.sqrt(40) for _, n in accuracy.values())
-        assert 0.01 < top1 < 0.15  # 1 / 16
-    assert list(accuracy) == ["0.020-0.043", "0.043-0.092", "0.092-0.196", "0.196-0.420", "0.420-0.900"]
+    settings = pretrain.Settings(size=32, held_out=200)
+    for class_id in range(2):
+        accuracy = pretrain.held_out_accuracy(*biased_network(class_id), settings)
+        whole, parts = accuracy.iloc[0], accuracy[1:]
+        assert whole["scenes"] == 200
+        assert parts["scenes"].sum() == 200
+        assert (parts["top1"] * parts["scenes"]).sum() == pytest.approx(200 * whole["top1"])
+        assert ((parts["scenes"] - 40).abs() < 5 * np.sqrt(40)).all()
+        assert 0.01 < whole["top1"] < 0.15  # 1 / 16
+        ratios = ["all", "0.020-0.043", "0.043-0.092", "0.092-0.196", "0.196-0.420", "0.420-0.900"]
+        assert accuracy["ratio"].tolist() == ratios
 
 
 def test_held_out_accuracy_of_few_scenes_leaves_empty_parts_out(noise):
-    accuracy = pretraining.held_out_accuracy(*biased_network(0), seed=0, count=2, size=32)
+    accuracy = pretrain.held_out_accuracy(*biased_network(0), pretrain.Settings(size=32, held_out=2))
     assert 2 <= len(accuracy) <= 3
-    assert np.isfinite([share for share, _ in accuracy.values()]).all()
+    assert np.isfinite(accuracy["top1"]).all()
 
 
 def test_curriculum_ends_at_the_smallest_object():
-    ratios = [float(pretraining.smallest_ratio(jnp.asarray(step), 1000)) for step in (0, 125, 250, 1000)]
+    ratios = [float(pretrain.smallest_ratio(jnp.asarray(step), 1000)) for step in (0, 125, 250, 1000)]
     np.testing.assert_allclose(
         ratios, [0.3, np.sqrt(0.3 * scenes.SMALLEST), scenes.SMALLEST, scenes.SMALLEST], rtol=1e-5
     )
 
 
-def train(folder, learning_rate, **options):
+def train(folder, learning_rate):
     module = Tiny(last="pre_softmax", classes=len(scenes.CLASSES), width=0.25)
-    defaults = {"seed": 0, "steps": 6, "batch_size": 4, "size": 32, "log_every": 3, "save_every": 6}
-    optimizer = training.make_optimizer(learning_rate, 6, 1, 0.02)
-    return pretraining.train(module, optimizer, folder, **(defaults | options))
+    settings = pretrain.Settings(
+        steps=6, batch_size=4, size=32, warmup=1, log_every=3, save_every=6, learning_rate=learning_rate
+    )
+    return pretrain.train(module, folder, settings), training.initial_state(module, settings)
 
 
 def test_training_on_scenes_changes_every_variable(tmp_path):
-    state = train(tmp_path, 1e-3)
-    module = Tiny(last="pre_softmax", classes=len(scenes.CLASSES), width=0.25)
-    optimizer = training.make_optimizer(1e-3, 6, 1, 0.02)
-    fresh = training.initial_state(module, optimizer, jax.random.fold_in(jax.random.key(0), 0), 32)
+    state, fresh = train(tmp_path, 1e-3)
     assert int(state.step) == 6
     for before, after in zip(jax.tree.leaves(fresh[:2]), jax.tree.leaves(state[:2]), strict=True):
         assert (before != after).any()
@@ -217,10 +226,21 @@ def test_loss_that_is_not_finite_stops_with_the_step(noise, tmp_path):
     assert (tmp_path / "curve.csv").read_text() == "step,images,loss,top1,seconds\n"
 
 
-def test_settings_out_of_range_are_told_at_once(tmp_path):
-    wrong = {**SETTINGS, "learning_rate": 0.0, "warmup": 48, "held_out": 0}
-    with pytest.raises(
-        ValueError, match=r"learning_rate is 0\.0.*warmup is 48, but config.steps 48.*held_out is 0"
-    ):
-        pretrain.run(wrong, str(tmp_path / "run"), command=[])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"learning_rate": 0.0, "warmup": 48, "held_out": 0},
+            r"held_out is 0; .*learning_rate is 0\.0; expected more than 0; config\.warmup is 48, but steps 48",
+        ),
+        ({"architecture": "tine"}, "No architecture is called 'tine'"),
+        (
+            {"architecture": "inception_v3", "size": 32},
+            "inception_v3 needs images of at least 75 x 75 pixels",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_used(tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        runner.run("pretrain", {**SETTINGS, **changed}, tmp_path / "run", command=[])
     assert not (tmp_path / "run").exists()

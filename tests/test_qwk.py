@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from scalecov_jax.transfer.qwk import qwk_loss
+from scalecov_jax.experiments.grade_training import qwk_loss
 
 
 def loop(probabilities, grades):

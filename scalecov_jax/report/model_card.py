@@ -1,119 +1,81 @@
-"""The model card of a network that this project trained."""
+"""The model card of a network that was trained here, and the curve of its training."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from scalecov_jax.checkpoints import Network
+from scalecov_jax import checkpoints
 from scalecov_jax.models.pruning import count_parameters
-from scalecov_jax.report import sketches, style
+from scalecov_jax.report import plots
+from scalecov_jax.report.page import Image, Page, render_text
+from scalecov_jax.settings import Base
+from scalecov_jax.training import TrainingSettings, read_curve
 
 
-def read_curve(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a curve.csv; where a killed training was resumed, the steps that it repeated count once."""
-    table = pd.read_csv(path, dtype=float).drop_duplicates("step", keep="last").sort_values("step")
-    return {str(name): column.to_numpy() for name, column in table.items()}
-
-
-def write_model_card(
-    stem: Path,
-    network: Network,
-    accuracy: Mapping[str, tuple[float, int]],
-    curve: Path,
-    facts: Mapping[str, str],
-    settings: Mapping[str, Any],
-) -> None:
-    """Write the card of a network trained on scenes: `<stem>.md` and the curve `<stem>-curve.png`/`.svg`.
+def curve_image(curve: pd.DataFrame, settings: TrainingSettings, score: str, held_out: float) -> Image:
+    """Loss and score of the training batches against the images seen, and the score of held-out images at the end.
 
     Args:
-        stem: Path without ending.
-        network: What was trained.
-        accuracy: Held-out top-1 and number of scenes, of all and by object size.
-        curve: The training's curve.csv.
-        facts: From `provenance.provenance`.
-        settings: The training's configuration.
+        curve: Columns images, loss and, in lower case, the score.
+        settings: Of the training.
+        score: Its name.
+        held_out: NaN if it is undefined.
     """
-    columns = read_curve(curve)
-    figure = sketches.training_curve(
-        columns["images"].tolist(),
-        columns["loss"].tolist(),
-        columns["top1"].tolist(),
-        held_out_images_seen=[float(columns["images"][-1])],
-        held_out_score=[accuracy["all"][0]],
-    )
-    top1, count = accuracy["all"]
-    rows = "\n".join(f"| {name} | {100 * value:.1f} % | {n} |" for name, (value, n) in accuracy.items())
-    write_card(
-        stem,
-        network,
-        figure,
-        columns,
-        facts,
-        settings,
-        f"""# {network.architecture.name}, width {settings["width"]}, trained on scenes
-
-Classifies {len(network.card.class_names)} classes of rendered scenes ({settings["size"]} px) whatever the size of the object
-(box ratio 0.02-0.9, log-uniform). {count_parameters(network.variables):,} parameters. For demonstrations and tests of
-scalecov_jax; it knows nothing of photographs.
-
-**Held-out top-1: {100 * top1:.1f} %** on {count} scenes never trained on.
-
-| box ratio | top-1 | scenes |
-|---|---|---|
-{rows}
-
-![Loss and accuracy against images seen]({stem.name}-curve.png)
-""",
-        {
-            "optimiser": f"AdamW, weight decay {settings['weight_decay']}",
-            "learning rate": f"to {settings['learning_rate']} in {settings['warmup']} steps, then cosine decay to 0",
-            "curriculum": "smallest ratio from 0.3 to 0.02 in the first quarter",
-        },
-        ", both networks training side by side on the machine",
+    series = {"training loss": curve["loss"], score: curve[score.lower().replace("-", "")]}
+    batches = [
+        pd.DataFrame({"panel": panel, "series": "training batches", "x": curve["images"], "value": values})
+        for panel, values in series.items()
+    ]
+    end = {"panel": score, "series": "held out", "x": curve["images"].iloc[-1:], "value": held_out}
+    return plots.curves(
+        pd.concat([*batches, pd.DataFrame(end)]),
+        x="images seen",
+        y="mean of batches",
+        name=f"{settings.architecture}-curve",
+        caption=f"Means of the batches of {settings.log_every} steps, and {score} of held-out images at the end.",
     )
 
 
-def write_card(
-    stem: Path,
-    network: Network,
-    figure: Figure,
-    columns: Mapping[str, np.ndarray],
-    facts: Mapping[str, str],
-    settings: Mapping[str, Any],
-    head: str,
-    training: Mapping[str, str],
-    side_by_side: str = "",
-) -> None:
-    """Write `<stem>.md`, a head and then how the network was trained, and `<stem>-curve.png`/`.svg`.
+def write_card(kind: str, settings: Base, page: Page, folder: Path, facts: Mapping[str, str]) -> None:
+    """Write the card of `folder/network`: ARCHITECTURE.md, and the curve as ARCHITECTURE-curve.png and .svg.
 
     Args:
-        stem: Path without ending.
-        network: What was trained.
-        figure: The curve; the head shows it.
-        columns: Of curve.csv.
+        kind: What was trained: a macro of templates/model_card.md.
+        settings: Of the training, `TrainingSettings`.
+        page: Its headlines, its first table and the image of `curve_image` stand on the card.
+        folder: Of the run.
         facts: From `provenance.provenance`.
-        settings: The training's configuration: seed, batch_size.
-        head: What the network is and how it scores.
-        training: More rows, such as the optimiser.
-        side_by_side: What else the machine did in the wall time.
     """
-    style.save(figure, Path(f"{stem}-curve"))
-    own = "".join(f"| {name} | {value} |\n" for name, value in training.items())
-    Path(f"{stem}.md").write_text(
-        f"""{head}
-| | |
-|---|---|
-| command | `{facts["command"]}` |
-| seed | {settings["seed"]} |
-| images seen | {int(columns["images"][-1]):,} in {int(columns["step"][-1]):,} steps of {settings["batch_size"]} |
-{own}| wall time | {columns["seconds"][-1] / 60:.0f} min{side_by_side} |
-| hardware | {facts["device"]} |
-| versions | {facts["versions"].replace(chr(10), ", ")} |
-| preprocessing | `{network.card.preprocessing}` |
-| classes | {", ".join(network.card.class_names)} |
-"""
-    )
+    assert isinstance(settings, TrainingSettings)
+    network = checkpoints.load(folder / "network")
+    # How many sittings it took changes no bit of the result.
+    typed = [word for word in shlex.split(facts["command"]) if word not in ("--resume", "--overwrite")]
+    name = f"{settings.architecture}-curve"
+    (image,) = (image for section in page.sections for image in section.images if image.name == name)
+    training = {
+        "command": f"`{shlex.join(typed)}`",
+        "seed": settings.seed,
+        "images seen": f"{settings.steps * settings.batch_size:,} in {settings.steps:,} steps of {settings.batch_size}",
+        "learning rate": f"to {settings.learning_rate} in {settings.warmup} steps, then cosine decay to 0",
+        "weight decay": settings.weight_decay,
+        "wall time": f"{read_curve(folder)['seconds'].iloc[-1] / 60:.0f} min",
+        "hardware": facts["device"],
+        "versions": facts["versions"].replace("\n", ", "),
+        "preprocessing": f"`{network.card.preprocessing}`",
+        "classes": ", ".join(network.card.class_names),
+    }
+    text = render_text(
+        "model_card.md",
+        "card",
+        about=render_text("model_card.md", kind, settings=settings, classes=len(network.card.class_names)),
+        settings=settings,
+        parameters=count_parameters(network.variables),
+        headlines=page.sentences("headline"),
+        scores=page.sections[0].tables[0],
+        training=training,
+    ).unescape()  # it is no HTML
+    (folder / f"{settings.architecture}.md").write_text(text, encoding="utf-8")
+    for ending, content in {"png": image.png, "svg": image.content}.items():
+        (folder / f"{name}.{ending}").write_bytes(content)

@@ -27,6 +27,7 @@ LOOKS = (
     (RED, "P", "-"),
 )
 """Colour, marker and dashes of the series of a figure, in their order; they can be told apart in grey."""
+MOST_MARKED = 60  # points of a line that have marks
 
 
 def r2_by_layer(
@@ -382,7 +383,8 @@ def _panels(
                     linewidth=0,
                 )
             filled = "white" if dashes == "--" else color
-            look = {"color": color, "marker": marker, "markersize": 4.5, "label": label}
+            size = 4.5 if len(rows) <= MOST_MARKED else 0
+            look = {"color": color, "marker": marker, "markersize": size, "label": label}
             values = rows["value"].clip(*limits)
             axes.plot(at, values, dashes, zorder=3, markerfacecolor=filled, **look)
             if "hollow" in rows:

@@ -3,7 +3,6 @@
 import functools
 import io
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import matplotlib
@@ -76,11 +75,3 @@ def render(figure: Figure, image_format: Literal["png", "svg"]) -> bytes:
     with matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format=image_format, dpi=150, facecolor="white", metadata=metadata)
     return buffer.getvalue()
-
-
-def save(figure: Figure, path_stem: Path) -> tuple[Path, Path]:
-    """Write `<path_stem>.png` and `<path_stem>.svg` and return both paths."""
-    paths = (Path(f"{path_stem}.png"), Path(f"{path_stem}.svg"))
-    for path, image_format in zip(paths, ("png", "svg"), strict=True):
-        path.write_bytes(render(figure, image_format))
-    return paths

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key, UInt8
 from tqdm import tqdm
@@ -16,13 +15,12 @@ from scalecov_jax import training
 from scalecov_jax.compilation import jit
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
-from scalecov_jax.training import TrainState, descend, initial_state
-from scalecov_jax.transfer.qwk import qwk_loss
+from scalecov_jax.training import TrainingSettings, TrainState, descend
 
-PREPROCESSING: Preprocessing = (
-    "unit"  # black is zero, so that what lies around the retina has no part of a score
-)
+# Black is zero, so that what lies around the retina has no part of a score.
+PREPROCESSING: Preprocessing = "unit"
 BATCH = 32  # eyes graded at a time
+TINY = 1e-7  # of the observed disagreement: a batch that is graded perfectly has a finite loss
 
 
 class Metrics(NamedTuple):
@@ -32,16 +30,29 @@ class Metrics(NamedTuple):
     qwk: Float[Array, ""]
 
 
-class Outputs(NamedTuple):
-    """What the network says of eyes.
+def qwk_loss(probabilities: Float[Array, "N C"], grades: Int[Array, " N"]) -> Float[Array, ""]:
+    """The loss log(1 - kappa) of a batch on soft counts.
 
-    Attributes:
-        features: The output of avg_pool, 64 numbers at full width.
-        probabilities: Of each grade.
+    With omega_ij = (i - j)^2 / (C - 1)^2, N_i images of grade i and probabilities p_kj: log N - log D, where
+    N = sum_k sum_j omega_{t_k j} p_kj and D = sum_i (N_i / N) sum_j omega_ij sum_k p_kj.
+
+    A grade that the batch lacks adds nothing to D and nothing is divided by its number. D is 0 only where all images have
+    one grade and all predictions are certain of it; N is then 0 too. One rule covers all of it: 1e-7 an image is added to N and
+    to D, so that the loss is 0 there and finite everywhere.
+
+    Args:
+        probabilities: Of each grade, rows summing to 1.
+        grades: True ones, 0 to C - 1.
+
+    Source: de la Torre, Valls, Puig 2020 (arXiv 1712.08107), the QWK loss.
     """
-
-    features: Float[np.ndarray, "N D"]
-    probabilities: Float[np.ndarray, "N C"]
+    count, classes = probabilities.shape
+    index = jnp.arange(classes, dtype=probabilities.dtype)
+    weights = (index[:, None] - index[None]) ** 2 / (classes - 1) ** 2
+    observed = (weights[grades] * probabilities).sum()
+    share = (grades[:, None] == jnp.arange(classes)[None]).mean(0, dtype=probabilities.dtype)
+    expected = share @ weights @ probabilities.sum(0)
+    return jnp.log(observed + TINY * count) - jnp.log(expected + TINY * count)
 
 
 def balanced_batch(grades: Int[np.ndarray, " N"], count: int, seed: int, step: int) -> Int[np.ndarray, " B"]:
@@ -108,7 +119,7 @@ def _bilinear(
 
 def train_step(
     module: nn.Module,
-    optimizer: optax.GradientTransformation,
+    settings: TrainingSettings,
     state: TrainState,
     images: UInt8[Array, "N S S 3"],
     grades: Int[Array, " N"],
@@ -118,75 +129,53 @@ def train_step(
 
     Args:
         module: The grader, stopped at pre_softmax.
-        optimizer: Such as of `training.make_optimizer`.
+        settings: Of the training.
         state: Before the step.
         images: Trimmed eyes.
         grades: Theirs.
         key: Of the training; the augmentation is drawn from it folded with the step.
     """
     inputs = preprocess(augment(jax.random.fold_in(key, state.step), images), PREPROCESSING)
-
-    def loss_of(params: Any) -> tuple[Array, tuple[Any, Array]]:
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, updates = module.apply(variables, inputs, True, mutable=["batch_stats"])
-        loss = qwk_loss(jax.nn.softmax(logits), grades)  # pyright: ignore[reportArgumentType]
-        return loss, (updates["batch_stats"], logits)  # pyright: ignore[reportReturnType]
-
-    state, loss, logits = descend(loss_of, optimizer, state)
+    state, loss, logits = descend(
+        module, settings, state, inputs, lambda logits: qwk_loss(jax.nn.softmax(logits), grades)
+    )
     likeliest = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1])
     return state, Metrics(loss, 1 - jnp.exp(qwk_loss(likeliest, grades)))
 
 
 def train(
     module: nn.Module,
-    optimizer: optax.GradientTransformation,
     images: UInt8[np.ndarray, "N S S 3"],
     grades: Int[np.ndarray, " N"],
     folder: Path,
-    *,
-    seed: int,
-    steps: int,
-    batch_size: int,
-    log_every: int,
-    save_every: int,
+    settings: TrainingSettings,
 ) -> TrainState:
     """Train from scratch, or go on, see `training.train`.
 
     Args:
         module: The grader, stopped at pre_softmax.
-        optimizer: Such as of `training.make_optimizer`.
         images: Trimmed eyes, which may lie on disk (`np.memmap`).
         grades: Theirs, 0 to 4.
         folder: Of this training only.
-        seed: Of weights, batches and augmentation.
-        steps: Length of the training.
-        batch_size: Eyes a step.
-        log_every: Steps between the rows of the curve.
-        save_every: Steps between checkpoints.
+        settings: Of the training.
 
     Raises:
         FloatingPointError: The loss is not finite; names the step.
     """
-    key = jax.random.key(seed)
-    step = jit(partial(train_step, module, optimizer), donate_argnums=0)
+    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    step = jit(partial(train_step, module, settings), donate_argnums=0)
 
     def next_state(state: TrainState, number: int) -> tuple[TrainState, Metrics]:
-        chosen = np.sort(balanced_batch(grades, batch_size, seed, number))
-        return step(state, images[chosen], grades[chosen], jax.random.fold_in(key, 1))
+        chosen = np.sort(balanced_batch(grades, settings.batch_size, settings.seed, number))
+        return step(state, images[chosen], grades[chosen], key)
 
-    return training.train(
-        next_state,
-        initial_state(module, optimizer, jax.random.fold_in(key, 0), images.shape[1]),
-        folder,
-        steps=steps,
-        batch_size=batch_size,
-        log_every=log_every,
-        save_every=save_every,
-    )
+    return training.train(next_state, module, folder, settings)
 
 
-def grade_eyes(module: Any, variables: Any, images: UInt8[np.ndarray, "N S S 3"], label: str = "") -> Outputs:
-    """Grade eyes in batches.
+def eye_features(
+    module: Any, variables: Any, images: UInt8[np.ndarray, "N S S 3"], label: str = ""
+) -> Float[np.ndarray, "N D"]:
+    """The output of avg_pool, 64 numbers at full width.
 
     Args:
         module: The grader, whatever it is stopped at.
@@ -196,14 +185,17 @@ def grade_eyes(module: Any, variables: Any, images: UInt8[np.ndarray, "N S S 3"]
     """
     pooled = jit(module.clone(last=WHOLE).apply)
     variables = jax.device_put(variables)
-    found = []
+    parts = []
     for start in tqdm(range(0, len(images), BATCH), desc=label, unit="batch"):
         batch = np.asarray(images[start : start + BATCH])
         whole = np.pad(batch, ((0, BATCH - len(batch)), (0, 0), (0, 0), (0, 0)))
-        found.append(
-            np.asarray(pooled(variables, preprocess(jnp.asarray(whole), PREPROCESSING)))[: len(batch)]
-        )
-    features = np.concatenate(found)
+        pixels = preprocess(jnp.asarray(whole), PREPROCESSING)
+        parts.append(np.asarray(pooled(variables, pixels))[: len(batch)])
+    return np.concatenate(parts)
+
+
+def grade_probabilities(variables: Any, features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N C"]:
+    """The probability of each grade from the features of avg_pool."""
     head = jax.device_get(variables["params"]["pre_softmax"])
     logits = features.astype(np.float64) @ head["kernel"] + head["bias"]
-    return Outputs(features, np.asarray(jax.nn.softmax(logits, axis=-1)))
+    return np.asarray(jax.nn.softmax(logits, axis=-1))
