@@ -138,7 +138,8 @@ def _finish(
             frame.to_csv(partial, index=False, lineterminator="\n")
         kinds[table] = {column: str(kind) for column, kind in frame.dtypes.items()}
     # Of what is on disk, as `read` finds it.
-    page = EXPERIMENTS[name].report(settings, _tables(folder, kinds), folder)
+    experiment = EXPERIMENTS[name]
+    page = experiment.report(settings, _tables(folder, kinds), folder)
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     for image in (image for image in page.images if image.name):

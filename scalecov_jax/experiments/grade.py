@@ -241,7 +241,7 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
         Section("Training", "", [curve_image(tables["curve"], settings, "QWK", held_out)]),
     ]
     findings = [*_findings(settings, scores), *_cautions(settings, scores, left_out)]
-    return Page(settings.title, findings, sections, render_text("grade.html", "reading"), DE_LA_TORRE)
+    return Page(settings.title, findings, sections, render_text("grade.html", "reading"), method=DE_LA_TORRE)
 
 
 def _scores_of(scores: pd.DataFrame, part: str, classifier: str = "network") -> pd.DataFrame:
