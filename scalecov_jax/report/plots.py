@@ -348,7 +348,7 @@ def _panels(
                     alpha=0.18,
                     linewidth=0,
                 )
-            filled = "white" if dashes == "--" else color
+            filled = "white" if dashes == "--" and "hollow" not in rows else color
             look = {"color": color, "marker": marker, "markersize": 4.5, "label": label}
             values = rows["value"].clip(*limits)
             axes.plot(at, values, dashes, zorder=3, markerfacecolor=filled, **look)
