@@ -1,6 +1,6 @@
 """Section 4.1 of the scale paper on the embedded networks: is a network indifferent to the size of its images?
 
-  python scripts/resize.py --config=configs/resize.py --workdir=runs/resize     # about N minutes on 2 cores
+  python scripts/resize.py --config=configs/resize.py --workdir=runs/resize     # about 6 minutes on 2 cores
 
 Photographs, as published:
   --config.weights=runs/weights/resnet50 --config.images=FOLDER \

@@ -382,7 +382,7 @@ def _panels(
                     alpha=0.18,
                     linewidth=0,
                 )
-            filled = "white" if dashes == "--" else color
+            filled = "white" if dashes == "--" and "hollow" not in rows else color
             size = 4.5 if len(rows) <= MOST_MARKED else 0
             look = {"color": color, "marker": marker, "markersize": size, "label": label}
             values = rows["value"].clip(*limits)
