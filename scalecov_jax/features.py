@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,31 @@ from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.models.pruning import prune
 from scalecov_jax.models.receptive_field import check_size, check_variables, clean_regions, undefined_layers
 
-Pooling = Literal["gap", "max", "corrected_gap"]
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+Pooling = str  # a name in POOLINGS
+
+
+class Pool(NamedTuple):
+    """How a map becomes one number per channel.
+
+    Attributes:
+        title: For people, such as "the largest pixel of a map".
+        pool: A map in float32 [N, H, W, C] to features [N, D].
+        clean: Whether it is given only the rectangle of pixels that no padding reaches (`receptive_field.clean_region`).
+    """
+
+    title: str
+    pool: Callable[[Float[Array, "N H W C"]], Float[Array, "N D"]]
+    clean: bool = False
+
+
+POOLINGS = {
+    "gap": Pool("the mean over all pixels of a map", mean_by_rows),
+    "max": Pool("the largest pixel of a map", lambda x: x.max((1, 2))),
+    "corrected_gap": Pool(
+        "the mean over the pixels of a map that no padding reaches", mean_by_rows, clean=True
+    ),
+}
+"""Poolings by name; vectors pass unchanged. An entry is known to every script, as `--config.pooling`."""
 
 
 class Features(NamedTuple):
@@ -47,7 +70,7 @@ class Features(NamedTuple):
     indices: Int[np.ndarray, " N"]
     skipped: tuple[Skipped, ...]
     origins: Mapping[str, str] = {}
-    pooling: str = ""
+    pooling: Pooling = ""
 
 
 class Estimate(NamedTuple):
@@ -73,12 +96,12 @@ def pooled_features(
     layers: tuple[str, ...],
     preprocessing: Preprocessing,
     dtype: Any = jnp.float32,
-    pooling: Pooling = "gap",
+    pooling: Pooling | Pool = "gap",
 ) -> dict[str, Float[Array, "N D"]]:
-    """One number for each of a layer's maps; vectors as they are.
+    """Pooled maps of layers; vectors as they are.
 
     gap: the mean over all pixels of the map. max: the largest. corrected_gap: the mean over the rectangle of pixels that no
-    padding reaches (see `receptive_field.clean_region`), for which vectors have no equivalent.
+    padding reaches, for which vectors have no equivalent.
 
     Pure; meant to be jitted, when the compiler drops whatever comes after the last wanted layer.
 
@@ -89,7 +112,7 @@ def pooled_features(
         layers: Names of modules at any depth, such as mixed8 or conv2d_20.
         preprocessing: What the variables expect.
         dtype: Of the forward pass (float32 or bfloat16); pooling is in float32.
-        pooling: One of `POOLINGS`.
+        pooling: A name in `POOLINGS`; or what stands there, which is then known to be defined for these layers.
 
     Raises:
         KeyError: A layer that the network has not.
@@ -98,7 +121,9 @@ def pooled_features(
     Source: Graziani et al. 2021, sections 3.4 (global average pooling of the layer's activations) and 4.2 (its correction).
     """
     height, width = images.shape[1:3]
-    check_pooling(module, (height, width), layers, pooling)
+    if isinstance(pooling, str):
+        check_pooling(module, (height, width), layers, pooling)
+        pooling = POOLINGS[pooling]
     with forward_only():
         applied: Any = module.apply(
             jax.tree.map(lambda leaf: leaf.astype(dtype), variables),
@@ -113,7 +138,6 @@ def pooled_features(
     return _pooled({layer: captured[layer] for layer in layers}, module, (height, width), pooling)
 
 
-@partial(jit, static_argnames=("module", "preprocessing", "layer", "pooling"))
 def pooled_output(
     module: nn.Module,
     variables: Any,
@@ -123,26 +147,42 @@ def pooled_output(
     pooling: Pooling = "gap",
 ) -> Float[Array, "N D"]:
     """What a network that ends at `layer` returns, pooled; see `pooled_features` for the arguments."""
+    return _pooled_output(module, variables, images, preprocessing, layer, POOLINGS[pooling])
+
+
+@partial(jit, static_argnames=("module", "preprocessing", "layer", "how"))
+def _pooled_output(
+    module: nn.Module, variables: Any, images: Array, preprocessing: Preprocessing, layer: str, how: Pool
+) -> Array:
     output = module.apply(variables, preprocess(images, preprocessing))
-    return _pooled({layer: output}, module, (images.shape[1], images.shape[2]), pooling)[layer]
+    return _pooled({layer: output}, module, (images.shape[1], images.shape[2]), how)[layer]
 
 
 def _pooled(
-    maps: Mapping[str, Any], module: nn.Module, size: tuple[int, int], pooling: Pooling
+    maps: Mapping[str, Any], module: nn.Module, size: tuple[int, int], how: Pool
 ) -> dict[str, Float[Array, "N D"]]:
     maps = {layer: one.astype(jnp.float32) for layer, one in maps.items()}
-    if pooling == "max":
-        return {layer: one.max((1, 2)) if one.ndim == 4 else one for layer, one in maps.items()}
-    if pooling == "corrected_gap":
+    if other := [f"{layer} {one.shape[1:]}" for layer, one in maps.items() if one.ndim not in (2, 4)]:
+        raise ValueError(f"Expected maps [H, W, C] or vectors [D]; an image gives {', '.join(other)}.")
+    if how.clean:
         for layer, region in clean_regions(module, *size, tuple(maps)).items():
             if region is not None:  # none is: they are checked before
                 (top, bottom), (left, right) = region
                 maps[layer] = maps[layer][:, top : bottom + 1, left : right + 1]
-    return {layer: mean_by_rows(one) for layer, one in maps.items()}
+    return {layer: how.pool(one) if one.ndim == 4 else one for layer, one in maps.items()}
+
+
+def _identity(pooling: Pooling) -> str:
+    """A pooling, with the code of one from elsewhere, so that features of what was changed since are not used again."""
+    pool: Any = POOLINGS[pooling].pool
+    if pool.__module__ == __name__ or pool is mean_by_rows:  # the store's keys hold our own code
+        return pooling
+    constants = [constant for constant in pool.__code__.co_consts if not hasattr(constant, "co_code")]
+    return f"{pooling} {pool.__code__.co_code.hex()} {pool.__code__.co_names} {constants}"
 
 
 def check_pooling(
-    module: nn.Module, size: int | tuple[int, int], layers: Sequence[str], pooling: str
+    module: nn.Module, size: int | tuple[int, int], layers: Sequence[str], pooling: Pooling
 ) -> None:
     """Make sure that a pooling is defined for layers, on images of `size` pixels (height and width if not square).
 
@@ -152,10 +192,10 @@ def check_pooling(
     """
     if pooling not in POOLINGS:
         raise ValueError(f"There is no pooling {pooling!r}; expected one of {', '.join(POOLINGS)}.")
-    if pooling == "corrected_gap" and (undefined := undefined_layers(module, size, layers)):
+    if POOLINGS[pooling].clean and (undefined := undefined_layers(module, size, layers)):
         shown = " x ".join(map(str, size)) if isinstance(size, tuple) else f"{size} x {size}"
         raise ValueError(
-            f"corrected_gap is undefined on images of {shown} pixels at {describe_undefined(undefined)}. Leave these layers "
+            f"{pooling} is undefined on images of {shown} pixels at {describe_undefined(undefined)}. Leave these layers "
             "out, take larger images, or choose gap or max."
         )
 
@@ -235,7 +275,7 @@ def compute_features(
     skipped: list[Skipped] = []
     found: dict[int, dict[str, np.ndarray]] = {}
     missing: list[tuple[int, str, np.ndarray]] = []
-    network_is = b"" if store is None else feature_store.network_key(network, dtype, pooling)
+    network_is = b"" if store is None else feature_store.network_key(network, dtype, _identity(pooling))
 
     def run() -> None:
         nonlocal store
@@ -303,7 +343,7 @@ def dry_run(
     module, variables = network.module, network.variables
     memory: Any = (
         _compiled.program()
-        .lower(module, variables, images, tuple(layers), network.card.preprocessing, dtype, pooling)
+        .lower(module, variables, images, tuple(layers), network.card.preprocessing, dtype, POOLINGS[pooling])
         .compile()
         .memory_analysis()
     )
@@ -312,6 +352,7 @@ def dry_run(
     return Estimate(4 * count * width, batch_bytes, count / rate, rate)
 
 
+# Compiled by what a pooling does, not by its name, so that an entry that is replaced is not passed over.
 _compiled = jit(pooled_features, static_argnames=("module", "layers", "preprocessing", "dtype", "pooling"))
 
 
@@ -343,6 +384,8 @@ def sharded_forward(
 
     def forward(images: np.ndarray) -> dict[str, Array]:
         sharded = local_to_global(mesh, images)
-        return _compiled(module, variables, sharded, layers, network.card.preprocessing, dtype, pooling)
+        return _compiled(
+            module, variables, sharded, layers, network.card.preprocessing, dtype, POOLINGS[pooling]
+        )
 
     return forward, -(-batch_size // len(devices)) * len(devices)

@@ -113,9 +113,8 @@ def run(
         (folder / "summary.json").unlink(missing_ok=True)  # of a finished run that is resumed
 
     on_first(enter)
-    tables = EXPERIMENTS[name].run(
-        settings, folder
-    )  # on all hosts, which share the work where an experiment can
+    # On all hosts, which share the work where an experiment can.
+    tables = EXPERIMENTS[name].run(settings, folder)
     text = on_first(lambda: _finish(name, settings, values, tables, cards, folder, command, started))
     return f"{text or ''}\n\nReport: {folder / 'report.html'}".lstrip()
 
@@ -135,9 +134,8 @@ def _finish(
     for table, frame in tables.items():
         _write(folder / f"{table}.csv", frame)
         kinds[table] = {column: str(kind) for column, kind in frame.dtypes.items()}
-    page = EXPERIMENTS[name].report(
-        settings, _tables(folder, kinds), folder
-    )  # of what is on disk, as `read` finds it
+    # Of what is on disk, as `read` finds it.
+    page = EXPERIMENTS[name].report(settings, _tables(folder, kinds), folder)
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     for image in (image for image in page.images if image.name):

@@ -15,6 +15,7 @@ from tiny_network import LAYERS, random_network
 
 from scalecov_jax import features
 from scalecov_jax.checkpoints import random_network as reinitialised
+from scalecov_jax.feature_store import FeatureStore
 from scalecov_jax.images.example import Example, ImageError, Skipped
 from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.preprocessing import preprocess
@@ -203,6 +204,20 @@ def test_images_below_the_minimum_are_refused_by_name():
             ValueError, match="inception_v3 needs images of at least 75 x 75 pixels up to mixed10; got 74"
         ):
             call(network, source(), ("mixed0", "mixed10"), size=74)
+
+
+def test_a_pooling_of_ones_own_is_one_entry(network, monkeypatch, tmp_path):
+    monkeypatch.setitem(features.POOLINGS, "gap_std", features.Pool("sd", lambda x: x.std((1, 2))))
+    store = FeatureStore(tmp_path)
+    found = features.compute_features(network, source(), LAYERS, pooling="gap_std", store=store)
+    mean = features.compute_features(network, source(), LAYERS)
+    assert found.pooling == "gap_std"
+    vectors = [layer for layer in LAYERS if np.array_equal(found.values[layer], mean.values[layer])]
+    assert vectors == [layer for layer in LAYERS if layer not in network.architecture.trunk_layers]
+    # Another function of the same name is another pooling: nothing stored is used.
+    monkeypatch.setitem(features.POOLINGS, "gap_std", features.Pool("2 sd", lambda x: 2 * x.std((1, 2))))
+    twice = features.compute_features(network, source(), LAYERS, pooling="gap_std", store=store)
+    np.testing.assert_allclose(twice.values[LAYERS[0]], 2 * found.values[LAYERS[0]], rtol=1e-5)
 
 
 def test_unknown_pooling(network):

@@ -14,6 +14,7 @@ from PIL import Image as Picture
 from scalecov_jax.concepts.measure import get_measure
 from scalecov_jax.experiments.probe_settings import Settings
 from scalecov_jax.experiments.probe_tables import ALL, scopes
+from scalecov_jax.features import POOLINGS
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import number, signed
@@ -173,6 +174,7 @@ class Part:
             "probe.html",
             "description",
             settings=self.settings,
+            pooling=POOLINGS[self.settings.pooling].title,
             classes=self.classes.to_dict("records"),
             pooled=self.scope == ALL,
             grouped=bool((self.classes["groups"] < self.classes["images"]).any()),
