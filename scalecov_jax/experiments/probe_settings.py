@@ -14,7 +14,7 @@ from scalecov_jax.checkpoints import Network
 from scalecov_jax.concepts.compute import Measured, check_measures, measure_all
 from scalecov_jax.concepts.csv_column import csv_text
 from scalecov_jax.concepts.measure import get_measures
-from scalecov_jax.features import Pooling, check_request
+from scalecov_jax.features import POOLINGS, Pooling, check_request
 from scalecov_jax.images.example import Skipped, Source
 from scalecov_jax.images.scenes import check_class
 from scalecov_jax.images.sources import RETINA, SCENES, open_source, regroup
@@ -62,7 +62,8 @@ class Settings(Base):
         (), help="Layers to probe; all when empty (with corrected_gap all at which it is defined)."
     )
     pooling: Pooling = setting(
-        "gap", help="Of maps to features; corrected_gap is the mean over the pixels that no padding reaches."
+        "gap",
+        help="Of maps to features: gap, max, corrected_gap (the mean over the pixels that no padding reaches), or your own.",
     )
     input_size: int = setting(
         299, low=1, help="Width of the images in pixels; the published runs had 299 for both networks."
@@ -131,6 +132,8 @@ class Settings(Base):
             problems.append(
                 f"groups is {self.groups!r}; expected csv:PATH:COLUMN, as in csv:patients.csv:patient"
             )
+        if self.pooling not in POOLINGS:
+            problems.append(f"pooling is {self.pooling!r}; expected one of {', '.join(POOLINGS)}")
         if unknown := [name for name in self.probes if name not in PROBES]:
             problems.append(f"probes: There is no probe {', '.join(unknown)}; there are {', '.join(PROBES)}")
         for field, names in (("concept", self.concept), ("nuisances", self.nuisances)):
@@ -264,7 +267,7 @@ def layers_to_probe(network: Network, settings: Settings) -> tuple[tuple[str, ..
         settings.input_size,
         settings.pooling,
     )
-    if settings.layers or pooling != "corrected_gap":
+    if settings.layers or not POOLINGS[pooling].clean:
         layers = tuple(check_layer(network.architecture, layer, known[-1]) for layer in settings.layers)
         check_request(network, layers or known, size, pooling)
         return layers or known, {}
