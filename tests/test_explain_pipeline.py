@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from golden_tables import assert_golden
+from PIL import Image
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
@@ -178,6 +179,21 @@ def test_maps_meet_boxes_in_the_pointing_game(settings, tmp_path):
     with np.load(workdir / "maps/some_weights.npz") as file:
         assert file["layer_maps"].shape == (12, *file["layer_maps"].shape[1:])
         assert np.isfinite(file["layer_maps"]).all()
+
+
+def test_photographs_without_boxes(settings, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for example in images_of(settings)[:3]:
+        Image.fromarray(example.image).save(tmp_path / "photos" / f"{example.name}.png")
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
+    given = {**settings, "images": str(tmp_path / "photos"), "faithfulness": False, "random_weights": False}
+    run(given, "grad_cam", tmp_path / "run")
+    tables = runner.read(tmp_path / "run")[1]
+    assert tables["pointing"].empty
+    assert tables["maps"][["box_share", "hit", "centre_hit", "insertion", "deletion"]].isna().all(axis=None)
+    assert tables["skipped"]["image"].tolist() == ["broken.png"]
+    assert finding(tmp_path / "run", "mean of predicted") == pytest.approx(tables["maps"]["score"].mean())
+    assert finding(tmp_path / "run", "left out") == pytest.approx(25)
 
 
 def test_tables_without_a_folder_are_the_same(settings, tmp_path):

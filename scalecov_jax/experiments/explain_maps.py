@@ -82,8 +82,9 @@ def map_images(subject: Subject, folder: Path | None) -> Mapped:
             shown.append((example.name, resize_image(example.image, 224), small))
     known, boxed = np.array([box is not None for box in boxes]), [box for box in boxes if box]
     hit, centre = (pd.array([pd.NA] * len(boxes), dtype="boolean") for _ in range(2))
-    hit[known] = faithfulness.hits(large[known], boxed)
-    centre[known] = faithfulness.centre_hits(size, size, boxed)
+    if boxed:
+        hit[known] = faithfulness.hits(large[known], boxed)
+        centre[known] = faithfulness.centre_hits(size, size, boxed)
     table = pd.DataFrame(
         {
             "weights": subject.name,
@@ -105,7 +106,7 @@ def _pointing(table: pd.DataFrame, maps: np.ndarray, boxes: Sequence[Box], seed:
     games = faithfulness.pointing_strata(hit, centre, known["box_share"].to_numpy())
     columns = ["weights", "stratum", *faithfulness.Pointing._fields, "other_maps", "p_other"]
     rows = [(table["weights"].iloc[0], stratum, *game, np.nan, np.nan) for stratum, game in games.items()]
-    pointing = pd.DataFrame(rows, columns=columns)
+    pointing = pd.DataFrame(rows, columns=columns).astype({"weights": "str", "stratum": "str"})
     if len(boxes) > 1:
         pointing.loc[0, ["other_maps", "p_other"]] = faithfulness.exchange_test(maps, boxes, seed=seed)[1:]
     return pointing
