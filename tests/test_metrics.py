@@ -71,7 +71,7 @@ def test_held_out_patches_and_their_nearest_magnification():
     names, train = np.array([f"g{at}" for at in range(60)]), np.arange(60) % 3 > 0
     data = Patches((), true, magnification, names, names, ())
     measured = held_out(data, train, predicted[~train], model="whole", seed=3)
-    assert [*found] == ["model", "seed", "patch", "group", "magnification", "area", "predicted", "nearest"]
+    assert [*measured] == ["model", "seed", "patch", "group", "magnification", "area", "predicted", "nearest"]
     assert measured["patch"].tolist() == np.flatnonzero(~train).tolist()
     means = [true[train & (magnification == m)].mean() for m in (5.0, 40.0)]
     nearest = np.abs(measured["predicted"].to_numpy()[:, None] - means).argmin(1)
