@@ -112,7 +112,9 @@ def run(
     for table, frame in experiment.run(settings, folder).items():
         _write(folder / f"{table}.csv", frame)
         kinds[table] = {column: str(kind) for column, kind in frame.dtypes.items()}
-    page = experiment.report(settings, _tables(folder, kinds), folder)  # of what is on disk, as `read` finds it
+    page = experiment.report(
+        settings, _tables(folder, kinds), folder
+    )  # of what is on disk, as `read` finds it
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     for image in (image for section in page.sections for image in section.images if image.name):

@@ -12,8 +12,9 @@ import gc, json, os, runpy, signal, sys, warnings
 sys.path.insert(0, "scripts")
 import tiny_network
 from ml_collections import config_flags
+from scalecov_jax import experiments
 from scalecov_jax.models import parity, port
-from scalecov_jax.pipelines import explain, grader, paper, pretrain, probe, prune, texture
+from scalecov_jax.pipelines import explain, grader, paper, pretrain, probe, prune
 gc.freeze()  # else every fork copies and collects all that is imported
 for line in sys.stdin:
     job = json.loads(line)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.experiments import noise
+from scalecov_jax.experiments import noise, texture
 from scalecov_jax.report.page import Page
 from scalecov_jax.settings import Base
 
@@ -31,4 +31,5 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: dict[str, Experiment] = {
     "noise": Experiment(noise.Settings, noise.check, noise.run, noise.report),
+    "texture": Experiment(texture.Settings, texture.check, texture.run, texture.report),
 }
