@@ -276,7 +276,7 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     asked = settings.layers or LAYERS.get(detector["architecture"], ())
     if missing := [layer for layer in asked if layer not in cells.index.unique("layer")]:
         quantity, note = "layers that the weights have not", f"Left out: {', '.join(missing)}."
-        findings.append(Finding(quantity, name, len(missing), note=note, level="caution"))
+        findings.append(Finding(quantity, name, float(len(missing)), note=note, level="caution"))
     relevance = plots.bars(
         concepts.rename(columns={"concept": "label", "br": "value", "br_low": "low", "br_high": "high"}),
         x="bidirectional relevance Br",
