@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 
 from scalecov_jax.concepts import compute, scale
-from scalecov_jax.concepts.compute import check_measures, measure_all
+from scalecov_jax.concepts.compute import check_measures, content_hash, measure_all
 from scalecov_jax.concepts.measure import MEASURES, ConceptMeasure, get_measures
-from scalecov_jax.concepts.measure_cache import content_hash
 from scalecov_jax.images import boxes
 from scalecov_jax.images.boxes import read_boxes
 from scalecov_jax.images.example import Box, Example, ImageError, Skipped

@@ -1,5 +1,6 @@
 """Concept measures of a whole source: in parallel, each image decoded once, and nothing computed twice."""
 
+import hashlib
 import math
 import os
 import time
@@ -10,6 +11,7 @@ from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +19,9 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from scalecov_jax.concepts.measure import ConceptMeasure
-from scalecov_jax.concepts.measure_cache import MeasureCache, content_hash
 from scalecov_jax.images.boxes import BoxImages
 from scalecov_jax.images.example import MIN_IMAGES, Example, ImageError, Skipped, Source
+from scalecov_jax.tables import read_table, write_table
 
 _WRITE_EVERY = 5.0  # seconds
 
@@ -40,6 +42,13 @@ class Measured(NamedTuple):
     groups: tuple[str, ...]
     indices: Int[np.ndarray, " N"]
     skipped: tuple[Skipped, ...]
+
+
+class _Row(NamedTuple):
+    image: str
+    content: str
+    measure: str
+    value: float
 
 
 class _Outcome(NamedTuple):
@@ -63,7 +72,7 @@ def measure_all(
     Args:
         measures: See `measure.MEASURES` and `measure.get_measures`.
         source: Examples; those that cannot be decoded are left out and named.
-        cache: CSV table of what was measured, see `measure_cache`; read first, and written every 5 seconds and at the end,
+        cache: CSV table of what was measured, see `MeasureCache`; read first, and written every 5 seconds and at the end,
             however that comes about. Nothing is kept when absent.
         workers: Threads; as many as processors, at most 8, when absent.
         progress: Label of a progress bar on stderr; none when absent.
@@ -137,6 +146,65 @@ def check_measures(values: Float[np.ndarray, "N"], names: Sequence[str]) -> None
             f"The concept measure is {values[0]:g} for all {len(values)} images, so nothing can be regressed "
             "on it. Choose images in which it varies, or another measure."
         )
+
+
+class MeasureCache:
+    """What was measured already, by image name, content and full name of the measure; safe to use from threads.
+
+    The table is always whole: it is written beside and then renamed. A measure whose definition changes needs a new name.
+    """
+
+    def __init__(self, path: Path | None):
+        """Read the table at `path` if it exists; without a path nothing is kept.
+
+        Raises:
+            ValueError: The file is no such table.
+        """
+        self.path = path
+        self._lock = Lock()
+        self._changed = False
+        self._values: dict[tuple[str, str, str], float] = {}
+        if path is not None and path.exists():
+            try:
+                rows = read_table(path, _Row)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} It should hold measures computed earlier; delete it to compute them again."
+                ) from None
+            self._values = {row[:3]: row.value for row in rows}
+
+    def get(self, image: str, content: str, measure: str) -> float | None:
+        """The value, if it is known."""
+        return self._values.get((image, content, measure))
+
+    def add(self, image: str, content: str, measure: str, value: float) -> None:
+        """Keep a value until `write`."""
+        with self._lock:
+            self._values[image, content, measure] = value
+            self._changed = True
+
+    def write(self) -> None:
+        """Write the table, sorted, if anything was added since it was read or written."""
+        with self._lock:
+            changed, rows = self._changed, sorted(self._values.items())
+            self._changed = False
+        if changed and self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_table(self.path, _Row, (_Row(*key, value) for key, value in rows))
+
+
+def content_hash(example: Example) -> str:
+    """SHA-256 of the decoded pixels, the mask, the box and the size of the file."""
+    digest = hashlib.sha256()
+    for array in (example.image, example.mask):
+        if array is None:
+            digest.update(b"none")
+        else:
+            digest.update(f"{array.dtype.str} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    box = example.box and tuple(map(float, example.box))
+    digest.update(f"{box} {example.file_bytes}".encode())
+    return digest.hexdigest()
 
 
 def _measure(
