@@ -12,10 +12,8 @@ import gc, json, os, runpy, signal, sys, warnings
 sys.path.insert(0, "scripts")
 import tiny_network
 from ml_collections import config_flags
-from scalecov_jax import run
+from scalecov_jax import reproduction, run
 from scalecov_jax.models import parity, port
-from scalecov_jax import reproduction
-from scalecov_jax.pipelines import texture
 gc.freeze()  # else every fork copies and collects all that is imported
 for line in sys.stdin:
     job = json.loads(line)

@@ -1,8 +1,9 @@
 """Reuse of texture: two kinds of tissue, the binary loss, intervals over patients, R2 in sample, and the pipeline."""
 
-import csv
 import importlib.util
 import json
+import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -17,14 +18,18 @@ from sklearn.metrics import roc_auc_score
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
+from scalecov_jax import run as runner
 from scalecov_jax.cutting import pruned_network
+from scalecov_jax.experiments import texture
+from scalecov_jax.experiments import texture_maths as maths
+from scalecov_jax.experiments.texture_maths import in_sample_r2, score_texture
 from scalecov_jax.explain.target import class_probability
 from scalecov_jax.images import tissue
 from scalecov_jax.images.classes import ClassImages, class_folders, open_classes, tissue_patches
 from scalecov_jax.images.example import Example
 from scalecov_jax.models.layers import WHOLE
-from scalecov_jax.paper.texture import in_sample_r2, score_texture
-from scalecov_jax.pipelines import texture
+from scalecov_jax.report.numbers import number as shown
+from scalecov_jax.settings import parse
 from scalecov_jax.transfer.classification import HEAD, detected, fine_tune_detector, with_one_output
 from scalecov_jax.transfer.fine_tuning import Recipe, Regressor, Units, _train_step, fine_tune, initial_state
 
@@ -183,63 +188,171 @@ def test_r2_in_sample_is_scikit_learns_and_one_where_features_are_many():
     rows = score_texture(
         "random", features, {"c": targets[0, :, 0]}, [str(i // 4) for i in range(40)], splits=2, seed=0
     )
-    wide = [one for one in rows if one.layer == "wide"]
-    assert all(one.r2 > 1 - 1e-9 for one in wide if one.part == "in_sample")
-    assert {one.shuffled for one in wide if one.part == "in_sample"} == {True, False}
-    assert max(one.r2 for one in wide if one.part == "held_out") < 0.5
+    inside, held = (rows.query("layer == 'wide' and part == @part") for part in ("in_sample", "held_out"))
+    assert (inside["r2"] > 1 - 1e-9).all()
+    assert {*inside["shuffled"]} == {True, False}
+    assert held["r2"].max() < 0.5
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights") / "some_weights"
     checkpoints.save(folder, random_network())
-    spec = importlib.util.spec_from_file_location("texture_config", CONFIG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    changes = {
-        "weights": str(folder),
-        "layers": "stem,block_1,block_2",
-        "layer": "block_1",
-        "size": 32,
-        "epochs": 2,
-    }
-    small = {"concepts": "glcm_contrast,glcm_asm", "splits": 3, "sizes": "12", "shown": 2, "batch_size": 8}
-    return {**module.get_config().to_dict(), **changes, **small}
+    return {
+        "weights": str(folder), "layers": "stem,block_1,block_2", "layer": "block_1", "size": 32, "epochs": 2,
+        "concepts": "glcm_contrast,glcm_asm", "splits": 3, "sizes": "12", "shown": 2, "batch_size": 8,
+    }  # fmt: skip
 
 
 def run(settings, workdir, **options):
-    return texture.run(settings, str(workdir), command=["texture.py"], **options)
+    return runner.run("texture", settings, workdir, command=["texture.py"], **options)
 
 
-def test_pipeline_from_settings_to_a_checkpoint_that_can_be_explained(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(texture, "open_classes", lambda *_, **__: patches())
-    table = run(settings, tmp_path / "run")
-    with (tmp_path / "run/scores.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {row["weights"] for row in rows} == {"random", "pretrained", "fine_tuned"}
-    assert {row["images"] for row in rows} == {"12", "32"}
-    assert not {"nan", "inf"} & {cell.lower() for row in rows for cell in row.values()}
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert 0 <= summary["detected"]["auc_low"] <= summary["detected"]["auc"] <= 1
-    assert "in 6 of 6 regressions where D ≥ n − 1" in summary["artefact"]
-    assert {one.stem for one in (tmp_path / "run/figures").iterdir()} == {
-        "rcv",
-        "artefact",
-        "relevance",
-        "maps",
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texture, "open_classes", lambda *_, **__: patches())
+        workdir = tmp_path_factory.mktemp("runs") / "run"
+        return workdir, run(settings, workdir)
+
+
+@pytest.fixture(scope="module")
+def tables(finished):
+    return runner.read(finished[0])[1]
+
+
+def test_tables_are_reproduced(finished):
+    assert_golden(finished[0], "texture", tables=["features/*", "detector.csv", "pictures.csv"])
+
+
+def value(page, *texts):
+    """Of the only finding whose place and quantity hold all texts."""
+    (chosen,) = (x for x in page.findings if all(text in f"{x.at}: {x.quantity}" for text in texts))
+    return chosen.value
+
+
+def test_findings_agree_with_the_tables(finished, tables):
+    page, scores = runner.page(finished[0]), tables["scores"]
+    assert [x.to_dict() for x in page.findings] == json.loads((finished[0] / "summary.json").read_text())[
+        "findings"
+    ]
+    assert not {"nan", "inf"} & {*re.findall("[a-z]+", finished[1].lower())}
+    detector = tables["detector"].iloc[0]
+    assert detector[["architecture", "detects", "trained_on", "tested_on", "patients"]].tolist() == [
+        "tiny", "coarse", 32, 32, 4,
+    ]  # fmt: skip
+    assert 0 <= detector["auc_low"] <= detector["auc"] == value(page, "AUC of the detector of coarse") <= 1
+    assert value(page, "accuracy") == 100 * detector["accuracy"]
+    ridge = scores.query("images == 32 and estimator == 'ridge' and not shuffled")
+    r2 = ridge.set_index(["weights", "layer", "concept"])["r2"].sort_index()
+    for weights, label in (("random", "random"), ("pretrained", "pretrained"), ("fine_tuned", "fine-tuned")):
+        medians = [
+            np.median(r2.loc[weights, layer, concept])
+            for layer in ("stem", "block_1", "block_2")
+            for concept in ("glcm_contrast", "glcm_asm")
+        ]
+        assert value(page, f"tiny, {label}: median held-out R² of texture") == pytest.approx(np.mean(medians))
+    wide = scores.query("weights == 'random' and width >= images - 1")
+    assert {*wide["layer"]} == {"block_1", "block_2"}
+    exact = wide.query("part == 'in_sample' and shuffled")
+    (caution,) = (x for x in page.findings if x.level == "caution")
+    assert caution.value == pytest.approx(exact["r2"].mean())
+    assert caution.value == pytest.approx(1)
+    assert caution.note.startswith(f"R² = 1 in {len(exact)} of {len(exact)} ")
+    held = wide.query("estimator == 'ridge' and shuffled")["r2"].median()
+    assert value(page, "D / (n − 1)", "held-out R² of shuffled measures") == pytest.approx(held)
+    br = tables["sensitivity"].set_index("concept")["br"]
+    (strongest,) = (x for x in page.findings if x.level == "headline" and x.quantity.startswith("Br"))
+    assert strongest.value == br[br.abs().idxmax()]
+    assert value(page, "Br of glcm_asm") == br["glcm_asm"]
+
+
+def test_page_is_rendered_from_the_folder(finished, tables):
+    workdir, _ = finished
+    sections = runner.page(workdir).sections
+    names = ["rcv", "artefact", "relevance", "maps"]
+    assert [image.name for section in sections for image in section.images] == names
+    files = {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert {path.name for path in (workdir / "figures").iterdir()} == files
+    table = sections[0].tables[0]
+    assert all(len(row) == len(table.columns) for row in table.rows)
+    assert [row[0] for row in table.rows[3:]] == [
+        f"{concept}, {layer}" for layer in ("stem", "block_1", "block_2") for concept in ("contrast", "asm")
+    ]
+    row = dict(zip(table.columns, table.rows[6], strict=True))
+    own = tables["scores"].query("layer == 'block_1' and concept == 'glcm_asm' and images == 32")
+    low, middle, high = np.percentile(
+        own.query("weights == 'pretrained' and estimator == 'ridge' and not shuffled")["r2"], (25, 50, 75)
+    )
+    assert row["pretrained, held out"] == f"{shown(middle)} ({shown(high - low)})"
+    inside = own.query("weights == 'random' and part == 'in_sample' and not shuffled")["r2"].item()
+    assert row["random, in sample"] == shown(inside, 3)
+    (alt,) = (image.alt for image in sections[0].images)
+    mean = tables["scores"].query(
+        "layer == 'stem' and images == 32 and weights == 'random' and part == 'in_sample' and not shuffled"
+    )
+    assert f"in sample (least squares), random: {shown(mean['r2'].mean())} at stem" in alt
+
+
+def test_published_values_stand_beside_those_of_inception(settings, tables):
+    names = {"stem": "mixed0", "block_1": "mixed3", "block_2": "mixed6"}
+    renamed = {**tables, "scores": tables["scores"].replace({"layer": names})}
+    renamed["detector"] = tables["detector"].assign(architecture="inception_v3")
+    page = texture.report(parse(texture.Settings, settings | {"layers": ""}), renamed)
+    published = {x.at: x.published for x in page.findings if x.published is not None}
+    # Contrast and ASM at mixed0 and mixed3.
+    assert published == {
+        "InceptionV3, random": round((0.987 + 0.996 + 0.947 + 0.987) / 4, 3),
+        "InceptionV3, pretrained": round((0.992 + 0.997 + 0.931 + 0.992) / 4, 3),
+        "InceptionV3, fine-tuned": round((0.991 + 0.998 + 0.970 + 0.997) / 4, 3),
     }
-    assert_golden(tmp_path / "run", "texture", tables=["features/*"])
-    tuned = checkpoints.load(tmp_path / "run/fine_tuned")
+    table = page.sections[0].tables[0]
+    row = next(
+        dict(zip(table.columns, row, strict=True)) for row in table.rows if row[0] == "contrast, mixed3"
+    )
+    assert row["pretrained, published"] == "0.997"
+    missing = next(x for x in page.findings if x.quantity == "layers that the weights have not")
+    assert missing.note == "Left out: conv2d_3, conv2d_5, mixed7, mixed9."
+
+
+def test_few_features_are_judged_where_they_are_most(settings, tables):
+    narrow = tables["scores"].query("layer == 'stem'")
+    page = texture.report(parse(texture.Settings, settings), {**tables, "scores": narrow})
+    expected = narrow.query("weights == 'random' and images == 12 and part == 'in_sample' and shuffled")[
+        "r2"
+    ].mean()
+    assert value(page, f"D / (n − 1) ≥ {8 / 11:.2f}", "shuffled measures in sample") == pytest.approx(
+        expected
+    )
+
+
+def test_the_detector_can_be_explained(finished):
+    tuned = checkpoints.load(finished[0] / "fine_tuned")
     assert tuned.card.class_names == ("coarse",)
     assert class_probability(tuned, "coarse").link is jax.nn.sigmoid
-    monkeypatch.setattr(texture, "score_texture", None)  # what is done is not computed again
-    assert run(settings, tmp_path / "run", resume=True).split("\n")[:6] == table.split("\n")[:6]
+
+
+def test_resume_computes_nothing_twice_and_gives_the_same_bytes(finished, settings, tmp_path, monkeypatch):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in workdir.rglob("*.csv")}
+    (workdir / "summary.json").unlink()
+    kept = workdir / "features" / "pretrained_scores.csv"
+    kept.rename(kept.with_suffix(".partial"))  # as a kill leaves it
+    scored, real = [], maths.score_texture
+    monkeypatch.setattr(
+        maths, "score_texture", lambda name, *a, **k: scored.append(name) or real(name, *a, **k)
+    )
+    monkeypatch.setattr(texture, "compute_features", lambda *_, **__: pytest.fail("features are known"))
+    monkeypatch.setattr(texture, "open_classes", lambda *_, **__: patches())
+    run(settings, workdir, resume=True)
+    assert scored == ["pretrained", "pretrained"]  # of 12 images and of all
+    assert {path.name: path.read_bytes() for path in workdir.rglob("*.csv")} == before
 
 
 def test_patients_are_on_one_side(settings, monkeypatch):
     source = patches()
     monkeypatch.setattr(texture, "open_classes", lambda *_, **__: source)
-    plan = texture._plan(settings)
+    plan = texture._plan(parse(texture.Settings, settings))
     train, test = ({source.groups[i] for i in part} for part in (plan.train, plan.test))
     assert not train & test
     assert len(train) == len(test) == 4
@@ -249,20 +362,34 @@ def test_patients_are_on_one_side(settings, monkeypatch):
     ("change", "message"),
     [
         ({"patients": 1, "held_out": 1.5}, "config.patients is 1; .*config.held_out is 1.5"),
-        ({"sizes": "5,x"}, "config.sizes has 5, x"),
+        ({"learning_rate": 0.0}, "config.learning_rate is 0.0; expected more than 0"),
+        ({"sizes": "5,12"}, "config.sizes is '5,12'; expected at least 10"),
         ({"layers": "block_9"}, "did you mean block_2 or block_1"),
-        ({"concepts": "glcm_contrst"}, "glcm_contrast"),
-        ({"images": "nowhere"}, "nowhere: no such folder"),
+        ({"weights": "/nowhere", "concepts": "glcm_contrst"}, "/nowhere is no folder.*glcm_contrast"),
+        (
+            {"images": "nowhere", "layer": "block_9"},
+            "did you mean block_2 or block_1.*nowhere: no such folder",
+        ),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_computed(settings, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
-        run({**settings, **change}, tmp_path / "run", dry_run=True)
+        run({**settings, **change}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_layers_that_the_weights_lack_are_named(settings, tmp_path):
     folder = tmp_path / "cut"
     checkpoints.save(folder, random_network(last="block_1"))
-    told = run({**settings, "weights": str(folder)}, tmp_path / "run", dry_run=True)
-    assert "the weights have no block_2" in told
+    text = texture.dry_run(parse(texture.Settings, settings | {"weights": str(folder)}))
+    assert "read 2 concepts from stem, block_1; the weights have no block_2" in text
+
+
+@pytest.mark.parametrize("which", ["embedded", "real"])
+def test_configurations_can_be_used(which):
+    spec = importlib.util.spec_from_file_location("texture_config", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    used = parse(texture.Settings, module.get_config(which).to_dict())
+    assert used.size == {"embedded": 96, "real": 128}[which]
+    assert used.sizes == (48, 96, 192)

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any, NamedTuple
 
-from scalecov_jax.concepts import colour, nuisance, scale, shape, size, texture
+from scalecov_jax.concepts import colour, nuisance, scale, shape, texture
 from scalecov_jax.concepts.csv_column import csv_column
 from scalecov_jax.images.example import Example
 
@@ -76,9 +76,11 @@ MEASURES: dict[str, ConceptMeasure] = {
             for name in shape.PROPERTIES
         ),
         _configured("count", shape.count, "", "number of instances"),
-        ConceptMeasure("image_width", size.image_width, "px", "width of the image", reads_pixels=False),
-        ConceptMeasure("image_height", size.image_height, "px", "height of the image", reads_pixels=False),
-        ConceptMeasure("image_area", size.image_area, "px^2", "area of the image", reads_pixels=False),
+        ConceptMeasure("image_width", nuisance.image_width, "px", "width of the image", reads_pixels=False),
+        ConceptMeasure(
+            "image_height", nuisance.image_height, "px", "height of the image", reads_pixels=False
+        ),
+        ConceptMeasure("image_area", nuisance.image_area, "px^2", "area of the image", reads_pixels=False),
         *(
             ConceptMeasure(f"mean_{name}", nuisance.mean_channel(index), "levels", f"mean {name}")
             for index, name in enumerate(("red", "green", "blue"))

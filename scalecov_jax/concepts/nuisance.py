@@ -1,4 +1,4 @@
-"""Nuisances: brightness, tint, position and compression, which a probe of another concept should not merely read."""
+"""Nuisances: size of the image, brightness, tint, position and compression, which a probe of a concept should not merely read."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,21 @@ import numpy as np
 from skimage.color import rgb2gray
 
 from scalecov_jax.images.example import Box, Example
+
+
+def image_width(example: Example) -> float:
+    """Concept measure: width of the stored image in pixels, which tells how much it is scaled for a network."""
+    return float(example.image.shape[1])
+
+
+def image_height(example: Example) -> float:
+    """Concept measure: height of the image in pixels."""
+    return float(example.image.shape[0])
+
+
+def image_area(example: Example) -> float:
+    """Concept measure: width times height of the image in pixels."""
+    return image_width(example) * image_height(example)
 
 
 def mean_channel(channel: int) -> Callable[[Example], float]:

@@ -15,6 +15,7 @@ from scalecov_jax.experiments import (
     pretrain,
     probe,
     resize,
+    texture,
     transfer,
     transfer_report,
 )
@@ -51,6 +52,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         (pretrain, pretrain.report, "pretrain"),
         (probe, probe.report, ""),
         (resize, resize.report, ""),
+        (texture, texture.report, ""),
         (transfer, transfer_report.report, ""),
     )
 }

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
 
 from scalecov_jax.report import style
 from scalecov_jax.report.numbers import interval, number
@@ -402,6 +402,9 @@ def _panels(
         grid[-1].set_xlim(-0.5, len(order) - 0.5)
     elif "x" in log:
         grid[-1].set_xscale("log")
+        grid[-1].xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        grid[-1].xaxis.set_major_formatter("{x:g}")
+        grid[-1].xaxis.set_minor_formatter(NullFormatter())
     grid[-1].set_xlabel(x)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper left", ncols=columns, fontsize=9.5)
     return figure
