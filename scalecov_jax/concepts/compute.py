@@ -1,18 +1,25 @@
 """Concept measures of a whole source: in parallel, each image decoded once, and nothing computed twice."""
 
 import math
+import os
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from tqdm import tqdm
 
 from scalecov_jax.cache import MeasureCache, content_hash
 from scalecov_jax.concepts.measure import ConceptMeasure
-from scalecov_jax.images.example import Example, ImageError, Skipped
+from scalecov_jax.images.boxes import BoxImages
+from scalecov_jax.images.example import MIN_IMAGES, Example, ImageError, Skipped, Source
 
 _WRITE_EVERY = 5.0  # seconds
 
@@ -33,6 +40,103 @@ class Measured(NamedTuple):
     groups: tuple[str, ...]
     indices: Int[np.ndarray, " N"]
     skipped: tuple[Skipped, ...]
+
+
+class _Outcome(NamedTuple):
+    name: str
+    group: str
+    values: tuple[float | Exception, ...]
+
+
+def measure_all(
+    measures: Sequence[ConceptMeasure],
+    source: Source,
+    *,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: str | None = None,
+) -> Measured:
+    """Measure every image of a source; the same whatever the number of threads.
+
+    Where no measure reads pixels, images in folders with boxes are not decoded.
+
+    Args:
+        measures: See `measure.MEASURES` and `measure.get_measures`.
+        source: Examples; those that cannot be decoded are left out and named.
+        cache: CSV table of what was measured, see `MeasureCache`; read first, and written every 5 seconds and at the end,
+            however that comes about. Nothing is kept when absent.
+        workers: Threads; as many as processors, at most 8, when absent.
+        progress: Label of a progress bar on stderr; none when absent.
+
+    Raises:
+        ValueError: No measure, one name twice, `workers` below 1, a damaged cache; or measures that raise or are not finite on
+            some images: all of them in one message, after everything else was measured and written.
+    """
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    names = [one.name for one in measures]
+    if workers < 1 or not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"Expected at least one worker and measures of different names, got {workers} and {', '.join(names) or 'none'}."
+        )
+    read = source.__getitem__
+    if isinstance(source, BoxImages) and not any(one.reads_pixels for one in measures):
+        read = source.outline
+    cached = MeasureCache(cache)
+    outcomes: dict[int, _Outcome] = {}
+    skipped: list[Skipped] = []
+    written = time.monotonic()
+    stream = _in_order(partial(_measure, measures, read, cached), len(source), workers)
+    try:
+        with (
+            closing(stream),
+            tqdm(total=len(source), desc=progress, unit="img", disable=progress is None) as bar,
+        ):
+            for index, outcome in enumerate(stream):
+                if isinstance(outcome, Skipped):
+                    skipped.append(outcome)
+                else:
+                    outcomes[index] = outcome
+                if time.monotonic() - written > _WRITE_EVERY:
+                    cached.write()
+                    written = time.monotonic()
+                bar.update()
+    finally:
+        cached.write()
+    kept = list(outcomes.values())
+    _check_outcomes(names, kept)
+    values = np.array([one.values for one in kept], np.float64).reshape(-1, len(names))
+    image_names = tuple(one.name for one in kept)
+    groups = tuple(one.group for one in kept)
+    return Measured(values, image_names, groups, np.array(list(outcomes), np.int64), tuple(skipped))
+
+
+def check_measures(values: Float[np.ndarray, "N"], names: Sequence[str]) -> None:
+    """Refuse values of a concept measure that nothing can be regressed on.
+
+    Args:
+        values: One an image.
+        names: Of the images, in the same order.
+
+    Raises:
+        ValueError: Lengths differ, values that are not finite (images are named), fewer than 10, all equal.
+    """
+    if len(values) != len(names):
+        raise ValueError(f"{len(values)} values of the measure for {len(names)} images; expected one each.")
+    bad = [name for name, finite in zip(names, np.isfinite(values), strict=True) if not finite]
+    if bad:
+        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+        raise ValueError(
+            f"The concept measure is not finite for {len(bad)} images: {', '.join(bad[:10])}{more}."
+        )
+    if len(values) < MIN_IMAGES:
+        raise ValueError(
+            f"The concept was measured on {len(values)} images; at least {MIN_IMAGES} are needed."
+        )
+    if np.ptp(values) <= 1e-9 * np.abs(values).max():
+        raise ValueError(
+            f"The concept measure is {values[0]:g} for all {len(values)} images, so nothing can be regressed "
+            "on it. Choose images in which it varies, or another measure."
+        )
 
 
 def _measure(
