@@ -78,6 +78,7 @@ def same(left, right) -> bool:
     return left.keys() == right.keys() and all(np.array_equal(left[k], right[k]) for k in left)
 
 
+@pytest.mark.keras
 @pytest.mark.parametrize(("name", "function"), [("inception_v3", "InceptionV3"), ("resnet50", "ResNet50")])
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 def test_files_written_by_keras(name, function, tmp_path):
