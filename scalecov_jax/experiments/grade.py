@@ -231,7 +231,13 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     shown = [_score_table(scores)]
     if len(left_out):
         rows = [
-            (part, reason, str(len(group)), "; ".join(group["name"].head(20)), group["detail"].iloc[0])
+            (
+                str(part),
+                str(reason),
+                str(len(group)),
+                "; ".join(group["name"].head(20)),
+                str(group["detail"].iloc[0]),
+            )
             for (part, reason), group in left_out.groupby(["part", "reason"], sort=False)
         ]
         columns = ("part", "reason", "number", "the first 20", "the first in detail")
@@ -253,21 +259,21 @@ def _scores_of(scores: pd.DataFrame, part: str, classifier: str = "network") -> 
 def _findings(settings: Settings, scores: pd.DataFrame) -> Iterator[Finding]:
     """The scores that count, those of the test part first; what is undefined is left to a caution."""
     gain, rendered = "gain in QWK by the second eye", settings.images == "retina"
-    for part, classifier, name, quantity, level in (
-        ("test", "network", "qwk", NAMES["qwk"], "headline"),
-        ("test", "network", "sensitivity", NAMES["sensitivity"], "headline"),
-        ("test", "network", "specificity", NAMES["specificity"], "headline"),
-        ("test", "both_eyes", "qwk", LINEAR["both_eyes"], "headline"),
-        ("test", "both_eyes", "gain", gain, "headline"),
-        ("test", "one_eye", "qwk", LINEAR["one_eye"], "result"),
-        ("test", "network", "accuracy", NAMES["accuracy"], "result"),
-        ("test", "network", "auc", NAMES["auc"], "result"),
-        ("validation", "network", "qwk", NAMES["qwk"], "result"),
+    for part, classifier, name, quantity, first in (
+        ("test", "network", "qwk", NAMES["qwk"], True),
+        ("test", "network", "sensitivity", NAMES["sensitivity"], True),
+        ("test", "network", "specificity", NAMES["specificity"], True),
+        ("test", "both_eyes", "qwk", LINEAR["both_eyes"], True),
+        ("test", "both_eyes", "gain", gain, True),
+        ("test", "one_eye", "qwk", LINEAR["one_eye"], False),
+        ("test", "network", "accuracy", NAMES["accuracy"], False),
+        ("test", "network", "auc", NAMES["auc"], False),
+        ("validation", "network", "qwk", NAMES["qwk"], False),
     ):
         own = _scores_of(scores, part, classifier)
         if name not in own.index or np.isnan(own["value"][name]):
             continue
-        value, low, high = own.loc[name].tolist()
+        value, low, high = own.loc[[name]].to_numpy(float)[0].tolist()
         known: dict[str, Any] = {} if np.isnan(low) else {"low": low, "high": high, "interval": "95 %"}
         if (printed := PUBLISHED.get((part, classifier, name))) is not None:
             # Of another task no difference is formed.
@@ -275,13 +281,16 @@ def _findings(settings: Settings, scores: pd.DataFrame) -> Iterator[Finding]:
         if name == "gain":
             known["note"] = f"{number(own['value']['left_out'], 0)} patients without two eyes are left out."
         at = f"{part}, {number(own['value']['eyes'], 0)} eyes of {number(own['value']['patients'], 0)} patients"
-        yield Finding(quantity, at, value, level=level, **known)
+        yield Finding(quantity, at, value, level="headline" if first else "result", **known)
 
 
 def _cautions(settings: Settings, scores: pd.DataFrame, left_out: pd.DataFrame) -> Iterator[Finding]:
     """What the eyes are, and what could not be judged or only badly."""
     test = _scores_of(scores, "test")["value"]
-    patients, undefined = test["patients"], [NAMES[name] for name, value in test.items() if np.isnan(value)]
+    patients, undefined = (
+        test["patients"],
+        [NAMES[str(name)] for name, value in test.items() if np.isnan(value)],
+    )
     few = f"With fewer than {FEW_PATIENTS} patients the intervals are too narrow."
     division = f"They would need a division by 0: {'; '.join(undefined)}."
     not_judged = left_out.loc[left_out["reason"] == NOT_JUDGED, "detail"]
@@ -298,7 +307,7 @@ def _cautions(settings: Settings, scores: pd.DataFrame, left_out: pd.DataFrame) 
 
 def _score_table(scores: pd.DataFrame) -> Table:
     def cells(part: str, name: str, classifier: str = "network") -> tuple[str, str]:
-        value, low, high = _scores_of(scores, part, classifier).loc[name].tolist()
+        value, low, high = _scores_of(scores, part, classifier).loc[[name]].to_numpy(float)[0].tolist()
         shown = "undefined" if np.isnan(value) else number(value, 0 if name in WHOLE else 3)
         return shown, "" if np.isnan(low) else f"{number(low, 3)} to {number(high, 3)}"
 
