@@ -5,6 +5,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from scalecov_jax import checkpoints
@@ -47,7 +48,7 @@ def check_pruning(
             break
     captured = compute_features(whole, some, (layer,), size=size, batch_size=4, pooling=pooling).values[layer]
     size = size or whole.card.input_size
-    images = np.stack([resize_image(one.image, size) for one in some])
+    images = jnp.asarray(np.stack([resize_image(one.image, size) for one in some]))
     returned = pooled_output(
         pruned.module, pruned.variables, images, pruned.card.preprocessing, layer, pooling
     )

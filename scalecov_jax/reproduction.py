@@ -79,7 +79,7 @@ def run(
     started = time.monotonic()
     shared = {name: value for name, value in given.items() if name not in SECTIONS}
     settings = parse(Settings, shared, "config.")
-    sections = [name for name in SECTIONS if name in settings.sections]
+    sections: list[Name] = [name for name in SECTIONS if name in settings.sections]
     each = {name: section_settings(given, settings, name, Path(workdir)) for name in sections}
     problems = []
     for name in sections:
@@ -99,7 +99,7 @@ def run(
         if not done:
             runner.run(name, each[name], folder / name, command=command, resume=(folder / name).exists())
     facts = provenance(command, values, load_networks(settings.weights), started)
-    pages = {name: runner.page(folder / name) for name in sections}
+    pages: dict[Name, page.Page] = {name: runner.page(folder / name) for name in sections}
     rows = pd.concat([_compared(name, of) for name, of in pages.items()], ignore_index=True)
     with replacing(folder / "compared.csv") as partial:
         rows.drop(columns="chief").to_csv(partial, index=False, lineterminator="\n")
@@ -114,7 +114,7 @@ def run(
     with replacing(folder / "summary.json") as partial:
         partial.write_text(json.dumps(summary, indent=2) + "\n")
     shown = chief.drop(columns="explanation")
-    table = aligned([tuple(shown), *shown.itertuples(index=False, name=None)])
+    table = aligned([[*map(str, shown)], *shown.to_numpy(str).tolist()])
     return f"{table}\n\nReport: {folder / 'report.html'}"
 
 

@@ -324,7 +324,7 @@ def plateaus(rows: pd.DataFrame, input_sizes: Mapping[str, int], seed: int = 0) 
     """
     table = []
     for keys, images in by_curve(rows):
-        sizes = counted(images["probability"].columns.tolist(), input_sizes[keys["weights"]])
+        sizes = counted(images["probability"].columns.astype(int).tolist(), input_sizes[keys["weights"]])
         for measure in MEASURES:
             values = images[measure][sizes].to_numpy(float)
             mean = values.mean(axis=0)
@@ -374,7 +374,7 @@ def grid_losses(rows: pd.DataFrame, input_sizes: Mapping[str, int], seed: int = 
     parts = []
     for keys, images in by_curve(rows[rows["filter"] == reference_filter(rows)]):
         values, losses = images["probability"], {}
-        sizes: list[int] = values.columns.tolist()
+        sizes = values.columns.astype(int).tolist()
         on_grid = [size for size in sizes if (size - input_sizes[keys["weights"]]) % STRIDE == 0]
         for first, last in itertools.pairwise(on_grid):
             for size in (size for size in sizes if first < size < last):

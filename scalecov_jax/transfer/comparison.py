@@ -138,12 +138,13 @@ def heads_compared(
         Predictions of the three models by both heads, see `metrics.held_out`; and `metrics.layer_scores`.
     """
     masks = np.stack([*train.values()])
+    settings_of: dict[Literal["head", "ridge"], Mapping[str, Any]] = {"ridge": {}, "head": descent}
     swept = {
         (condition, head): sweep(
             values, patches.area, masks, [*train], head=head, progress=progress, **settings
         )
         for condition, values in features.items()
-        for head, settings in (("ridge", {}), ("head", descent))
+        for head, settings in settings_of.items()
     }
     predictions = []
     for head, (row, (seed, mask)), model in itertools.product(
