@@ -31,7 +31,7 @@ def assert_golden(
 ) -> None:
     """Compare every CSV table under `folder` with that under tests/golden/NAME: files, columns, rows, numbers and strings.
 
-    Numbers must agree to 1e-6 on a processor like the one that wrote the tables, with the same jax. Others round float32 otherwise,
+    Numbers must agree to 1e-6 on a processor like the one that wrote the tables, and jax. Others round float32 otherwise,
     and ridge on few images, ranks and p values enlarge that: there 9 of 10 numbers of a table of 10 rows must agree to 1 %.
 
     Args:
