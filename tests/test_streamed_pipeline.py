@@ -204,4 +204,5 @@ def test_two_processes_write_what_one_does(settings, streamed, tmp_path):
     assert [process.returncode for process in processes] == [0, 0]
     assert all("Report: " in text for text in printed)
     found, expected = scores_of(tmp_path / "run"), scores_of(streamed[0])
-    pd.testing.assert_frame_equal(found, expected, check_exact=False, rtol=1e-6, atol=1e-5)
+    # Two processes add in another order; least squares enlarges that: R2 of -30.6 differed by 1.2e-6 on one processor.
+    pd.testing.assert_frame_equal(found, expected, check_exact=False, rtol=1e-5, atol=1e-5)
