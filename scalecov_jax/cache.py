@@ -77,7 +77,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        logging.warning("%s is damaged (%s); what it held is computed anew.", path, error)
+        logging.warning("%s is damaged (%s); what it held is computed again.", path, error)
         return None
 
 

@@ -49,7 +49,7 @@ class Evidence(NamedTuple):
         layers: From input to output.
         concepts: Names of the measures.
         images: N.
-        groups: G, the patients, slides or images that are drawn anew in another sample.
+        groups: G, the patients, slides or images that another sample would draw afresh.
         n_train: Images in one training part, the mean where parts differ.
         n_test: Images in one held-out part.
         r2: Held-out R2.

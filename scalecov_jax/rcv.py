@@ -242,7 +242,7 @@ def check_origin(rcv: Rcv, features: Features) -> None:
     if rcv.network and here and here != rcv.network:
         raise ValueError(
             f"The RCV of {rcv.measure} at {rcv.layer} was fitted on the network {rcv.network}; these features are of {here}. "
-            "RCVs are valid for the weights that they were fitted on alone; fit it anew."
+            "RCVs are valid for the weights that they were fitted on alone; fit it again."
         )
     if features.pooling and features.pooling != rcv.pooling:
         raise ValueError(

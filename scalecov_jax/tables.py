@@ -1,4 +1,4 @@
-"""Tidy tables on disk: a NamedTuple is a row, its fields are the columns."""
+"""Tidy tables: on disk, where a NamedTuple is a row and its fields are the columns, and rows of data frames."""
 
 import csv
 import math
@@ -108,3 +108,14 @@ _PARSERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     float: (_finite, "a finite number"),
     bool: ({"True": True, "False": False}.__getitem__, "True or False"),
 }
+
+
+def rows_of(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """The rows of a table that have these values in these columns.
+
+    Raises:
+        KeyError: A column that the table has not.
+    """
+    for column, value in wanted.items():
+        frame = frame[frame[column] == value]
+    return frame

@@ -96,5 +96,5 @@ def _read_settings(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged, so the run cannot be resumed; pass --overwrite to start anew."
+            f"{path} is damaged, so the run cannot be resumed; pass --overwrite to start again."
         ) from error

@@ -143,7 +143,7 @@ def test_a_damaged_state_is_named(settings, tmp_path):
     path = tmp_path / "run/states/some_weights.npz"
     for damaged in (path.read_bytes()[:99], b""):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"some_weights\.npz is damaged .*; delete it to start anew"):
+        with pytest.raises(ValueError, match=r"some_weights\.npz is damaged .*; delete it to start again"):
             run({**settings, "random_weights": False}, "feature_visualization", tmp_path / "run", resume=True)
 
 

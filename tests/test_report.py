@@ -21,7 +21,11 @@ def tiny_report(**changes):
         answer="Object scale is best readable at block2.",
         warnings=["D is near n_train at block1"],
         skipped={"truncated file": ["a.jpg", "b.jpg"]},
-        sections=[page.Section("Images", "First.\n\nSecond.", [page.embed(figure, "A line.")], [table])],
+        sections=[
+            page.Section(
+                "Images", "First.\n\nSecond.", [page.Image(style.render(figure, "svg"), "A line.")], [table]
+            )
+        ],
         provenance={"command": "scripts/probe.py --seed=0", "seed": "0", "config": "a: 1\nb: 2"},
     )
     return report._replace(**changes)

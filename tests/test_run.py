@@ -43,7 +43,7 @@ def run(settings, folder):
 def report(settings, tables, folder):
     frame = tables["squares"]
     figure = Figure()
-    image = page.embed(figure, "nothing")._replace(name="empty", png=style.render(figure, "png"))
+    image = page.Image(style.render(figure, "svg"), "nothing", name="empty", png=style.render(figure, "png"))
     found = [
         Finding("largest", "all", float(frame["number"].max()), level="headline"),
         Finding("smallest", "all", float(frame["number"].min()), level="caution", note="Beware."),

@@ -149,9 +149,9 @@ def test_make_splits_is_reproducible_and_partitions(kind):
         (lambda: make_splits("stratified", 9, 2, 0), "'stratified' need values"),
         (
             lambda: grouped_k_folds(["a", "a", "b"], 5, 0),
-            "2 groups cannot be dealt to 5 folds; expected 2 to 2",
+            "2 groups cannot be assigned to 5 folds; expected 2 to 2",
         ),
-        (lambda: k_folds(9, 5, 0), "9 images cannot be dealt to 5 folds; expected 2 to 4"),
+        (lambda: k_folds(9, 5, 0), "9 images cannot be assigned to 5 folds; expected 2 to 4"),
         (lambda: leave_one_group_out(["a", "a"]), "All 2 images belong to a"),
         (lambda: stratified_splits([1.0, np.nan] * 5, 1, 0), "needs finite values"),
         (lambda: stratified_splits([1.0, 2.0, 3.0], 1, 0), "both need at least 2"),

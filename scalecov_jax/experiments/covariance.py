@@ -34,6 +34,7 @@ from scalecov_jax.report.page import Image, Page, Section, Table, render_text
 from scalecov_jax.scores import Condition, Estimator
 from scalecov_jax.selection import interpolates
 from scalecov_jax.settings import Base, setting
+from scalecov_jax.tables import rows_of
 
 PICTURE = Path("figures", "growing.jpg")  # in the folder of a run
 CLASSES = ("striped_disc", "ringed_star", "checkered_triangle")
@@ -142,7 +143,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
 
 def peaks(linearity: pd.DataFrame) -> pd.DataFrame:
     """The layer of the largest mean R2 of the ratio over classes, on held-out scenes: columns weights, estimator, layer."""
-    rows = _rows(linearity, condition="trained", measure="r")
+    rows = rows_of(linearity, condition="trained", measure="r")
     means = rows.groupby(["weights", "estimator", "layer"], sort=False)["r2"].mean()
     best = means.groupby(["weights", "estimator"], sort=False).idxmax()
     return pd.DataFrame(best.tolist(), columns=["weights", "estimator", "layer"])
@@ -254,7 +255,7 @@ class _Report:
         self.settings, self.weights, self.peak = settings, peak["weights"], peak["layer"]
         self.main, self.how = peak["estimator"] == settings.estimators[0], NAMES[peak["estimator"]]
         wanted = {"weights": peak["weights"], "estimator": peak["estimator"]}
-        self.tables = {name: _rows(table, **wanted) for name, table in tables.items()}
+        self.tables = {name: rows_of(table, **wanted) for name, table in tables.items()}
         change, read, transfer = (self.tables[name] for name in ("change", "linearity", "transfer"))
         self.tables["linearity"] = read.join(1 - read[["r2_median", "r2_within"]].add_suffix("_left"))
         self.tables["transfer"] = transfer.assign(own=transfer["image_class"] == transfer["test_class"])
@@ -266,7 +267,7 @@ class _Report:
 
     def by_layer(self, table: str, column: str = "value", **wanted: Any) -> pd.DataFrame:
         """Mean over classes or pairs of them (value) and range (low, high), of trained networks unless wanted otherwise."""
-        rows = _rows(self.tables[table], **{"condition": "trained", **wanted})
+        rows = rows_of(self.tables[table], **{"condition": "trained", **wanted})
         groups = rows.groupby("layer", sort=False)
         return groups.agg(value=(column, "mean"), low=(column, "min"), high=(column, "max"))
 
@@ -373,7 +374,7 @@ class _Report:
         for label in ("r", "log r"):
             measure = LINEAR[label]["measure"]
             true = {"image_class": "true", "x": places, "read": MEASURES[measure](self.settings.sizes)}
-            both = pd.concat([pd.DataFrame(true), _rows(rows, measure=measure)])
+            both = pd.concat([pd.DataFrame(true), rows_of(rows, measure=measure)])
             groups = both.groupby(["image_class", "x"], sort=False)["read"]
             frames[f"probe of {label}"] = groups.agg(value="mean", low="min", high="max")
         return plots.curves(
@@ -388,7 +389,7 @@ class _Report:
     def transfer(self) -> Image:
         """R2 of the probe of each class in scenes of the others at the first layer, the peak and the last before softmax."""
         trunk = [layer for layer in self.layers if "softmax" not in layer] or self.layers
-        rows, order = _rows(self.tables["transfer"], condition="trained"), [*self.settings.classes]
+        rows, order = rows_of(self.tables["transfer"], condition="trained"), [*self.settings.classes]
         r2 = rows.pivot(index=["layer", "image_class"], columns="test_class", values="r2")[order]
         return plots.matrix(
             {layer: r2.loc[layer].loc[order] for layer in dict.fromkeys((trunk[0], self.peak, trunk[-1]))},
@@ -414,7 +415,7 @@ class _Report:
 
     def neighbours(self) -> Table:
         """How alike the probes of neighbouring layers are."""
-        rows = _rows(self.tables["angles"], condition="trained", kind="layers")
+        rows = rows_of(self.tables["angles"], condition="trained", kind="layers")
         means = rows.pivot_table("value", ["layer", "other"], "metric")
         index, columns = [*pairwise(self.layers)], ["raw", "standardised", "readings", "errors"]
         frame = means.reindex(index=index, columns=columns).map(number)
@@ -434,13 +435,6 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     text = render_text("covariance.html", "objects", settings=settings)
     sections = [*(part.section() for part in parts), Section("The objects", "", images, html=text)]
     return Page(settings.title, findings, sections, render_text("covariance.html", "reading"))
-
-
-def _rows(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
-    """The rows with these values."""
-    for column, value in wanted.items():
-        frame = frame[frame[column] == value]
-    return frame
 
 
 def _digits(value: float) -> int:

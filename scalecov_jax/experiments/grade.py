@@ -302,7 +302,7 @@ def _cautions(settings: Settings, scores: pd.DataFrame, left_out: pd.DataFrame) 
         (len(not_judged), "number of second eyes that were judged", 0.0, " ".join(not_judged)),
     ):
         if present:
-            yield Finding(quantity, "test", value, note=note, level="caution")
+            yield Finding(quantity, "test", value, note=note, level="caution", digits=0)
 
 
 def _score_table(scores: pd.DataFrame) -> Table:

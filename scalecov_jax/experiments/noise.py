@@ -23,6 +23,7 @@ from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import number, percent
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
 from scalecov_jax.settings import Base, setting
+from scalecov_jax.tables import rows_of
 
 # Graziani et al. 2021, section 4.2 and Figure 7: 5 training and 20 test images; the widths are not stated.
 PUBLISHED_AT = ("inception_v3", "mixed0")
@@ -180,12 +181,12 @@ class _Report:
         self.starts = {str(layer): int(width) for layer, width in columns["start"].dropna().items()}
         self.reference, self.last = maths.reference_layer(self.starts), self.layers[-1]
         self.scores, effects, self.predictions = (
-            _rows(tables[name], weights=self.weights) for name in ("noise", "effects", "predictions")
+            rows_of(tables[name], weights=self.weights) for name in ("noise", "effects", "predictions")
         )
-        self.whole = _rows(self.scores, smallest=self.first, largest=self.final)
+        self.whole = rows_of(self.scores, smallest=self.first, largest=self.final)
         self.same = self._from(self.starts, self.scores)
         self.effects = self._from(
-            dict.fromkeys(self.layers, self.first) | self.starts, _rows(effects, condition="trained")
+            dict.fromkeys(self.layers, self.first) | self.starts, rows_of(effects, condition="trained")
         )
 
     def _from(self, starts: Mapping[str, int], rows: pd.DataFrame) -> pd.DataFrame:
@@ -207,7 +208,7 @@ class _Report:
 
     def share(self, pooling: str) -> pd.Series:
         """Share of the variance of the features that lies between the means of the widths, by layer."""
-        return _rows(self.effects, pooling=pooling).set_index("layer")["between_widths"]
+        return rows_of(self.effects, pooling=pooling).set_index("layer")["between_widths"]
 
     def findings(self) -> Iterator[Finding]:
         """The width from many and from few training images, and why corrected GAP hides it."""
@@ -229,10 +230,10 @@ class _Report:
             return
         few = f"median R² of {{}} from {{}} (least squares, {self.settings.train} to train)"
         published = PUBLISHED if (self.architecture, layer) == PUBLISHED_AT else {}
-        drawn = _rows(self.scores, setting="published", layer=layer)
+        drawn = rows_of(self.scores, setting="published", layer=layer)
         both = drawn[drawn["pooling"] == "corrected_gap"]
         for smallest, largest in both[["smallest", "largest"]].drop_duplicates().to_numpy().tolist():
-            scores, at = _rows(drawn, smallest=smallest, largest=largest), self.at(layer, smallest, largest)
+            scores, at = rows_of(drawn, smallest=smallest, largest=largest), self.at(layer, smallest, largest)
             for pooling in POOLED:
                 known = {"published": published[pooling], "source": "section 4.2"} if published else {}
                 yield r2(few.format("width", NAMES[pooling]), layer, at, _r2(scores, pooling, FEW), **known)
@@ -246,7 +247,7 @@ class _Report:
 
     def cautions(self) -> Iterator[Finding]:
         """Where corrected GAP tells the width after all, and where ridge failed."""
-        corrected = _rows(self.same, pooling="corrected_gap", condition="trained")
+        corrected = rows_of(self.same, pooling="corrected_gap", condition="trained")
         groups = corrected.groupby(["layer", "setting", "estimator", "target"], sort=False)
         medians = groups["r2"].median().reset_index()
         readable = medians[medians["r2"] > READABLE]
@@ -261,7 +262,7 @@ class _Report:
                 f"largest median R², corrected GAP ({best['setting']}, {best['estimator']}, {best['target']})"
             )
             yield Finding(quantity, self.at(best["layer"]), best["r2"], note=note, level="caution")
-        ridge = _rows(
+        ridge = rows_of(
             self.whole,
             pooling="gap",
             setting="larger",
@@ -281,7 +282,7 @@ class _Report:
 
     def section(self) -> Section:
         """Text, figures and tables."""
-        corrected = _rows(self.effects, pooling="corrected_gap")
+        corrected = rows_of(self.effects, pooling="corrected_gap")
         text = render_text(
             "noise.html",
             "description",
@@ -310,7 +311,7 @@ class _Report:
             (self.reference, "published", "inverse_width", f"{few}, fitted to 1 / width and inverted"),
             (self.last, "larger", "width", "70 % to train, ridge"),
         ):
-            rows = _rows(self.predictions, layer=layer, setting=where, target=target)
+            rows = rows_of(self.predictions, layer=layer, setting=where, target=target)
             if layer and len(rows):
                 yield plots.predicted_against_true(
                     rows.rename(columns={"pooling": "panel", "width": "true"}),
@@ -324,12 +325,12 @@ class _Report:
     def curves(self) -> Image:
         """R2 of the width by layer with both poolings."""
         wanted = {"setting": "larger", "estimator": "ridge", "target": "width"}
-        whole, same = (_rows(rows, **wanted, pooling="gap") for rows in (self.whole, self.same))
+        whole, same = (rows_of(rows, **wanted, pooling="gap") for rows in (self.whole, self.same))
         series = {
-            "GAP": _rows(whole, condition="trained"),
-            "corrected GAP": _rows(self.same, **wanted, pooling="corrected_gap", condition="trained"),
-            "GAP, random weights": _rows(whole, condition="random_weights"),
-            "GAP, widths of corrected": _rows(same[same["smallest"] > self.first], condition="trained"),
+            "GAP": rows_of(whole, condition="trained"),
+            "corrected GAP": rows_of(self.same, **wanted, pooling="corrected_gap", condition="trained"),
+            "GAP, random weights": rows_of(whole, condition="random_weights"),
+            "GAP, widths of corrected": rows_of(same[same["smallest"] > self.first], condition="trained"),
         }
         return plots.r2_by_layer(
             pd.concat([rows.assign(series=label) for label, rows in series.items()]),
@@ -400,18 +401,11 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     return Page(settings.title, findings, [network.section() for network in networks], reading)
 
 
-def _rows(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
-    """The rows with these values."""
-    for column, value in wanted.items():
-        frame = frame[frame[column] == value]
-    return frame
-
-
 def _r2(scores: pd.DataFrame, pooling: str, probe: tuple[str, str], **wanted: Any) -> pd.DataFrame:
     """Median over splits (value) and quartiles (low, high) by layer; of the width and the trained network unless named."""
     setting, estimator = probe
     wanted = {"condition": "trained", "target": "width", "setting": setting, "estimator": estimator, **wanted}
-    splits = _rows(scores, pooling=pooling, **wanted).groupby("layer", sort=False)["r2"]
+    splits = rows_of(scores, pooling=pooling, **wanted).groupby("layer", sort=False)["r2"]
     return pd.DataFrame(
         {"value": splits.median(), "low": splits.quantile(0.25), "high": splits.quantile(0.75)}
     )
@@ -419,7 +413,7 @@ def _r2(scores: pd.DataFrame, pooling: str, probe: tuple[str, str], **wanted: An
 
 def _penalties(scores: pd.DataFrame) -> Iterator[Finding]:
     """Whether ridge could choose its penalty with the few images of the published setting."""
-    few = _rows(
+    few = rows_of(
         scores, condition="trained", setting="published", pooling="gap", target="width", estimator="ridge"
     )
     low, high = few["alpha"].min(), few["alpha"].max()

@@ -20,6 +20,7 @@ from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import number, signed
 from scalecov_jax.report.page import Image, Section, Table, render_text
 from scalecov_jax.selection import interpolates, select_layers
+from scalecov_jax.tables import rows_of
 
 CONTROLS = {
     "random_weights": "random weights",
@@ -348,13 +349,6 @@ class Part:
 def p_value(value: float) -> str:
     """A p value, with three decimals unless it is very small."""
     return number(value, 3) if not value < 5e-4 else f"{value:.1g}"
-
-
-def rows_of(frame: pd.DataFrame, **wanted: str) -> pd.DataFrame:
-    """The rows with these values."""
-    for column, value in wanted.items():
-        frame = frame[frame[column] == value]
-    return frame
 
 
 def _intervals(frame: pd.DataFrame, low: str, high: str) -> pd.Series:

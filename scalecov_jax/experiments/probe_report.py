@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scalecov_jax.experiments import probe_published
-from scalecov_jax.experiments.probe_part import Part, rows_of
+from scalecov_jax.experiments.probe_part import Part
 from scalecov_jax.experiments.probe_settings import Settings
 from scalecov_jax.experiments.probe_tables import scopes
 from scalecov_jax.images.boxes import OTHER_CLASS
@@ -19,6 +19,7 @@ from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import number
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
+from scalecov_jax.tables import rows_of
 
 FEW_GROUPS = 20  # below, intervals by the jackknife are too narrow
 OPTIMISM = 0.02  # of R2, worth a caution

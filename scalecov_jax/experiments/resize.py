@@ -28,6 +28,7 @@ from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import interval, number
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
 from scalecov_jax.settings import Base, setting
+from scalecov_jax.tables import rows_of
 
 # Graziani et al. 2021, section 4.1 and Figure 6: the mean probability of the true class is flat between these sizes, top-5 from
 # above the other. The networks of the paper were trained at 224 (ResNet50) and 299 px (InceptionV3).
@@ -204,13 +205,13 @@ class _Report:
     """
 
     def __init__(self, weights: str, tables: Mapping[str, pd.DataFrame]):
-        card = _row(_rows(tables["networks"], weights=weights))
+        card = _row(rows_of(tables["networks"], weights=weights))
         self.weights, self.name = weights, plain_name(card["architecture"])
         self.input_size: int = card["input_size"]
-        if len(_rows(tables["networks"], architecture=card["architecture"])) > 1:
+        if len(rows_of(tables["networks"], architecture=card["architecture"])) > 1:
             self.name += f" ({weights})"  # else findings of two networks could not be told apart
         self.curves, self.plateaus, self.differences, self.losses = (
-            _rows(tables[name], weights=weights) for name in ("curves", "plateaus", "filters", "grid")
+            rows_of(tables[name], weights=weights) for name in ("curves", "plateaus", "filters", "grid")
         )
         self.filter, self.groups = maths.reference_filter(self.curves), [*self.curves["group"].unique()]
         self.scaled = self.input_size not in INPUTS
@@ -219,13 +220,13 @@ class _Report:
 
     def points(self, group: str, *, every: bool = False) -> pd.DataFrame:
         """A curve at the sizes in which plateaus are sought, or at every size."""
-        points = _rows(self.curves, group=group, filter=self.filter)
+        points = rows_of(self.curves, group=group, filter=self.filter)
         counted = maths.counted(points["size"].tolist(), self.input_size)
         return points if every else points[points["size"].isin(counted)]
 
     def plateau(self, group: str, measure: str) -> dict[Any, Any]:
         """The plateau of one curve."""
-        return _row(_rows(self.plateaus, group=group, filter=self.filter, measure=measure))
+        return _row(rows_of(self.plateaus, group=group, filter=self.filter, measure=measure))
 
     def findings(self) -> Iterator[Finding]:
         """The claims of section 4.1 for all images and for the filled ones; the cost of the grid and of the filters."""
@@ -288,9 +289,9 @@ class _Report:
             counted=self.points(ALL)["size"].tolist(),
             stride=STRIDE,
         )
-        figures = [self.figure("filter", _rows(self.curves, group=ALL), "with each filter, all images")]
+        figures = [self.figure("filter", rows_of(self.curves, group=ALL), "with each filter, all images")]
         if len(self.groups) > 1:
-            grouped = _rows(self.curves, filter=self.filter)
+            grouped = rows_of(self.curves, filter=self.filter)
             figures.append(self.figure("group", grouped, f"of each group of images, {self.filter}"))
         return Section(f"Resizing: {self.name}", "", figures, [self.by_size(), self.by_group()], text)
 
@@ -399,13 +400,6 @@ def _cautions(settings: Settings, tables: Mapping[str, pd.DataFrame]) -> list[Fi
         for quantity, chosen, note in rows
         if len(chosen)
     ]
-
-
-def _rows(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
-    """The rows with these values."""
-    for column, value in wanted.items():
-        frame = frame[frame[column] == value]
-    return frame
 
 
 def _row(frame: pd.DataFrame) -> dict[Any, Any]:

@@ -38,6 +38,7 @@ from scalecov_jax.report.numbers import number
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
 from scalecov_jax.report.pictures import POSITIVE, Album, overlay, picture_figures
 from scalecov_jax.settings import Base, setting
+from scalecov_jax.tables import rows_of
 from scalecov_jax.transfer.classification import detected, fine_tune_detector, with_one_output
 from scalecov_jax.transfer.fine_tuning import Recipe
 
@@ -277,7 +278,7 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     detector, concepts = tables["detector"].iloc[0], tables["sensitivity"]
     name, detects = plain_name(detector["architecture"]), str(detector["detects"])
     cells = maths.summarise(tables["scores"], detector["architecture"])
-    own = _rows(tables["scores"], weights="random")
+    own = rows_of(tables["scores"], weights="random")
     findings = [
         *_of_detector(name, detector),
         *_of_texture(name, cells),
@@ -287,7 +288,7 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     asked = settings.layers or LAYERS.get(detector["architecture"], ())
     if missing := [layer for layer in asked if layer not in cells.index.unique("layer")]:
         quantity, note = "layers that the weights have not", f"Left out: {', '.join(missing)}."
-        findings.append(Finding(quantity, name, float(len(missing)), note=note, level="caution"))
+        findings.append(Finding(quantity, name, float(len(missing)), note=note, level="caution", digits=0))
     relevance = plots.bars(
         concepts.rename(columns={"concept": "label", "br": "value", "br_low": "low", "br_high": "high"}),
         x="bidirectional relevance Br",
@@ -338,8 +339,8 @@ def _of_interpolation(name: str, own: pd.DataFrame) -> Iterator[Finding]:
     least = min(1.0, ratio.max())
     at = f"{name}, random, D / (n − 1) ≥ {number(least)}"
     for control, what in ((False, "texture"), (True, "shuffled measures")):
-        wide = _rows(own[ratio >= least], shuffled=control)
-        inside, held = _rows(wide, part="in_sample")["r2"], _rows(wide, estimator="ridge")["r2"]
+        wide = rows_of(own[ratio >= least], shuffled=control)
+        inside, held = rows_of(wide, part="in_sample")["r2"], rows_of(wide, estimator="ridge")["r2"]
         note = f"R² = 1 in {(inside >= ALMOST_1).sum()} of {len(inside)} regressions."
         note += " Such an R² says nothing of what a layer knows." * control
         quantity, level = f"mean R² of {what} in sample (least squares)", "caution" if control else "result"
@@ -377,13 +378,13 @@ def _by_layer(cells: pd.DataFrame) -> Image:
 def _by_ratio(own: pd.DataFrame) -> Image:
     """R2 of the random network against D / n."""
     own = own.assign(x=own["width"] / own["n_fit"], chance=(own["width"] / (own["n_fit"] - 1)).clip(upper=1))
-    inside, held = _rows(own, part="in_sample"), _rows(own, part="held_out", shuffled=False)
+    inside, held = rows_of(own, part="in_sample"), rows_of(own, part="held_out", shuffled=False)
     series = {
-        "least squares, in sample": _rows(inside, shuffled=False),
-        "the same, shuffled measures": _rows(inside, shuffled=True),
+        "least squares, in sample": rows_of(inside, shuffled=False),
+        "the same, shuffled measures": rows_of(inside, shuffled=True),
         "chance in sample, D / (n − 1)": inside.assign(r2=inside["chance"]),
-        "ridge, held out": _rows(held, estimator="ridge"),
-        "least squares, held out": _rows(held, estimator="ols"),
+        "ridge, held out": rows_of(held, estimator="ridge"),
+        "least squares, held out": rows_of(held, estimator="ols"),
     }
     medians = {label: rows.groupby("x")["r2"].median() for label, rows in series.items()}
     return plots.curves(
@@ -434,10 +435,3 @@ def _sensitivity(concepts: pd.DataFrame) -> Table:
     )
     rows = [*texts.itertuples(index=False, name=None)]
     return Table("What concepts do to the logit of the fine-tuned network.", [*names.values()], rows)
-
-
-def _rows(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
-    """The rows with these values."""
-    for column, value in wanted.items():
-        frame = frame[frame[column] == value]
-    return frame

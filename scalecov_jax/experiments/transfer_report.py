@@ -16,6 +16,7 @@ from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import number, signed
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
+from scalecov_jax.tables import rows_of
 from scalecov_jax.transfer import metrics
 
 MODELS = {"whole": "whole", "pruned": "pruned", "scratch": "from scratch"}
@@ -75,14 +76,14 @@ class _Network:
         self.name = plain_name(self.architecture)
         if (tables["models"].groupby("architecture")["weights"].nunique() > 1)[self.architecture]:
             self.name += f" ({self.weights})"
-        scores = _rows(scores, weights=self.weights)
+        scores = rows_of(scores, weights=self.weights)
         each = scores[scores["magnification"] != "all"]
         self.each = each.assign(magnification=each["magnification"] + "X")
         named = (name for name in ("predictions", "comparisons", "sweep", "learning") if name in tables)
-        self.tables = {name: _rows(tables[name], weights=self.weights) for name in named}
+        self.tables = {name: rows_of(tables[name], weights=self.weights) for name in named}
         self.totals = metrics.totals(scores)
         self.trained = [way for way in TRAINED if way in {*self.totals["trainable"]}]
-        pruned = _rows(self.totals, model="pruned", trainable=self.trained[0])
+        pruned = rows_of(self.totals, model="pruned", trainable=self.trained[0])
         self.cuts, self.seeds = dict(Counter(pruned["layer"].tolist()).most_common()), len(pruned)
         self.usual, self.whole = (str(self.models.loc[model, "layer"]) for model in ("pruned", "whole"))
         self.published = PUBLISHED.get(self.architecture, {})
@@ -96,7 +97,7 @@ class _Network:
 
     def of(self, model: str, trainable: str, metric: str) -> pd.Series:
         """An error by seed."""
-        return _rows(self.totals, model=model, trainable=trainable).set_index("seed")[metric]
+        return rows_of(self.totals, model=model, trainable=trainable).set_index("seed")[metric]
 
     def findings(self) -> Iterator[Finding]:
         """What cutting did to the error, the errors of the three models, the best layer in hindsight, and what was cut off."""
@@ -146,7 +147,7 @@ class _Network:
             pruned, whole = (self.published[model][1]["mae"][0] for model in ("pruned", "whole"))
             more |= {"published": pruned - whole, "source": SOURCE}
         quantity = f"MAE, pruned − whole, {TRAINED[trainable]}"
-        tested = _rows(self.tables["comparisons"], trainable=trainable, base="whole", metric="mae")
+        tested = rows_of(self.tables["comparisons"], trainable=trainable, base="whole", metric="mae")
         if tested.empty or {*self.cuts} == {self.whole}:
             value = (self.of("pruned", trainable, "mae") - self.of("whole", trainable, "mae")).mean()
             note = UNCUT if {*self.cuts} == {self.whole} else NO_TEST
@@ -164,7 +165,7 @@ class _Network:
         """MAE of a head by seed (rows) and layer (columns); empty after fine-tuning."""
         if "sweep" not in self.tables:
             return pd.DataFrame()
-        rows = _rows(self.tables["sweep"], condition=condition, head=head)
+        rows = rows_of(self.tables["sweep"], condition=condition, head=head)
         return rows.pivot(index="seed", columns="layer", values="mae")[rows["layer"].unique()]
 
     def section(self) -> Section:
@@ -259,7 +260,7 @@ class _Network:
                 name=f"{self.weights}-learning",
                 caption=f"{mean}. Held-out patches chose nothing: the last epoch is reported.",
             )
-        each = pd.concat([_rows(self.each, trainable=way) for way in self.trained])
+        each = pd.concat([rows_of(self.each, trainable=way) for way in self.trained])
         columns = {"panel": each["trainable"].map(TRAINED), "series": each["model"].map(MODELS)}
         yield plots.curves(
             **_bands(each.assign(x=each["magnification"], **columns)),
@@ -269,8 +270,8 @@ class _Network:
             name=f"{self.weights}-magnification",
             caption=f"{mean}.",
         )
-        main = _rows(self.tables["predictions"], trainable=self.trained[0])
-        first = _rows(main, seed=main["seed"].iloc[0])
+        main = rows_of(self.tables["predictions"], trainable=self.trained[0])
+        first = rows_of(main, seed=main["seed"].iloc[0])
         yield plots.predicted_against_true(
             first.rename(columns={"model": "panel", "seed": "split", "area": "true"}),
             {model: model for model in MODELS},
@@ -346,7 +347,7 @@ def _cautions(settings: Settings, networks: list[_Network], tables: _Tables) -> 
         for network, trainable in (
             (network, trainable) for network in networks for trainable in network.trained
         )
-        if len(groups) > 1 and _rows(network.tables["comparisons"], trainable=trainable, base="whole").empty
+        if len(groups) > 1 and rows_of(network.tables["comparisons"], trainable=trainable, base="whole").empty
     ]
     if same:
         note = "That is a single result, which is neither a spread nor a test."
@@ -398,13 +399,6 @@ def _sheet(folder: Path) -> Image:
         rows[f"{magnification:g}X"] = [("", patches[int(members[at])].image) for at in picked]
     alt = f"Patches in rows of a magnification each: {', '.join(rows)}."
     return plots.image_grid(rows, alt=alt, name="patches", caption="As the networks see them.", width=0.8)
-
-
-def _rows(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
-    """The rows with these values."""
-    for column, value in wanted.items():
-        frame = frame[frame[column] == value]
-    return frame
 
 
 def _table(caption: str, frame: pd.DataFrame, strong: Collection[int] = ()) -> Table:

@@ -14,7 +14,7 @@ _COLOURS = np.array([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]
 
 @dataclass(frozen=True)
 class Transforms:
-    """Random changes of an image, drawn anew at every step.
+    """Random changes of an image, drawn again at every step.
 
     Attributes:
         pad: Grey pixels added on every side, so that what is moved in is not black.

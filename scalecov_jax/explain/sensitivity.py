@@ -74,7 +74,7 @@ def dimension_free(
         gradients: See `gradients.layer_gradients`.
         directions: Of any length.
 
-    Source: in the place of Yeche et al. 2019 (UBS), whose formula is not at hand; derived.
+    Source: in the place of Yeche et al. 2019 (UBS), whose formula we have not seen; derived here.
     """
     pooled = pooled_gradients(gradients)
     return np.sqrt(pooled.shape[1]) * _unit(pooled) @ _unit(directions).T

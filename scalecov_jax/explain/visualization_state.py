@@ -43,8 +43,8 @@ def load_state(path: Path, objectives: Sequence[Objective], *, size: int, images
             leaves = [jnp.asarray(file[f"leaf_{index}"]) for index in range(len(expected))]
             keys, step = jax.random.wrap_key_data(jnp.asarray(file["keys"])), int(file["step"])
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to start anew.") from error
+        raise ValueError(f"{path} is damaged ({error}); delete it to start again.") from error
     if [one.shape for one in leaves] != [one.shape for one in expected]:
-        raise ValueError(f"{path} holds images of another number or size; delete it to start anew.")
+        raise ValueError(f"{path} holds images of another number or size; delete it to start again.")
     spectra, moments, values = jax.tree.unflatten(tree, leaves)
     return State(spectra, moments, keys, step, values)

@@ -316,7 +316,7 @@ def _check_enough(
     if usable < MIN_IMAGES:
         raise ValueError(
             f"{where}: {usable} usable images with exactly one object, a {image_class!r}; at least "
-            f"{MIN_IMAGES} are needed. {reasons}. Add images, mend the annotations, or choose another class "
+            f"{MIN_IMAGES} are needed. {reasons}. Add images, correct the annotations, or choose another class "
             f"(objects present: {_listed(present)})."
         )
 

@@ -321,7 +321,7 @@ def open_patches(folder: Path) -> Patches:
             raise ValueError(f"{len(bad)} areas are not finite, at rows {bad[:5].tolist()} of {_TABLE}")
     except (OSError, KeyError, ValueError, TypeError, AssertionError) as error:
         raise ValueError(
-            f"{folder} holds no complete set of patches ({error}); delete it to cut them anew."
+            f"{folder} holds no complete set of patches ({error}); delete it to cut them again."
         ) from error
     magnification = np.array([float(row["magnification"]) for row in rows])
     group, source = (np.array([row[name] for row in rows]) for name in ("group", "source"))

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 
 from scalecov_jax.models.architecture import Architecture
 from scalecov_jax.models.preprocessing import Preprocessing
-from scalecov_jax.models.sources import Sources
 
 
 class _ReachedError(Exception):
@@ -74,7 +73,6 @@ def adopt(
     input_size: int = 224,
     preprocessing: Preprocessing = "torch",
     title: str = "",
-    epsilon: float = 1e-5,
 ) -> Architecture:
     """An architecture from a Linen module of another package, for `ARCHITECTURES`.
 
@@ -86,7 +84,6 @@ def adopt(
         input_size: Height and width of the images, in pixels.
         preprocessing: What its weights expect.
         title: Its name for people.
-        epsilon: Of its batch normalisation; for information, as it is not folded.
 
     Raises:
         ValueError: Layers that the network does not call, or none that returns a map; see also `Architecture`.
@@ -108,8 +105,14 @@ def adopt(
         last: str = chosen[-1]
 
     return Architecture(
-        name, Family, chosen, epsilon, input_size, preprocessing, title or type(network).__name__, head, Sources()
-    )  # fmt: skip
+        name,
+        Family,
+        chosen,
+        input_size=input_size,
+        preprocessing=preprocessing,
+        title=title or type(network).__name__,
+        head=head,
+    )
 
 
 def _called(network: nn.Module, size: int) -> dict[str, tuple[int, tuple[int, ...]]]:

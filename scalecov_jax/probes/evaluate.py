@@ -176,7 +176,7 @@ def infer(
         features: Of each layer.
         targets: Concept measures, the same for all splits.
         splits: True marks the training part.
-        groups: Patient, slide or source image of each image, what would be drawn anew in another sample; each image when absent.
+        groups: Patient, slide or source image of each image, what another sample would draw afresh; each image when absent.
         shuffled: Further measures of each split, of which held-out scores are wanted and nothing else. With them come the scores
             of least squares, since both take a decomposition of each training part.
         nuisances: Measures that are fitted without a penalty beside the intercept, in every training part.

@@ -6,7 +6,7 @@ but chance ties measures to features, every permutation was equally likely, so t
 What is permuted. Images are exchangeable where each is a group of its own. Images of one patient (slide, source) are not: they
 share what makes the patient, but whole patients are exchangeable, and the images of one among themselves.
 
-- Groups of one size exchange all their measures, dealt in random order to the images of the group that takes them.
+- Groups of one size exchange all their measures, assigned in random order to the images of the group that takes them.
 - Groups of several sizes cannot. Write a measure as the mean of its group plus a residual: groups exchange their means, and the
   images of a group their residuals. The mean of few images spreads more than that of many, sd_g^2 = between + within / n_g
   (variances estimated as in analysis of variance), so that means are exchanged in units of sd_g.

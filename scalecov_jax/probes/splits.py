@@ -142,8 +142,8 @@ def grouped_splits(
 ) -> Bool[np.ndarray, "S N"]:
     """Independent random splits that keep every group on one side, and have every class on both.
 
-    Groups are dealt at random until the held-out part has `held_out` of the groups (rounded, at least one); a deal that leaves a
-    class out of one part is drawn again.
+    Groups are assigned at random until the held-out part has `held_out` of the groups (rounded, at least one); an assignment
+    that leaves a class out of one part is drawn again.
 
     Args:
         groups: Patient, slide or source image of each image.
@@ -191,7 +191,7 @@ def k_folds(count: int, folds: int, seed: int) -> Bool[np.ndarray, "S N"]:
     """
     if not 2 <= folds <= count // 2:
         raise ValueError(
-            f"{count} images cannot be dealt to {folds} folds; expected 2 to {count // 2} folds, so that each holds out at "
+            f"{count} images cannot be assigned to {folds} folds; expected 2 to {count // 2} folds, so that each holds out at "
             "least 2 images."
         )
     fold = np.empty(count, int)
@@ -202,7 +202,7 @@ def k_folds(count: int, folds: int, seed: int) -> Bool[np.ndarray, "S N"]:
 def grouped_k_folds(groups: Sequence[str] | np.ndarray, folds: int, seed: int) -> Bool[np.ndarray, "S N"]:
     """Every group is held out in exactly one fold, as a whole.
 
-    Groups are dealt from the largest to the smallest, each to the fold that has the fewest images so far; groups of the same
+    Groups are assigned from the largest to the smallest, each to the fold that has the fewest images so far; groups of the same
     size in random order. The sizes of two folds differ by at most that of the largest group.
 
     Raises:
@@ -211,7 +211,7 @@ def grouped_k_folds(groups: Sequence[str] | np.ndarray, folds: int, seed: int) -
     names, member = _groups(groups)
     if not 2 <= folds <= len(names):
         raise ValueError(
-            f"{len(names)} groups cannot be dealt to {folds} folds; expected 2 to {len(names)} folds, since groups stay whole."
+            f"{len(names)} groups cannot be assigned to {folds} folds; expected 2 to {len(names)} folds, since groups stay whole."
         )
     sizes = np.bincount(member)
     fold, filled = np.empty(len(names), int), np.zeros(folds, int)

@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from scalecov_jax.report import style
 from scalecov_jax.report.findings import Finding, table
 from scalecov_jax.report.numbers import number, percent
 
@@ -83,10 +81,9 @@ class Report(NamedTuple):
     Attributes:
         title: Heading and browser title.
         answer: The result in one plain sentence; line breaks part those of several networks.
-        results: Nothing; experiments that have not moved still give it.
         warnings: What a reader must know before trusting the numbers.
         skipped: Names of the images left out, by reason.
-        sections: Extra parts after the results.
+        sections: Figures, tables and text.
         provenance: Command, seed, versions, config, checksum, device, date, wall time; in this order.
         reading: How to read the page, term by term, or as text from a template.
         method: Named below it.
@@ -95,7 +92,6 @@ class Report(NamedTuple):
 
     title: str
     answer: str
-    results: Sequence[Any] = ()
     warnings: Sequence[str] = ()
     skipped: Mapping[str, Sequence[str]] = {}
     sections: Sequence[Section] = ()
@@ -154,11 +150,6 @@ class Page(NamedTuple):
             reading=self.reading,
             method=self.method,
         )
-
-
-def embed(figure: Figure, alt: str, caption: str = "", *, wide: bool = False) -> Image:
-    """A figure as an SVG image of the page."""
-    return Image(style.render(figure, "svg"), alt, caption, wide)
 
 
 def _data_uri(content: bytes) -> str:

@@ -52,7 +52,7 @@ def resume(folder: Path, fingerprint: Mapping[str, str]) -> State:
             shutil.rmtree(aside, ignore_errors=True)
             (folder / str(number)).rename(aside)
     if found:
-        logging.warning("No state in %s could be read; the pass begins anew.", folder)
+        logging.warning("No state in %s could be read; the pass begins again.", folder)
     return State()
 
 

@@ -51,7 +51,7 @@ def restore(folder: Path, state: TrainState) -> tuple[TrainState, int]:
             logging.info("Going on after epoch %d of %s.", epoch, folder)
             return loaded, epoch
     if found:
-        logging.warning("No checkpoint in %s could be read; training begins anew.", folder)
+        logging.warning("No checkpoint in %s could be read; training begins again.", folder)
     return state, 0
 
 
