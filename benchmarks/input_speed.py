@@ -14,7 +14,7 @@ from typing import NamedTuple
 from absl import app, flags
 
 from scalecov_jax.images.batching import batches
-from scalecov_jax.images.folder import FolderImages, read_folder
+from scalecov_jax.images.folder import read_folder
 
 IMAGES = flags.DEFINE_string("images", "../shared/data/voc_single/JPEGImages", "Folder of JPEG files.")
 SIZE = flags.DEFINE_integer("size", 299, "Height and width to which images are resized, in pixels.")

@@ -13,10 +13,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from absl import app, flags
 
-from scalecov_jax.images.annotated import AnnotatedImage
 from scalecov_jax.images.batching import batches
+from scalecov_jax.images.image_set import ImageSet, Pixels
 from scalecov_jax.images.patches import open_patches, prepare_patches
 
 IMAGES = flags.DEFINE_string("images", "20,80,320", "Numbers of annotated images, separated by commas.")
@@ -24,19 +25,13 @@ ONE = flags.DEFINE_integer("one", 0, "Measure this number in this process (used 
 SIZE = flags.DEFINE_integer("size", 224, "Height and width of the patches in pixels.")
 
 
-class Noise:
-    """Annotated images of 1000 x 1000 pixels, made when asked for."""
-
-    def __len__(self) -> int:
-        return ONE.value
-
-    def __getitem__(self, index: int) -> AnnotatedImage:
-        rng = np.random.default_rng(index)
-        image = rng.integers(0, 256, (1000, 1000, 3), np.uint8)
-        y, x = np.mgrid[:1000, :1000]
-        labels = np.where((y % 40 - 20) ** 2 + (x % 40 - 20) ** 2 < 100, 1 + y // 40 * 25 + x // 40, 0)
-        mask = (255 * (labels > 0)).astype(np.uint8)
-        return AnnotatedImage(image, labels.astype(np.int32), mask, 40.0, f"{index}", f"{index}")
+def noise(index: int) -> Pixels:
+    """An image of 1000 x 1000 pixels with nuclei."""
+    rng = np.random.default_rng(index)
+    image = rng.integers(0, 256, (1000, 1000, 3), np.uint8)
+    y, x = np.mgrid[:1000, :1000]
+    labels = np.where((y % 40 - 20) ** 2 + (x % 40 - 20) ** 2 < 100, 1 + y // 40 * 25 + x // 40, 0)
+    return Pixels(image, labels.astype(np.int32))
 
 
 def peak() -> float:
@@ -48,7 +43,9 @@ def measure() -> None:
     """Cut, open, stream; print one line."""
     with tempfile.TemporaryDirectory() as folder:
         start = peak()
-        prepare_patches(Noise(), Path(folder) / "patches", size=SIZE.value)
+        names = [str(index) for index in range(ONE.value)]
+        known = pd.DataFrame({"name": names, "group": names, "magnification": 40.0})
+        prepare_patches(ImageSet(known, noise), Path(folder) / "patches", size=SIZE.value)
         cut = peak()
         patches = open_patches(Path(folder) / "patches")
         seen = sum(int(batch.valid.sum()) for batch in batches(patches, SIZE.value, 32, []))

@@ -23,7 +23,7 @@ from absl import app, flags
 
 from scalecov_jax.checkpoints import Card, network, random_network
 from scalecov_jax.features import local_to_global, sharded_forward
-from scalecov_jax.images.example import Example
+from scalecov_jax.images.image_set import Example
 from scalecov_jax.models.architecture import available_layers, get_architecture
 from scalecov_jax.models.pruning import abstract_variables
 from scalecov_jax.streaming.device_sums import DeviceSums

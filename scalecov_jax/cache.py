@@ -21,7 +21,7 @@ from jaxtyping import Float, UInt8
 
 from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.images.example import Example
+from scalecov_jax.images.image_set import Example
 from scalecov_jax.tables import read_table, write_table
 
 LIMIT = 10 * 2**30

@@ -3,7 +3,7 @@
 import numpy as np
 
 from scalecov_jax.images import scenes
-from scalecov_jax.images.example import Box, Example
+from scalecov_jax.images.image_set import Box, Example
 
 
 def _scene(rng, class_id, ratio, size, place=None):

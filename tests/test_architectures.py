@@ -14,7 +14,7 @@ from test_port import same
 
 from scalecov_jax import features
 from scalecov_jax.checkpoints import random_network as reinitialised
-from scalecov_jax.images.example import Example
+from scalecov_jax.images.image_set import Example
 from scalecov_jax.models import efficientnet, parity
 from scalecov_jax.models.architecture import ARCHITECTURES
 from scalecov_jax.models.folding import fold

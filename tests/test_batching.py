@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from scalecov_jax.images.batching import Reordered, batches
-from scalecov_jax.images.boxes import read_boxes
-from scalecov_jax.images.example import Example, ImageError, Skipped, resize_image
+from scalecov_jax.images.decoding import resize_image
+from scalecov_jax.images.image_set import Example, ImageError, Skipped
+from scalecov_jax.images.voc import read_boxes
 
 
 class Fake:

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from tiny_network import random_network
 
 from scalecov_jax.cutting import pruned_network
-from scalecov_jax.images.example import Example
+from scalecov_jax.images.image_set import Example
 from scalecov_jax.images.patches import Patches
 from scalecov_jax.probes.evaluate import ALPHAS
 from scalecov_jax.probes.splits import grouped_splits

@@ -9,7 +9,7 @@ from tiny_network import random_network
 
 from scalecov_jax import checkpoints
 from scalecov_jax.cutting import check_pruning, pruned_network
-from scalecov_jax.images.example import Example
+from scalecov_jax.images.image_set import Example
 from scalecov_jax.models.architecture import ARCHITECTURES, Architecture
 from scalecov_jax.models.layers import ConvBlock
 

@@ -182,7 +182,7 @@ def test_maps_meet_boxes_in_the_pointing_game(settings, tmp_path):
 
 def test_photographs_without_boxes(settings, tmp_path):
     (tmp_path / "photos").mkdir()
-    for example in images_of(settings)[:3]:
+    for example in images_of(settings).take(range(3)):
         Image.fromarray(example.image).save(tmp_path / "photos" / f"{example.name}.png")
     (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
     given = {**settings, "images": str(tmp_path / "photos"), "faithfulness": False, "random_weights": False}

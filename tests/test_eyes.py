@@ -10,8 +10,8 @@ from PIL import Image
 from skimage.draw import disk
 
 from scalecov_jax.images import retina
-from scalecov_jax.images.example import ImageError
 from scalecov_jax.images.eyes import DATASET, PARTS, open_eyes, tfds_eyes
+from scalecov_jax.images.image_set import ImageError
 
 
 def photograph(blue: int, suffix: str = "jpeg") -> bytes:
@@ -37,82 +37,128 @@ def folder(tmp_path):
     return tmp_path
 
 
+def opened(folder, part="train", shares=(0.5, 0.2, 0.3), seed=1):
+    return open_eyes(str(folder), part=part, size=24, shares=shares, seed=seed)
+
+
+def whole(folder):
+    """All eyes by name: grade, side, patient."""
+    table = opened(folder, shares=(1.0, 0.0, 0.0)).table
+    return {name: row for name, *row in table[["name", "grade", "side", "group"]].itertuples(index=False)}
+
+
 def test_a_folder_is_parted_by_patient(folder):
-    parts = [open_eyes(str(folder), part=part, size=24, shares=(0.5, 0.2, 0.3), seed=1) for part in PARTS]
-    patients = [set(part.patients) for part in parts]
+    parts = [opened(folder, part) for part in PARTS]
+    patients = [{*part.table["group"]} for part in parts]
     assert [len(one) for one in patients] == [10, 5, 6]
     assert set.union(*patients) == {str(one) for one in range(21)}
-    assert sum(map(len, patients)) == 21
-    eyes = {
-        name: fact for part in parts for name, *fact in zip(part.names, part.grades, part.sides, strict=True)
-    }
-    assert len(eyes) == 41
-    assert eyes["7_right.jpeg"] == [3, "right"]
-    assert eyes["more/20_Left.PNG"] == [4, "left"]
-    again = open_eyes(str(folder), part="test", size=24, shares=(0.5, 0.2, 0.3), seed=1)
-    assert again.names == parts[2].names
-    assert open_eyes(str(folder), part="test", size=24, seed=2, shares=(0.5, 0.2, 0.3)).names != again.names
-    index = parts[0].names.index(next(one for one in parts[0].names if one.endswith("_right.jpeg")))
-    eye = parts[0].read(index)
+    assert sum(map(len, parts)) == 41
+    assert whole(folder)["7_right.jpeg"] == [3, "right", "7"]
+    assert whole(folder)["more/20_Left.PNG"] == [4, "left", "20"]
+    assert opened(folder, "test").table.equals(parts[2].table)
+    assert not opened(folder, "test", seed=2).table.equals(parts[2].table)
+    index = int(np.flatnonzero(parts[0].table["side"] == "right")[0])
+    eye = parts[0][index].image
     assert eye.shape == (24, 24, 3)
-    assert abs(int(eye[12, 12, 2]) - 6 * int(parts[0].patients[index]) - 1) <= 4
+    assert abs(int(eye[12, 12, 2]) - 6 * int(parts[0][index].group) - 1) <= 4
     assert eye[12, 1].max() > 40
 
 
 def test_columns_of_other_names_and_patients(folder):
     text = (folder / "trainLabels.csv").read_text().splitlines()[1:]
     rows = [f"{line.split(',')[0]},{line.split(',')[1]},{'P' if line[0] < '5' else 'Q'}" for line in text]
-    (folder / "trainLabels.csv").write_text("﻿file,grade,patient\n" + "\n".join(rows))
-    parts = [open_eyes(str(folder), part=part, size=24, shares=(0.5, 0.0, 0.5)) for part in ("train", "test")]
-    assert sorted(one for part in parts for one in {*part.patients}) == ["P", "Q"]
+    (folder / "trainLabels.csv").write_text("\ufefffile,grade,patient\n" + "\n".join(rows), encoding="utf-8")
+    parts = [opened(folder, part, (0.5, 0.0, 0.5)) for part in ("train", "test")]
+    assert sorted(one for part in parts for one in {*part.table["group"]}) == ["P", "Q"]
     with pytest.raises(ValueError, match="0 of 2 patients leaves none for validation"):
-        open_eyes(str(folder), part="validation", size=24, shares=(0.5, 0.0, 0.5))
+        opened(folder, "validation", (0.5, 0.0, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        ("id_code,diagnosis", "{n},{g}"),
+        ("Image name,Retinopathy grade,Risk of macular edema ,,,", "{n},{g},0,,,"),
+        ("image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable", "{n}.jpeg,{g},0,1"),
+        ("Image;Level", "{n};{g}"),
+        ("image,level,Usage", "{n}, {g}.0 ,Public"),
+        ("image,level", "C:\\eyes\\{n}.jpeg,{g}"),
+    ],
+)  # APTOS, IDRiD, Messidor-2, a semicolon, pandas' floats, Windows
+def test_tables_of_public_sets(folder, header, line):
+    (folder / "more" / "20_Left.PNG").unlink()
+    expected = {name: grade for name, (grade, *_) in whole(folder).items()}
+    rows = [line.format(n=name.removesuffix(".jpeg"), g=grade) for name, grade in expected.items()]
+    (folder / "trainLabels.csv").write_text("\n".join([header, *rows]))
+    assert {name: grade for name, (grade, *_) in whole(folder).items()} == expected
+
+
+def test_ungradable_eyes_and_lines_of_others_are_left_out(folder):
+    table = folder / "trainLabels.csv"
+    text = table.read_text().replace("\n3_left,3\n", "\n3_left,\n").replace("\n4_left,4\n", "\n4_left,-1\n")
+    table.write_text(text + "99_left,1\n98_right,0\n")
+    (folder / "new.jpg").write_bytes(photograph(0))
+    parts = [opened(folder, part, (0.6, 0.2, 0.2)) for part in PARTS]
+    assert sum(map(len, parts)) == 39
+    left = [(one.name, one.reason) for part in parts for one in part.skipped]
+    assert sorted(left) == [
+        ("3_left.jpeg", "no grade"),
+        ("4_left.jpeg", "no grade"),
+        ("98_right", "no such image file"),
+        ("99_left", "no such image file"),
+        ("new.jpg", "no grade"),
+    ]
 
 
 def test_all_mistakes_of_a_folder_at_once(folder):
     table = folder / "trainLabels.csv"
     text = table.read_text()
-    text = (
-        text.replace("\n3_left,3\n", "\n3_left,\n")
-        .replace("\n4_left,4\n", "\n4_left,5\n")
-        .replace("\n5_left,0\n", "\n5_left,mild\n")
-    )
+    table.write_text(text.replace("\n4_left,4\n", "\n4_left,5\n").replace("\n5_left,0\n", "\n5_left,mild\n"))
+    with pytest.raises(ValueError, match=r"4_left\.jpeg: grade '5'; 5_left\.jpeg: grade 'mild'"):
+        opened(folder)
+    table.write_text(text + "7_left.jpeg,2\n")
     (folder / "more" / "6_left.png").write_bytes(photograph(0, "png"))
-    table.write_text(text + "7_left.jpeg,2\n99_left,1\n../8_left,1\n")
-    (folder / "new.jpg").write_bytes(photograph(0))
-    with pytest.raises(ValueError, match="no grade") as error:
-        open_eyes(str(folder), part="train", size=24)
-    for problem in (
-        "trainLabels.csv: no grade (1): line 8: 3_left; ",
-        "a grade other than 0 to 4 (2): line 10: 4_left '5', line 12: 5_left 'mild'; ",
-        "several files of the name (1): line 14: 6_left; ",
-        "listed twice (1): line 43: 7_left.jpeg; ",
-        "no such file (2): line 44: 99_left, line 45: ../8_left; ",
-        "photograph without a line (1): new.jpg.",
+    with pytest.raises(
+        ValueError,
+        match=r"line 14 names 6_left\.jpeg and more/6_left\.png; 7_left\.jpeg is named in lines 16, 43",
     ):
-        assert problem in str(error.value)
+        opened(folder)
+
+
+@pytest.mark.parametrize(("left", "right"), [("OS", "OD"), ("LEFT", "RIGHT"), ("os_1", "od_1")])
+def test_both_eyes_are_of_one_patient(tmp_path, left, right):
+    names = [f"{patient}_{side}" for patient in range(9) for side in (left, right)]
+    for name in names:
+        (tmp_path / f"{name}.jpeg").write_bytes(photograph(0))
+    (tmp_path / "labels.CSV").write_text("image,level\n" + "".join(f"{name},1\n" for name in names))
+    eyes = whole(tmp_path)
+    assert {patient for *_, patient in eyes.values()} == {str(patient) for patient in range(9)}
+    assert [side for _, side, _ in eyes.values()] == [
+        ("left", "right")["D" in n or "RIGHT" in n or "od" in n] for n in eyes
+    ]
 
 
 def test_folders_that_are_none(folder, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
-    for path, problem in ((empty, "0 CSV files"), (empty / "x", "no such folder"), (folder, "2 CSV files")):
-        (folder / "other.csv").write_text("a,b\n")
-        with pytest.raises(ValueError, match=f"{problem}; expected photographs and one CSV file"):
-            open_eyes(str(path), part="train", size=24)
+    (folder / "other.csv").write_text("a,b\n")
+    assert len(whole(folder)) == 41
+    for path, problem in ((empty, "no CSV file"), (empty / "x", "no such folder")):
+        with pytest.raises(ValueError, match=problem):
+            opened(path)
+    (folder / "other.csv").write_text("image,grade\n0_left,1\n")
+    with pytest.raises(
+        ValueError, match=r"2 of 2 CSV files .*trainLabels\.csv: image, level.*index\.csv to choose"
+    ):
+        opened(folder)
     (folder / "trainLabels.csv").unlink()
-    with pytest.raises(ValueError, match="the columns are a, b; expected image and level"):
-        open_eyes(str(folder), part="train", size=24)
-    (folder / "other.csv").write_bytes("image,level\nä,1\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"other\.csv: not UTF-8"):
-        open_eyes(str(folder), part="train", size=24)
     (folder / "other.csv").write_text("image,level\n")
-    with pytest.raises(ValueError, match=r"photograph without a line \(41\).*, and 36 more; no lines"):
-        open_eyes(str(folder), part="train", size=24)
+    with pytest.raises(ValueError, match="names none of the 41 images"):
+        opened(folder)
 
 
 def test_shares_and_counts_that_are_none(folder):
     with pytest.raises(ValueError, match=r"\(0\.5, 0\.5, 0\.5\); expected parts of 1"):
-        open_eyes(str(folder), part="train", size=24, shares=(0.5, 0.5, 0.5))
+        opened(folder, shares=(0.5, 0.5, 0.5))
     with pytest.raises(ValueError, match="0 rendered eyes for test"):
         open_eyes("retina", part="test", size=24)
 
@@ -126,7 +172,7 @@ def test_what_shows_no_coloured_disc_is_named_when_it_is_read(folder):
     problems = []
     for name in ("0_left.jpeg", "0_right.jpeg", "1_left.jpeg"):
         with pytest.raises(ImageError) as error:
-            eyes.read(eyes.names.index(name))
+            eyes[[*eyes.table["name"]].index(name)]
         assert error.value.name == name
         problems.append(error.value.problem)
     assert "no visible disc" in problems[0]
@@ -135,7 +181,7 @@ def test_what_shows_no_coloured_disc_is_named_when_it_is_read(folder):
 
 
 def test_drive_has_no_grades(shared):
-    with pytest.raises(ValueError, match=r"no grade \(8\): line 2: drive/21_training\.tif"):
+    with pytest.raises(ValueError, match="no image has a grade"):
         open_eyes(str(shared / "data" / "fundus"), part="train", size=24)
 
 
@@ -151,18 +197,18 @@ def test_rendered_eyes_are_drawn_when_read(monkeypatch):
     parts = [open_eyes("retina", part=part, size=4, count=41, seed=3) for part in PARTS]
     assert not drawn
     for part in parts:
-        values = [int(part.read(index)[0, 0, 0]) for index in range(41)]
-        sides = [side == "left" for side in part.sides]
-        assert values == [2 * grade + left for grade, left in zip(part.grades, sides, strict=True)]
-        assert Counter(part.patients).most_common()[-1][1] == 1
-        pairs = np.reshape(part.grades[:40], (20, 2))
-        assert np.abs(np.diff(pairs)).max() == 1
-        assert set(part.grades) == {0, 1, 2, 3, 4}
+        grades, patients = part.column("grade"), part.column("group")
+        assert [int(part[index].image[0, 0, 0]) for index in range(41)] == [
+            *(2 * grades + (part.column("side") == "left"))
+        ]
+        assert Counter(patients).most_common()[-1][1] == 1
+        assert np.abs(np.diff(grades[:40].reshape(20, 2))).max() == 1
+        assert {*grades} == {0, 1, 2, 3, 4}
     assert len({*drawn}) == 123
-    assert not {*parts[0].patients} & {*parts[1].patients}
-    assert len({part.grades for part in parts}) == 3
+    assert not {*parts[0].table["group"]} & {*parts[1].table["group"]}
+    assert len({tuple(part.table["grade"]) for part in parts}) == 3
     longer = open_eyes("retina", part="test", size=4, count=43, seed=4)
-    assert longer.grades[:41] != parts[2].grades
+    assert [*longer.table["grade"]][:41] != [*parts[2].table["grade"]]
 
 
 @pytest.fixture(scope="module")
@@ -198,11 +244,11 @@ def prepared(tmp_path_factory):
 
 def test_prepared_eyepacs(prepared):
     train = open_eyes(f"tfds:{prepared}", part="train", size=24)
-    assert sorted(train.names) == [f"{one}_{side}" for one in range(3) for side in ("left", "right")]
-    index = train.names.index("2_right")
-    assert (train.grades[index], train.patients[index], train.sides[index]) == (0, "2", "right")
-    assert abs(int(train.read(index)[12, 12, 2]) - 100) <= 3
-    test = tfds_eyes(prepared / DATASET / "btgraham-300", "test", 24)
+    assert sorted(train.table["name"]) == [f"{one}_{side}" for one in range(3) for side in ("left", "right")]
+    index = [*train.table["name"]].index("2_right")
+    assert [*train.table.iloc[index][["grade", "group", "side"]]] == [0, "2", "right"]
+    assert abs(int(train[index].image[12, 12, 2]) - 100) <= 3
+    test = tfds_eyes(prepared / DATASET / "btgraham-300", "test")
     assert len(test) == 2
     assert [skip.reason for skip in test.skipped] == ["no grade"]
     assert test.skipped[0].name == "4_left"

@@ -11,7 +11,7 @@ from tiny_network import random_network
 from scalecov_jax.explain import faithfulness, grad_cam
 from scalecov_jax.explain.gradients import layer_gradients
 from scalecov_jax.explain.target import class_logit, head_unit
-from scalecov_jax.images.example import Box
+from scalecov_jax.images.image_set import Box
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tiny_network import LAYERS, random_network
 from scalecov_jax import features
 from scalecov_jax.cache import FeatureStore
 from scalecov_jax.checkpoints import random_network as reinitialised
-from scalecov_jax.images.example import Example, ImageError, Skipped
+from scalecov_jax.images.image_set import Example, ImageError, Skipped
 from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.preprocessing import preprocess
 

@@ -1,5 +1,6 @@
 """The grader from settings to files: trained, killed and resumed to the same bits, graded, and refused in clear words."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 import tiny_network  # noqa: F401 - registers its architecture
 from golden_tables import assert_golden
@@ -19,8 +21,7 @@ from scalecov_jax import checkpoints
 from scalecov_jax import run as runner
 from scalecov_jax.experiments import grade, grade_training
 from scalecov_jax.images import prepared_eyes, retina
-from scalecov_jax.images.example import ImageError
-from scalecov_jax.images.eyes import Eyes
+from scalecov_jax.images.image_set import ImageError, ImageSet, Pixels
 from scalecov_jax.images.prepared_eyes import prepare_eyes
 from scalecov_jax.settings import parse
 from scalecov_jax.training import read_curve
@@ -162,10 +163,10 @@ def test_preparation_goes_on_where_it_stopped_and_names_what_it_leaves_out(tmp_p
             raise RuntimeError("pulled the plug")
         if index in (2, 10):
             raise ImageError(f"eye_{index}", "no visible disc")
-        return np.full((6, 6, 3), index, np.uint8)
+        return Pixels(np.full((6, 6, 3), index, np.uint8))
 
-    names = tuple(f"eye_{index}" for index in range(14))
-    eyes = Eyes(names, (0,) * 14, names, ("",) * 14, read)
+    names = [f"eye_{index}" for index in range(14)]
+    eyes = ImageSet(pd.DataFrame({"name": names, "group": names}), read)
     with pytest.raises(RuntimeError):
         prepare_eyes(eyes, tmp_path / "train.npy", 6)
     stop, asked = -1, []
@@ -186,7 +187,7 @@ def test_preparation_goes_on_where_it_stopped_and_names_what_it_leaves_out(tmp_p
         raise ImageError("eye", "no visible disc")
 
     with pytest.raises(ValueError, match=r"None of the 1 eyes test can be used .*no visible disc"):
-        prepare_eyes(Eyes(("a",), (0,), ("a",), ("",), unreadable), tmp_path / "none.npy", 6, "test")
+        prepare_eyes(dataclasses.replace(eyes.take([0]), decode=unreadable), tmp_path / "none.npy", 6, "test")
 
 
 def test_plan():

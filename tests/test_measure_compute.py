@@ -11,10 +11,10 @@ from scalecov_jax.cache import content_hash
 from scalecov_jax.concepts import compute, scale
 from scalecov_jax.concepts.compute import check_measures, measure_all
 from scalecov_jax.concepts.measure import MEASURES, ConceptMeasure, get_measures
-from scalecov_jax.images import boxes
-from scalecov_jax.images.boxes import read_boxes
-from scalecov_jax.images.example import Box, Example, ImageError, Skipped
-from scalecov_jax.images.labelled import read_index, squared
+from scalecov_jax.images import voc
+from scalecov_jax.images.image_set import Box, Example, ImageError, Skipped
+from scalecov_jax.images.labelled import open_labelled, squared
+from scalecov_jax.images.voc import read_boxes
 
 RNG = np.random.default_rng(0)
 
@@ -108,12 +108,12 @@ def test_boxes_are_measured_without_decoding(tmp_path, monkeypatch):
     names = ["scale", "sqrt_scale", "log_scale", "box_centre_x", "box_centre_y", "image_width", "image_area"]
     expected = measure_all(get_measures([*names, "mean_red"]), source).values
     np.testing.assert_array_equal(expected, measure_all(get_measures([*names, "mean_red"]), whole).values)
-    monkeypatch.setattr(boxes, "decode_image", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(voc, "decode_image", lambda *_: pytest.fail("decoded"))
     found = measure_all(get_measures(names), source, cache=tmp_path / "c.csv")
     np.testing.assert_array_equal(found.values, expected[:, :-1])
-    ratios = [scale.scale_ratio(one.box, one.height, one.width) for one in source.annotations]
+    ratios = [scale.scale_ratio(one.box, *one.image.shape[:2]) for one in whole]
     np.testing.assert_array_equal(found.values[:, 0], ratios)
-    assert found.names == tuple(one.name for one in source.annotations)
+    assert found.names == tuple(source.table["name"])
     assert not (tmp_path / "c.csv").exists()
 
 
@@ -272,21 +272,17 @@ def test_the_bar_tells_images(capsys):
 
 def test_sources_know_the_size_of_their_files(tmp_path):
     source = write_boxes(tmp_path)
-    sizes = [one.path.stat().st_size for one in source.annotations]
+    sizes = [(tmp_path / "JPEGImages" / name).stat().st_size for name in source.table["name"]]
     assert [source[index].file_bytes for index in range(len(source))] == sizes
     found = measure_all([MEASURES["file_size"]], source).values[:, 0]
-    areas = [one.width * one.height for one in source.annotations]
+    areas = source.column("width") * source.column("height")
     np.testing.assert_allclose(found, np.array(sizes) / areas, rtol=1e-12)
-
-    data = (tmp_path / "JPEGImages" / "00.png").read_bytes()
-    encoded = boxes.BoxImages(source.annotations[:1], (), lambda index: data)
-    assert encoded[0].file_bytes == len(data)
 
 
 def test_cropped_images_have_no_file(tmp_path):
     Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
     (tmp_path / "index.csv").write_text("file,class_index\na.png,0\n")
-    images = read_index(tmp_path)
+    images = open_labelled(str(tmp_path))
     assert images[0].file_bytes == (tmp_path / "a.png").stat().st_size
     assert squared(images, "stretch")[0].file_bytes == images[0].file_bytes
     with pytest.raises(

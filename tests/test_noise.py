@@ -26,7 +26,7 @@ from scalecov_jax.experiments.noise_maths import (
     windows,
 )
 from scalecov_jax.features import compute_features
-from scalecov_jax.images.example import resize_image
+from scalecov_jax.images.decoding import resize_image
 from scalecov_jax.images.noise import examples, white_noise
 from scalecov_jax.models.preprocessing import preprocess
 from scalecov_jax.probes import evaluate

@@ -22,7 +22,7 @@ from scalecov_jax.concepts.measure import MEASURES
 from scalecov_jax.cutting import cut_checkpoint
 from scalecov_jax.experiments import probe, probe_memory
 from scalecov_jax.features import compute_features
-from scalecov_jax.images.sources import open_source
+from scalecov_jax.images.sources import open_images
 from scalecov_jax.probes.splits import make_splits
 from scalecov_jax.rcv import load_rcv, load_rcvs
 from scalecov_jax.selection import select_layers
@@ -215,7 +215,7 @@ def test_pruned_network_gives_the_captured_feature(finished, weights):
     layer = summary["selected"]["ridge"]["layer"]
     pruned = checkpoints.load(workdir / "pruned" / "some_weights")
     assert pruned.module.last == pruned.card.notes["pruned_after"] == layer
-    source, _ = open_source("scenes", CLASSES[0], count=80, seed=5, size=32)
+    source = open_images("scenes", CLASSES[0], count=80, seed=5, size=32)
     output = compute_features(pruned, source, (layer,), batch_size=16)
     with np.load(workdir / "features" / f"some_weights-{CLASSES[0]}-trained.npz") as cached:
         np.testing.assert_allclose(output.values[layer], cached[f"layer_{layer}"], rtol=1e-4, atol=1e-5)
@@ -330,7 +330,7 @@ def test_layers_that_the_pooling_is_not_defined_at_are_left_out_and_named(settin
     assert "nan" not in (workdir / "scores.csv").read_text()
     # Of the features, against compute_features; of the cut, under the same pooling.
     assert summary["pruning"]["max_difference"] < 1e-4
-    source, _ = open_source("scenes", CLASSES[0], count=80, seed=5, size=31)
+    source = open_images("scenes", CLASSES[0], count=80, seed=5, size=31)
     network = checkpoints.load(weights)
     with np.load(workdir / "features" / f"some_weights-{CLASSES[0]}-trained-corrected_gap.npz") as cached:
         for pooling, equal in (("corrected_gap", True), ("gap", False)):
@@ -356,7 +356,7 @@ def test_same_seed_same_bytes_and_another_pooling_gives_other_scores(settings, f
 
 def test_probe_is_pure(settings):
     """`probe_memory.probe` without files: the same seed gives the same scores; another seed does not."""
-    source, _ = open_source("scenes", CLASSES[0], count=80, seed=5, size=32)
+    source = open_images("scenes", CLASSES[0], count=80, seed=5, size=32)
 
     def scores(seed):
         changed = parse(probe.Settings, {**settings, "seed": seed, "layers": "block_1"})
@@ -548,7 +548,7 @@ def test_the_vectors_are_files(weighed, weights):
         assert row.mean_cosine == row.least_cosine  # of two classes
         rcv = load_rcv(workdir / "rcvs.npz", row.concept, row.layer, image_class=row.image_class)
         assert row.norm == pytest.approx(np.linalg.norm(rcv.weights))
-        source, _ = open_source("scenes", row.image_class, count=60, seed=5, size=32)
+        source = open_images("scenes", row.image_class, count=60, seed=5, size=32)
         read = rcv.predict(compute_features(network, source, (row.layer,), batch_size=16))
         measured = images.loc[[(row.concept, row.image_class, row.layer)], "measure"].to_numpy()
         assert np.mean(read) == pytest.approx(np.mean(measured), abs=1e-5)

@@ -16,7 +16,7 @@ from scalecov_jax.experiments import explain, explain_scores
 from scalecov_jax.experiments.explain_inputs import Subject
 from scalecov_jax.explain.localisation import average_precision
 from scalecov_jax.explain.target import class_logit, head_unit
-from scalecov_jax.images.example import Example
+from scalecov_jax.images.image_set import Example
 from scalecov_jax.probes.splits import random_splits
 from scalecov_jax.rcv import fit_rcvs, save_rcvs
 from scalecov_jax.settings import parse

@@ -293,7 +293,7 @@ def test_labels_outside_the_classes_and_too_few_images_are_named(photographs, tm
     index.write_text("\n".join(lines[:9]))
     for path in sorted(tmp_path.glob("*.png"))[8:]:
         path.unlink()
-    with pytest.raises(ValueError, match="8 labelled images; at least 10 are needed"):
+    with pytest.raises(ValueError, match="8 usable images; at least 10 are needed"):
         resize.check(changed)
 
 

@@ -29,8 +29,8 @@ from scalecov_jax.experiments.resize_maths import (
     true_class,
     wilson_interval,
 )
-from scalecov_jax.images.example import FILTERS, Box, Example, ImageError
-from scalecov_jax.images.labelled import Label, LabelledImages
+from scalecov_jax.images.decoding import FILTERS
+from scalecov_jax.images.image_set import Box, Example, ImageError, image_set
 from scalecov_jax.models.layers import Softmax
 from scalecov_jax.models.preprocessing import preprocess
 
@@ -75,19 +75,16 @@ def images():
     """Images of random shapes whose box covers a known part."""
     rng = np.random.default_rng(0)
     pixels = [rng.integers(0, 256, (*rng.integers(20, 60, 2), 3), dtype=np.uint8) for _ in range(7)]
-    rows = [
-        Label(f"{index}.png", str(index % 5), Box(1, 1, one.shape[1], 10), one.shape[1], one.shape[0])
+    return image_set(
+        Example(one, str(index % 5), Box(1, 1, one.shape[1], 10), None, "", f"{index}.png")
         for index, one in enumerate(pixels)
-    ]
-    return LabelledImages(
-        tuple(rows), lambda index: Example(pixels[index], None, rows[index].box, None, "", rows[index].name)
     )
 
 
 def run(network, images, **options):
     settings = {"sizes": (20, 33), "filters": ("bicubic", "nearest"), "batch_size": 4, **options}
     truth = np.arange(len(images)) % 5
-    return classify(network, "tiny", images, truth, group_images(images.labels, 0.8), **settings)
+    return classify(network, "tiny", images, truth, group_images(images, 0.8), **settings)
 
 
 def test_rows_are_those_of_a_plain_forward_pass(network, images):
@@ -105,7 +102,7 @@ def test_rows_are_those_of_a_plain_forward_pass(network, images):
             np.testing.assert_allclose(row["probability"], output[index % 5], rtol=1e-4)
             assert row["rank"] == 1 + (output > output[index % 5]).sum()
             assert row["object_ratio"] == pytest.approx(10 / example.image.shape[0])
-            assert row["group"] == group_images(images.labels, 0.8)[index]
+            assert row["group"] == group_images(images, 0.8)[index]
     assert rows["probability"].round(6).nunique() > 20  # sizes and filters do differ
 
 
@@ -131,9 +128,9 @@ def test_undecodable_images_are_left_out_of_every_size(network, images, tmp_path
     def read(index):
         if index == 2:
             raise ImageError("2.png", "broken")
-        return images.read(index)
+        return images.decode(index)
 
-    rows, skipped = run(network, dataclasses.replace(images, read=read), cache=tmp_path)
+    rows, skipped = run(network, dataclasses.replace(images, decode=read), cache=tmp_path)
     assert [x.name for x in skipped] == ["2.png"]
     assert {*rows["image"]} == {f"{index}.png" for index in (0, 1, 3, 4, 5, 6)}
     expected = run(network, images)[0].query("image != '2.png'").reset_index(drop=True)
@@ -169,10 +166,14 @@ def test_sizes_below_the_minimum_are_named(network):
 # Groups
 
 
+def known(sizes, boxes):
+    """Images of which only width, height and box are known."""
+    blank = (np.broadcast_to(np.uint8(0), (height, width, 3)) for width, height in sizes)
+    return image_set(Example(one, "0", box, None, "", "") for one, box in zip(blank, boxes, strict=True))
+
+
 def boxed(*ratios):
-    return [
-        Label(str(index), "0", Box(1, 1, 100, 100 * ratio), 100, 100) for index, ratio in enumerate(ratios)
-    ]
+    return known([(100, 100)] * len(ratios), [Box(1, 1, 100, 100 * ratio) for ratio in ratios])
 
 
 def test_groups_by_object():
@@ -189,10 +190,10 @@ def test_groups_by_object():
 
 def test_groups_by_image():
     sizes = [(500, 375), (375, 500), (500, 375), (375, 375), (300, 200), (1000, 800), (500, 333)]
-    groups = group_images([Label(str(i), "0", None, *size) for i, size in enumerate(sizes)], 0.8)
+    groups = group_images(known(sizes, [None] * len(sizes)), 0.8)
     small, large = "smaller images (shorter side 200 to 333 px)", "larger images (shorter side 375 to 800 px)"
     assert groups == [large, large, large, large, small, large, small]
-    same = group_images([Label(str(i), "0", None, 32, 32) for i in range(4)], 0.8)
+    same = group_images(known([(32, 32)] * 4, [None] * 4), 0.8)
     assert same == ["images (shorter side 32 to 32 px)"] * 4
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scalecov_jax.images import fundus, retina
-from scalecov_jax.images.sources import open_source
+from scalecov_jax.images.sources import open_images
 
 SIZE = 160  # at which every lesion is larger than a pixel
 
@@ -93,11 +93,10 @@ def test_source(monkeypatch):
             )
         ),
     )
-    found, skipped = open_source("retina", "retina", count=7, seed=3, size=4)
-    assert not skipped
+    found = open_images("retina", "retina", count=7, seed=3, size=4)
     assert [one.group[-1] for one in found] == ["0", "0", "1", "1", "2", "2", "3"]
     assert {one.label for one in found} <= set(retina.GRADES)
     assert all(one.image[0, 0, 0] == int(one.label) for one in found)
     assert len({one.name for one in found}) == 7
-    first, second = (np.array([int(one.label) for one in found[eye::2]][:3]) for eye in (0, 1))
+    first, second = (np.array([int(one.label) for one in [*found][eye::2]][:3]) for eye in (0, 1))
     assert (np.abs(first - second) <= 1).all()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from scalecov_jax.concepts.scale import log_scale, measure, scale_ratio, sqrt_scale
-from scalecov_jax.images.boxes import read_boxes
-from scalecov_jax.images.example import Box, Example
+from scalecov_jax.images.image_set import Box, Example
+from scalecov_jax.images.voc import read_boxes
 
 
 def test_corners_are_inclusive():
@@ -32,9 +32,10 @@ def test_real_ratios_equal_the_index(shared):
         rows = list(csv.DictReader(file))
     expected = {row["file"]: float(row["r"]) for row in rows}
     measured = {
-        annotation.name: scale_ratio(annotation.box, annotation.height, annotation.width)
+        known.name: scale_ratio(known.box, *known.image.shape[:2])
         for image_class in ("car", "cat", "train")
-        for annotation in read_boxes(folder, image_class).annotations
+        for images in [read_boxes(folder, image_class)]
+        for known in map(images.outline, range(len(images)))
     }
     assert len(measured) == 570
     assert measured.keys() == expected.keys()

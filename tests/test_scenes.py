@@ -9,7 +9,7 @@ import pytest
 
 from scalecov_jax.concepts import scale
 from scalecov_jax.images import scenes
-from scalecov_jax.images.sources import open_source
+from scalecov_jax.images.sources import open_images
 
 SIZE = 64
 COUNT = len(scenes.CLASSES)
@@ -198,7 +198,7 @@ def test_growing_fills_the_image_at_most():
 
 def test_unknown_class_is_told_the_nearest():
     with pytest.raises(ValueError, match="'stripped_disc'; did you mean striped_disc") as error:
-        open_source("scenes", "stripped_disc", count=12)
+        open_images("scenes", "stripped_disc", count=12)
     assert all(name in str(error.value) for name in scenes.CLASSES)
     with pytest.raises(ValueError, match=r"'car'.*There are striped_disc"):
         scenes.examples("car", 12, 0)

@@ -12,7 +12,6 @@ import numpy as np
 import optax
 import pytest
 from golden_tables import assert_golden
-from PIL import Image
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import roc_auc_score
 from tiny_network import random_network
@@ -25,8 +24,7 @@ from scalecov_jax.experiments import texture_maths as maths
 from scalecov_jax.experiments.texture_maths import in_sample_r2, score_texture
 from scalecov_jax.explain.target import class_probability
 from scalecov_jax.images import tissue
-from scalecov_jax.images.classes import ClassImages, class_folders, open_classes, tissue_patches
-from scalecov_jax.images.example import Example
+from scalecov_jax.images.image_set import Example, image_set
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.report.numbers import number as shown
 from scalecov_jax.settings import parse
@@ -42,17 +40,17 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def patches(patients=8, per_class=4, size=32):
     """Noise, coarser in the second class, with each patient's own brightness."""
     rng = np.random.default_rng(0)
-    examples, kinds = [], []
+    examples = []
     for patient in range(patients):
         for kind in (0, 1):
             for number in range(per_class):
                 grain = rng.integers(0, 256, (size >> kind, size >> kind, 3)) // (1 + patient % 3)
                 image = np.kron(grain, np.ones((1 << kind, 1 << kind, 1))).astype(np.uint8)
                 name = f"{patient}_{kind}_{number}"
-                examples.append(Example(image, str(kind), None, None, f"patient {patient}", name))
-                kinds.append(kind)
-    groups = tuple(one.group for one in examples)
-    return ClassImages(("fine", "coarse"), tuple(kinds), groups, examples.__getitem__)
+                examples.append(
+                    Example(image, ("fine", "grainy")[kind], None, None, f"patient {patient}", name)
+                )
+    return image_set(examples)
 
 
 def test_kinds_of_tissue_differ_in_nuclei_and_not_in_stain():
@@ -73,30 +71,11 @@ def test_kinds_of_tissue_differ_in_nuclei_and_not_in_stain():
 
 
 def test_rendered_patches_name_class_and_patient():
-    source = tissue_patches(2, 1, 0, size=48)
-    assert [source.classes, source.groups[0], len(source)] == [(0, 1, 0, 1), "patient_000", 4]
-    assert len({source.groups[0], source.groups[1]}) == 1 < len({*source.groups})
+    source = tissue.patches(2, 1, 0, size=48)
+    assert [*source.column("label")] == ["normal", "tumour"] * 2
+    assert [*source.column("group")] == ["patient_000"] * 2 + ["patient_001"] * 2
     tumour = source[1]  # the other kind would be compiled anew
     assert (tumour.label, tumour.group, tumour.image.shape) == ("tumour", "patient_000", (48, 48, 3))
-
-
-def test_folders_of_classes_and_patients(tmp_path):
-    for name in ("a/p1/x.png", "a/p1/y.png", "b/p2/z.png", "b/alone.png"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
-    source = class_folders(tmp_path)
-    assert source.class_names == ("a", "b")
-    assert source.classes == (0, 0, 1, 1)
-    assert source.groups == ("p1", "p1", "b/alone.png", "p2")
-    assert (source[0].label, source[2].label) == ("a", "b")
-    (tmp_path / "c").mkdir()
-    with pytest.raises(ValueError, match="classes a, b, c, no image in c; expected two"):
-        class_folders(tmp_path)
-    with pytest.raises(ValueError, match="no such folder"):
-        class_folders(tmp_path / "none")
-    with pytest.raises(ValueError, match="no prepared dataset"):
-        open_classes(f"tfds:{tmp_path}")
 
 
 def test_a_step_is_adam_on_the_cross_entropy():
@@ -105,7 +84,7 @@ def test_a_step_is_adam_on_the_cross_entropy():
     network = with_one_output(random_network(last="block_2"), 0)
     trunk = pruned_network(network, WHOLE)
     images = np.stack([source[i].image for i in range(8)])
-    y = np.array(source.classes, np.float32)
+    y = (source.column("label") == "grainy").astype(np.float32)
     state = initial_state(trunk, 1e-2, 0)
     regressor = Regressor(trunk.module, "tf", "sigmoid_cross_entropy")
 
@@ -211,7 +190,7 @@ def run(settings, workdir, **options):
 @pytest.fixture(scope="module")
 def finished(settings, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(texture, "open_classes", lambda *_, **__: patches())
+        patch.setattr(tissue, "patches", lambda *_, **__: patches())
         workdir = tmp_path_factory.mktemp("runs") / "run"
         return workdir, run(settings, workdir)
 
@@ -239,9 +218,9 @@ def test_findings_agree_with_the_tables(finished, tables):
     assert not {"nan", "inf"} & {*re.findall("[a-z]+", finished[1].lower())}
     detector = tables["detector"].iloc[0]
     assert detector[["architecture", "detects", "trained_on", "tested_on", "patients"]].tolist() == [
-        "tiny", "coarse", 32, 32, 4,
+        "tiny", "grainy", 32, 32, 4,
     ]  # fmt: skip
-    assert 0 <= detector["auc_low"] <= detector["auc"] == value(page, "AUC of the detector of coarse") <= 1
+    assert 0 <= detector["auc_low"] <= detector["auc"] == value(page, "AUC of the detector of grainy") <= 1
     assert value(page, "accuracy") == 100 * detector["accuracy"]
     ridge = scores.query("images == 32 and estimator == 'ridge' and not shuffled")
     r2 = ridge.set_index(["weights", "layer", "concept"])["r2"].sort_index()
@@ -328,8 +307,8 @@ def test_few_features_are_judged_where_they_are_most(settings, tables):
 
 def test_the_detector_can_be_explained(finished):
     tuned = checkpoints.load(finished[0] / "fine_tuned")
-    assert tuned.card.class_names == ("coarse",)
-    assert class_probability(tuned, "coarse").link is jax.nn.sigmoid
+    assert tuned.card.class_names == ("grainy",)
+    assert class_probability(tuned, "grainy").link is jax.nn.sigmoid
 
 
 def test_resume_computes_nothing_twice_and_gives_the_same_bytes(finished, settings, tmp_path, monkeypatch):
@@ -343,7 +322,7 @@ def test_resume_computes_nothing_twice_and_gives_the_same_bytes(finished, settin
         maths, "score_texture", lambda name, *a, **k: scored.append(name) or real(name, *a, **k)
     )
     monkeypatch.setattr(texture, "compute_features", lambda *_, **__: pytest.fail("features are known"))
-    monkeypatch.setattr(texture, "open_classes", lambda *_, **__: patches())
+    monkeypatch.setattr(tissue, "patches", lambda *_, **__: patches())
     run(settings, workdir, resume=True)
     assert scored == ["pretrained", "pretrained"]  # of 12 images and of all
     assert {path.name: path.read_bytes() for path in workdir.rglob("*.csv")} == before
@@ -351,9 +330,9 @@ def test_resume_computes_nothing_twice_and_gives_the_same_bytes(finished, settin
 
 def test_patients_are_on_one_side(settings, monkeypatch):
     source = patches()
-    monkeypatch.setattr(texture, "open_classes", lambda *_, **__: source)
+    monkeypatch.setattr(tissue, "patches", lambda *_, **__: source)
     plan = texture._plan(parse(texture.Settings, settings))
-    train, test = ({source.groups[i] for i in part} for part in (plan.train, plan.test))
+    train, test = ({*source.column("group")[part]} for part in (plan.train, plan.test))
     assert not train & test
     assert len(train) == len(test) == 4
 

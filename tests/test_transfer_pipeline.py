@@ -14,7 +14,7 @@ from scalecov_jax import checkpoints
 from scalecov_jax import run as runner
 from scalecov_jax.experiments import transfer
 from scalecov_jax.images import tissue
-from scalecov_jax.images.annotated import AnnotatedImage
+from scalecov_jax.images.image_set import Example, image_set
 from scalecov_jax.transfer import fine_tuning
 
 RENDERED = tissue.regions
@@ -38,10 +38,9 @@ def dots(count, seed, *, size):
         near = (y % 16 - 8) ** 2 + (x % 16 - 8) ** 2 <= 12 + 4 * (number % 4)
         labels = np.where(near, 1 + (y // 16) * 100 + x // 16, 0).astype(np.int32)
         image = rng.integers(150, 256, (size, size, 3)) - 120 * near[..., None]
-        mask = (255 * near).astype(np.uint8)
         name = f"patient_{number}"
-        images.append(AnnotatedImage(image.astype(np.uint8), labels, mask, 40.0, name, name))
-    return images
+        images.append(Example(image.astype(np.uint8), None, None, labels, name, name))
+    return image_set(images).assign(magnification=40.0)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +230,7 @@ def test_a_single_seed_is_no_test(settings, tmp_path):
         ({"layer": "block_9"}, r"tiny has no layer 'block_9'; did you mean block_"),
         ({"layer": "softmax"}, r"A regression head cannot follow softmax; choose one of stem"),
         ({"architecture": "resnet50"}, r"holds tiny, but config\.architecture is resnet50"),
-        ({"data": "/nowhere", "layer": "stam"}, r"/nowhere is no folder.*did you mean stem"),
+        ({"data": "/nowhere", "layer": "stam"}, r"/nowhere: no such folder.*did you mean stem"),
         ({"seeds": 0, "labels": "none"}, r"config\.labels is 'none'.*config\.seeds is 0"),
     ],
 )

@@ -6,9 +6,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from scalecov_jax.images.example import Example
+from scalecov_jax.images.image_set import Example
 
-# From (included) to (excluded), on OpenCV's scale of hue: 0 to 180, half the degrees. Red wraps around.
 BANDS = {
     "red": (165, 10),
     "orange": (10, 25),

@@ -18,8 +18,14 @@ from tqdm import tqdm
 
 from scalecov_jax.cache import MeasureCache, content_hash
 from scalecov_jax.concepts.measure import ConceptMeasure
-from scalecov_jax.images.boxes import BoxImages
-from scalecov_jax.images.example import MIN_IMAGES, Example, ImageError, Skipped, Source
+from scalecov_jax.images.image_set import (
+    MIN_IMAGES,
+    Example,
+    ImageError,
+    ImageSet,
+    Skipped,
+    Source,
+)
 
 _WRITE_EVERY = 5.0  # seconds
 
@@ -79,7 +85,7 @@ def measure_all(
             f"Expected at least one worker and measures of different names, got {workers} and {', '.join(names) or 'none'}."
         )
     read = source.__getitem__
-    if isinstance(source, BoxImages) and not any(one.reads_pixels for one in measures):
+    if isinstance(source, ImageSet) and source.sized and not any(one.reads_pixels for one in measures):
         read = source.outline
     cached = MeasureCache(cache)
     outcomes: dict[int, _Outcome] = {}

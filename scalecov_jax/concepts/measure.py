@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from scalecov_jax.concepts import colour, nuisance, scale, shape, texture
 from scalecov_jax.concepts.csv_column import csv_column
-from scalecov_jax.images.example import Example
+from scalecov_jax.images.image_set import Example
 
 
 class ConceptMeasure(NamedTuple):
@@ -112,8 +112,8 @@ def get_measure(name: str) -> ConceptMeasure:
     if name in MEASURES:
         return MEASURES[name]
     if name.startswith("csv:"):
-        path, _, column = name.removeprefix("csv:").rpartition(":")
-        if not (path and column):
+        path, column = csv_parts(name)
+        if not path:
             raise ValueError(f"{name}: expected csv:PATH:COLUMN, as in csv:ages.csv:age.")
         return ConceptMeasure(name, csv_column(path, column), "", column, reads_pixels=False)
     base, *given = name.split(":")
@@ -128,6 +128,12 @@ def get_measure(name: str) -> ConceptMeasure:
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     return entry._replace(name=name, measure=measure, title=f"{entry.title} ({', '.join(given)})")
+
+
+def csv_parts(text: str) -> tuple[str, str]:
+    """File and column of csv:PATH:COLUMN; both empty where it is anything else."""
+    path, _, column = text.strip().removeprefix("csv:").rpartition(":")
+    return (path, column) if text.strip().startswith("csv:") and path and column else ("", "")
 
 
 def get_measures(names: Sequence[str]) -> tuple[ConceptMeasure, ...]:

@@ -7,9 +7,8 @@ from jaxtyping import Bool, Integer
 from skimage.measure import label, regionprops
 
 from scalecov_jax.concepts.nuclei import MIN_AREA
-from scalecov_jax.images.example import Example
+from scalecov_jax.images.image_set import Example
 
-# Names of the measures, and of scikit-image's regionprops.
 PROPERTIES = {
     "area": "area",
     "perimeter": "perimeter",

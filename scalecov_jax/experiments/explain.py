@@ -15,7 +15,7 @@ from scalecov_jax.experiments import explain_checks, explain_maps, explain_score
 from scalecov_jax.experiments.explain_checks import REFERENCE
 from scalecov_jax.experiments.explain_inputs import METHODS, Settings, Subject, open_inputs
 from scalecov_jax.explain import grad_cam
-from scalecov_jax.images.example import Skipped
+from scalecov_jax.images.image_set import Skipped
 from scalecov_jax.report import page, pictures, plots
 from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import number

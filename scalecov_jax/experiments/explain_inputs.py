@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
@@ -31,9 +30,9 @@ from scalecov_jax.explain.target import (
 )
 from scalecov_jax.images import fundus
 from scalecov_jax.images.batching import batches
-from scalecov_jax.images.example import ImageError, Skipped, Source
-from scalecov_jax.images.folder import Prepared, Subset, evenly, read_folder
-from scalecov_jax.images.sources import RETINA, SCENES, open_source
+from scalecov_jax.images.folder import read_folder
+from scalecov_jax.images.image_set import ImageError, ImageSet, Skipped, Source
+from scalecov_jax.images.sources import RETINA, SCENES, has_classes, open_images
 from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.preprocessing import preprocess
@@ -250,9 +249,11 @@ def open_inputs(settings: Settings) -> tuple[list[Subject], tuple[Skipped, ...]]
     if settings.method == "feature_visualization":
         return _each(subjects, _with_objective), ()
     subjects = _each(subjects, _with_targets)
-    source, skipped = _open_images(subjects)
+    source = _open_images(subjects)
     masked = with_masks(source, settings.images) if settings.locates else ()
-    return [dataclasses.replace(subject, source=source, masked=masked) for subject in subjects], skipped
+    return [
+        dataclasses.replace(subject, source=source, masked=masked) for subject in subjects
+    ], source.skipped
 
 
 def _each(subjects: Sequence[Subject], complete: Callable[[Subject], Subject]) -> list[Subject]:
@@ -351,7 +352,7 @@ def chosen_rcvs(subject: Subject, layer: str, concepts: Sequence[str]) -> list[R
     return [by_concept[concept] for concept in concepts or by_concept]
 
 
-def with_masks(source: Source, images: str) -> Subset:
+def with_masks(source: ImageSet, images: str) -> ImageSet:
     """The images of a source whose mask holds something; those that cannot be decoded are left to others to name.
 
     Raises:
@@ -370,7 +371,7 @@ def with_masks(source: Source, images: str) -> Subset:
             f"config.localisation needs masks, but none of the {len(source)} images of {images} has one with anything in it; "
             "expected config.images=retina, annotated:FOLDER, or a folder with an index.csv that has a column mask."
         )
-    return Subset(source, indices)
+    return source.take(indices)
 
 
 def _class_target(network: Network, text: str) -> Target:
@@ -394,22 +395,21 @@ def _last(network: Network) -> str:
     return network.module.last  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _open_images(subjects: Sequence[Subject]) -> tuple[Source, tuple[Skipped, ...]]:
-    settings, skipped = subjects[0].settings, ()
-    images, wanted = settings.images, settings.image_class
-    size = max(subject.size for subject in subjects)
+def _open_images(subjects: Sequence[Subject]) -> ImageSet:
+    settings = subjects[0].settings
+    images, size = settings.images, max(subject.size for subject in subjects)
     if images in (SCENES, RETINA):
         size = size if images == RETINA else 128  # small lesions are lost in a small picture
-        source = _rendered(images, wanted, settings.scenes, settings.seed, size)
-    elif images.startswith(("tfds:", "annotated:")) or (Path(images) / "Annotations").is_dir():
-        source, skipped = open_source(images, wanted)
+        found = _rendered(images, settings.image_class, settings.scenes, settings.seed, size)
+    elif has_classes(images) or images.startswith("annotated:"):
+        found = open_images(images, settings.image_class)
     else:
-        source = read_folder(images)
+        found = read_folder(images)
         if settings.trim:
-            source = Prepared(source, partial(fundus.trim_example, size=size))
-    return evenly(source, settings.limit), tuple(skipped)
+            found = found.map(partial(fundus.trim_example, size=size))
+    return found.spread(settings.limit)
 
 
 @lru_cache(maxsize=1)  # of a run, whose settings are checked before
-def _rendered(images: str, image_class: str, count: int, seed: int, size: int) -> Source:
-    return open_source(images, image_class, count=count, seed=seed, size=size)[0]
+def _rendered(images: str, image_class: str, count: int, seed: int, size: int) -> ImageSet:
+    return open_images(images, image_class, count=count, seed=seed, size=size)

@@ -18,7 +18,8 @@ from scalecov_jax.explain.feature_visualization import RECIPES, Stage
 from scalecov_jax.explain.gradients import LayerGradients, check_gradients, layer_gradients
 from scalecov_jax.explain.visualization_state import load_state, save_state
 from scalecov_jax.features import Features, cached_features
-from scalecov_jax.images.example import Box, Skipped, resize_image
+from scalecov_jax.images.decoding import resize_image
+from scalecov_jax.images.image_set import Box, Skipped
 from scalecov_jax.rcv import STRIP
 
 _CHUNK = 32  # steps between two states

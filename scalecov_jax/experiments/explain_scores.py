@@ -37,7 +37,8 @@ from scalecov_jax.explain.score_propagation import (
 )
 from scalecov_jax.explain.target import Target, settled
 from scalecov_jax.features import Features, cached_features
-from scalecov_jax.images.example import Skipped, resize_image
+from scalecov_jax.images.decoding import resize_image
+from scalecov_jax.images.image_set import Skipped
 from scalecov_jax.models.folding import folded
 from scalecov_jax.models.receptive_field import layer_fields
 from scalecov_jax.report.pictures import Album, black_and_white, blink, marked, signed_map

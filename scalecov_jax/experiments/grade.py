@@ -19,7 +19,8 @@ from scalecov_jax import training
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments.grade_scores import REFERABLE, evaluate, two_eyes
 from scalecov_jax.experiments.grade_training import PREPROCESSING, eye_features, grade_probabilities, train
-from scalecov_jax.images.eyes import GRADES, PARTS, Eyes, open_eyes
+from scalecov_jax.images.eyes import GRADES, PARTS, open_eyes
+from scalecov_jax.images.image_set import ImageSet
 from scalecov_jax.images.prepared_eyes import prepare_eyes
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
@@ -188,7 +189,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     }
 
 
-def _open(settings: Settings) -> dict[str, Eyes]:
+def _open(settings: Settings) -> dict[str, ImageSet]:
     held_out = settings.validation_share, settings.test_share
     options = {"size": settings.size, "seed": settings.seed, "shares": (1 - sum(held_out), *held_out)}
     return {
@@ -197,14 +198,10 @@ def _open(settings: Settings) -> dict[str, Eyes]:
     }
 
 
-def _listed(opened: Mapping[str, Eyes]) -> dict[str, pd.DataFrame]:
+def _listed(opened: Mapping[str, ImageSet]) -> dict[str, pd.DataFrame]:
     """Names, patients, sides and grades of the eyes of each part."""
-    return {
-        part: pd.DataFrame(
-            {"image": eyes.names, "patient": eyes.patients, "side": eyes.sides, "grade": eyes.grades}
-        )
-        for part, eyes in opened.items()
-    }
+    columns = {"name": "image", "group": "patient", "side": "side", "grade": "grade"}
+    return {part: eyes.table[[*columns]].rename(columns=columns) for part, eyes in opened.items()}
 
 
 def _check_grades(settings: Settings, eyes: Mapping[str, pd.DataFrame]) -> None:

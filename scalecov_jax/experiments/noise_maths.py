@@ -22,7 +22,7 @@ from scalecov_jax.compilation import jit
 from scalecov_jax.features import Features, cached_features, pooled_features, shortened
 from scalecov_jax.images import noise
 from scalecov_jax.images.batching import batches
-from scalecov_jax.images.example import Skipped
+from scalecov_jax.images.image_set import Skipped
 from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.preprocessing import Preprocessing

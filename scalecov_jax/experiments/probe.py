@@ -30,7 +30,8 @@ from scalecov_jax.experiments.probe_tables import ClassResult, case_table, class
 from scalecov_jax.features import dry_run
 from scalecov_jax.hosts import is_first
 from scalecov_jax.images import scenes
-from scalecov_jax.images.example import Skipped, Source, encode_jpeg
+from scalecov_jax.images.decoding import encode_jpeg
+from scalecov_jax.images.image_set import Skipped, Source
 from scalecov_jax.images.sources import SCENES
 from scalecov_jax.models.pruning import cumulative_parameters
 from scalecov_jax.probes.route import Route, choose_route, describe

@@ -14,7 +14,7 @@ from scalecov_jax.evidence import Evidence, weigh
 from scalecov_jax.experiments.probe_settings import Settings, layers_to_probe, measure
 from scalecov_jax.experiments.probe_tables import ClassResult, score_table
 from scalecov_jax.features import Features, cached_features, compute_features
-from scalecov_jax.images.example import Source
+from scalecov_jax.images.image_set import Source
 from scalecov_jax.probes import evaluate, sample_size
 from scalecov_jax.probes.controls import pixel_features
 from scalecov_jax.probes.permutation import shuffled

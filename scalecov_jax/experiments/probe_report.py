@@ -11,7 +11,7 @@ from scalecov_jax.experiments import probe_published
 from scalecov_jax.experiments.probe_part import Part
 from scalecov_jax.experiments.probe_settings import Settings
 from scalecov_jax.experiments.probe_tables import scopes
-from scalecov_jax.images.boxes import OTHER_CLASS
+from scalecov_jax.images.voc import OTHER_CLASS
 from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.probes.sample_size import SizeScore, dips
 from scalecov_jax.probes.splits import UNGROUPED

@@ -12,12 +12,12 @@ from jaxtyping import Float
 from scalecov_jax.cache import FeatureStore
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.concepts.compute import Measured, check_measures, measure_all
-from scalecov_jax.concepts.csv_column import csv_text
-from scalecov_jax.concepts.measure import get_measures
+from scalecov_jax.concepts.measure import csv_parts, get_measures
 from scalecov_jax.features import POOLINGS, Pooling, check_request
-from scalecov_jax.images.example import Skipped, Source
+from scalecov_jax.images import sources
+from scalecov_jax.images.image_set import ImageSet, Skipped, Source
 from scalecov_jax.images.scenes import check_class
-from scalecov_jax.images.sources import RETINA, SCENES, open_source, regroup
+from scalecov_jax.images.sources import RETINA, SCENES
 from scalecov_jax.models.architecture import ARCHITECTURES, available_layers, check_layer, get_architecture
 from scalecov_jax.models.folding import folded
 from scalecov_jax.models.receptive_field import undefined_layers
@@ -158,8 +158,7 @@ class Settings(Base):
     @property
     def group_column(self) -> tuple[str, str]:
         """File and column of the groups; empty where they are not given, or not as csv:PATH:COLUMN."""
-        path, _, column = self.groups.removeprefix("csv:").rpartition(":")
-        return (path, column) if self.groups.startswith("csv:") else ("", "")
+        return csv_parts(self.groups)
 
     @property
     def store(self) -> FeatureStore | None:
@@ -177,31 +176,29 @@ class Settings(Base):
         }
 
 
-def open_images(settings: Settings) -> tuple[dict[str, Source], list[Skipped]]:
-    """The images of each class, and those left out.
+def open_images(settings: Settings) -> tuple[dict[str, ImageSet], list[Skipped]]:
+    """The images of each class, in the groups asked for, and those left out.
 
     Raises:
-        ValueError: See `sources.open_source` and `sources.regroup`; what is wrong with all classes.
+        ValueError: See `sources.open_images`, `sources.regroup` and `sources.with_values`; what is wrong with all classes.
     """
-    sources, skipped, problems = {}, [], []
-    read = csv_text(*settings.group_column) if settings.groups else None
+    opened, skipped, problems = {}, [], []
+    rendered = {"count": settings.scenes, "seed": settings.seed, "size": settings.input_size}
     for image_class in settings.image_class:
         try:
-            source, left_out = open_source(
-                settings.images,
-                image_class,
-                count=settings.scenes,
-                seed=settings.seed,
-                size=settings.input_size,
+            images = sources.open_images(settings.images, image_class, **rendered)
+            for path, column in dict.fromkeys(map(csv_parts, (*settings.concept, *settings.nuisances))):
+                images = sources.with_values(images, path, column) if path else images
+            opened[image_class] = (
+                sources.regroup(images, *settings.group_column) if settings.groups else images
             )
-            sources[image_class] = regroup(source, lambda name: read(name)[0]) if read else source
         except ValueError as error:
             problems.append(str(error))
             continue
-        skipped += left_out
+        skipped += images.skipped
     if problems:
         raise ValueError(" ".join(dict.fromkeys(problems)))
-    return sources, skipped
+    return opened, skipped
 
 
 def count_images(settings: Settings) -> dict[str, int]:

@@ -19,7 +19,7 @@ from scalecov_jax.experiments.probe_settings import Settings, layers_to_probe, m
 from scalecov_jax.experiments.probe_tables import ClassResult, fold_table, score_table
 from scalecov_jax.features import pooled_features
 from scalecov_jax.hosts import check_agreement, gather_text, is_first, on_first
-from scalecov_jax.images.example import ImageError, Skipped, Source
+from scalecov_jax.images.image_set import ImageError, Skipped, Source
 from scalecov_jax.probes.contract import check_problem
 from scalecov_jax.probes.evaluate import ProbeScores
 from scalecov_jax.probes.permutation import Permuted, shuffled

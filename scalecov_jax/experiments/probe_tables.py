@@ -13,7 +13,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from scalecov_jax.evidence import Evidence, Known, pool
-from scalecov_jax.images.example import Skipped
+from scalecov_jax.images.image_set import Skipped
 from scalecov_jax.probes.evaluate import ProbeScores
 from scalecov_jax.probes.permutation import compare_orders
 from scalecov_jax.probes.sample_size import SizeScore

@@ -18,8 +18,10 @@ from scalecov_jax.checkpoints import Network, load_networks
 from scalecov_jax.experiments import resize_maths as maths
 from scalecov_jax.experiments.resize_maths import ALL, FILLED, MEASURES, REFERENCE, STRIDE, kind_of
 from scalecov_jax.images import labelled
-from scalecov_jax.images.example import FILTERS, MIN_IMAGES, Filter, count_reasons
-from scalecov_jax.images.labelled import Label, LabelledImages, Square
+from scalecov_jax.images.decoding import FILTERS, Filter
+from scalecov_jax.images.folder import enough
+from scalecov_jax.images.image_set import MIN_IMAGES, ImageSet, count_reasons
+from scalecov_jax.images.labelled import Square
 from scalecov_jax.images.scenes import CLASSES
 from scalecov_jax.images.sources import SCENES
 from scalecov_jax.models.architecture import plain_name
@@ -98,10 +100,10 @@ def check(settings: Settings) -> dict[str, Network]:
         ValueError: Folders that hold no network, or no whole one, two of one name, sizes that a network cannot take; images that
             cannot be read, too few of them, labels that are no class of a network. Says all.
     """
-    labels, networks, problems = [], {}, []
+    labels, networks, problems = pd.DataFrame(columns=["name", "label"]), {}, []
     try:
-        scenes = [Label(name, name, None, 1, 1) for name in CLASSES]
-        labels = scenes if settings.images == SCENES else [*_open(settings).labels]
+        scenes = pd.DataFrame({"name": CLASSES, "label": CLASSES})
+        labels = scenes if settings.images == SCENES else _open(settings).table
     except ValueError as error:
         problems.append(str(error))
 
@@ -135,14 +137,14 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     networks, images = check(settings), _open(settings)
     for reason, count in count_reasons(images.skipped).items():
         logging.info("Left out: %d x %s.", count, reason)
-    groups = maths.group_images(images.labels, settings.filled)
+    groups = maths.group_images(images, settings.filled)
     parts, skipped = [], dict.fromkeys(images.skipped)
     for name, network in networks.items():
         part, unread = maths.classify(
             network,
             name,
             images,
-            _truth(network, name, images.labels, settings),
+            _truth(network, name, images.table, settings),
             groups,
             sizes=sorted(settings.sizes),
             filters=[name for name in FILTERS if name in settings.filters],
@@ -157,7 +159,8 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     trained_at = {name: network.card.input_size for name, network in networks.items()}
     cards = [(name, network.architecture.name, trained_at[name]) for name, network in networks.items()]
     classified = {*rows["image"]}
-    listed = [(x.name, x.width, x.height, "", "") for x in images.labels if x.name in classified]
+    used = images.table.loc[images.table["name"].isin(classified), ["name", "width", "height"]]
+    listed = [(*row, "", "") for row in used.itertuples(index=False)]
     listed += [(skip.name, np.nan, np.nan, skip.reason, skip.detail) for skip in skipped]
     return {
         "resize": rows,
@@ -170,20 +173,13 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     }
 
 
-def _open(settings: Settings) -> LabelledImages:
+def _open(settings: Settings) -> ImageSet:
     rendered = {"count": settings.scenes, "seed": settings.seed, "size": settings.scene_size}
     images = labelled.open_labelled(settings.images, settings.class_indices, **rendered)
-    images = labelled.spread(labelled.squared(images, settings.square), settings.limit)
-    if len(images) < MIN_IMAGES:
-        reasons = count_reasons(images.skipped).items()
-        left = ", ".join(f"{reason} {count}" for reason, count in reasons) or "none"
-        raise ValueError(
-            f"{settings.images}: {len(images)} labelled images; at least {MIN_IMAGES} are needed (left out: {left})."
-        )
-    return images
+    return enough(labelled.squared(images, settings.square).spread(settings.limit), settings.images)
 
 
-def _truth(network: Network, name: str, labels: Sequence[Label], settings: Settings) -> Int[np.ndarray, " N"]:
+def _truth(network: Network, name: str, labels: pd.DataFrame, settings: Settings) -> Int[np.ndarray, " N"]:
     """The class of each image, as an output of the network."""
     classes, class_names = maths.classes_of(network, name), network.card.class_names
     if settings.images == SCENES and not class_names and classes == len(CLASSES):

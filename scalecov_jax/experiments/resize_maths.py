@@ -3,7 +3,6 @@
 Source: Graziani et al. 2021, section 4.1.
 """
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +20,8 @@ from tqdm import tqdm
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.concepts.scale import scale_ratio
 from scalecov_jax.features import Features, cached_features, compute_features
-from scalecov_jax.images.example import FILTERS, Example, Filter, Skipped, resize_image
-from scalecov_jax.images.labelled import Label, LabelledImages
+from scalecov_jax.images.decoding import FILTERS, Filter, resize_image
+from scalecov_jax.images.image_set import Example, ImageSet, Skipped, boxes_of
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.pruning import abstract_variables
 from scalecov_jax.models.receptive_field import check_size, check_variables
@@ -92,26 +91,29 @@ def check_sizes(network: Network, name: str, sizes: Sequence[int]) -> None:
         check_variables(network.module, network.variables["params"], size, name)
 
 
-def object_ratios(labels: Sequence[Label]) -> Float[np.ndarray, " N"]:
+def object_ratios(images: ImageSet) -> Float[np.ndarray, " N"]:
     """Area of the object's box / area of the image; NaN where no box is known."""
-    return np.array([scale_ratio(x.box, x.height, x.width) if x.box else np.nan for x in labels], dtype=float)
+    known = zip(boxes_of(images), images.column("height"), images.column("width"), strict=True)
+    return np.array(
+        [scale_ratio(box, int(height), int(width)) if box else np.nan for box, height, width in known], float
+    )
 
 
-def group_images(labels: Sequence[Label], filled: float) -> list[str]:
+def group_images(images: ImageSet, filled: float) -> list[str]:
     """The group of each image, named with its bounds.
 
     Where boxes are known: `filled` where the box covers at least that part of the image, and thirds of the object's size among
     the rest. Without boxes: halves by the shorter side of the image. Equal values never part, so groups may be uneven or fewer.
 
     Args:
-        labels: Of images after squaring.
+        images: After squaring.
         filled: r = box area / image area from which an image counts as filled.
 
     Source: Graziani et al. 2021, section 4.1 (69 filled images of 500 x 500 pixels and 69 smaller ones).
     """
-    ratios = object_ratios(labels)
+    ratios = object_ratios(images)
     if np.isnan(ratios).any():
-        sides = np.array([min(label.width, label.height) for label in labels], float)
+        sides = np.minimum(images.column("width"), images.column("height")).astype(float)
         names = SIDES if (sides != sides[0]).any() else ("images",)
         return _parts(sides, names, "shorter side {:.0f} to {:.0f} px")
     rest = ratios < filled
@@ -140,7 +142,7 @@ def _parts(values: Float[np.ndarray, " N"], names: Sequence[str], text: str) -> 
 def classify(
     network: Network,
     weights: str,
-    images: LabelledImages,
+    images: ImageSet,
     class_indices: Int[np.ndarray, " N"],
     groups: Sequence[str],
     *,
@@ -180,11 +182,10 @@ def classify(
     network = network._replace(module=module, variables=variables)
 
     def compute(size: int, resize_filter: Filter) -> Features:
-        def read(index: int) -> Example:  # in the threads that decode
-            example = images[index]
-            return example._replace(image=resize_image(example.image, size, resize_filter), box=None)
+        def resized(example: Example) -> Example:  # in the threads that decode
+            return example._replace(image=resize_image(example.image, size, resize_filter))
 
-        source = dataclasses.replace(images, read=read)
+        source = images.map(resized)
         computed = compute_features(network, source, (OUTPUT,), size=size, batch_size=batch_size, dtype=dtype)
         if not len(computed.indices):
             raise ValueError(f"None of the {len(images)} images can be decoded.")
@@ -192,9 +193,9 @@ def classify(
         two = {"probability": probability[:, None], "rank": rank[:, None].astype(np.float32)}
         return computed._replace(values=two)
 
-    names = [label.name for label in images.labels]
+    names = [*images.table["name"]]
     known = pd.DataFrame(
-        {"weights": weights, "image": names, "group": groups, "object_ratio": object_ratios(images.labels)}
+        {"weights": weights, "image": names, "group": groups, "object_ratio": object_ratios(images)}
     )
     parts, skipped = [], {}
     with tqdm(

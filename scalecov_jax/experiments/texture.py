@@ -25,9 +25,10 @@ from scalecov_jax.experiments import texture_maths as maths
 from scalecov_jax.experiments.explain_inputs import Subject
 from scalecov_jax.explain.target import class_logit, head_unit
 from scalecov_jax.features import cached_features, check_request, compute_features
-from scalecov_jax.images.classes import ClassImages, open_classes
-from scalecov_jax.images.example import MIN_IMAGES
-from scalecov_jax.images.folder import Subset
+from scalecov_jax.images import tissue
+from scalecov_jax.images.folder import class_folders, read_folder
+from scalecov_jax.images.image_set import MIN_IMAGES, ImageSet
+from scalecov_jax.images.prepared import camelyon_patches
 from scalecov_jax.models.architecture import available_layers, check_layer, plain_name
 from scalecov_jax.probes.evaluate import fit
 from scalecov_jax.probes.splits import grouped_splits
@@ -99,7 +100,7 @@ class _Plan(NamedTuple):
 
     name: str
     network: Network
-    source: ClassImages
+    source: ImageSet
     train: np.ndarray
     test: np.ndarray
     layers: tuple[str, ...]
@@ -160,13 +161,15 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     checkpoints.save(folder / "fine_tuned", tuned, overwrite=True)
     randomised = checkpoints.random_network(plan.network, seed)
     networks = {"random": randomised, "pretrained": plan.network, "fine_tuned": tuned}
-    held_out = Subset(plan.source, plan.test.tolist())  # fine-tuning has read all of them, or refused
+    held_out = plan.source.take(plan.test)  # fine-tuning has read all of them, or refused
     cache = folder / "measures.csv"
     measured = measure_all(get_measures(settings.concepts), held_out, cache=cache, progress="measures")
     for values in measured.values.T:
         check_measures(values, measured.names)
     measures = dict(zip(settings.concepts, measured.values.T, strict=True))
-    classes, groups = np.array(plan.source.classes)[plan.test], measured.groups
+    of_class = held_out.column("label")
+    detects = max(of_class)
+    classes, groups = (of_class == detects).astype(int), measured.groups
     scores, targets, features = [], {}, {}
     for name, network in networks.items():
         path = folder / "features" / f"{name}.npz"
@@ -191,7 +194,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     weighed = dataclasses.replace(subject["fine_tuned"], source=held_out, rcvs=rcvs)
     sensitivity, _ = explain_maps.weigh_concepts(weighed, folder)
     ones, zeros = (np.flatnonzero(classes == kind).tolist() for kind in (1, 0))
-    few = Subset(held_out, ones[: settings.shown - settings.shown // 2] + zeros[-(settings.shown // 2) :])
+    few = held_out.take(ones[: settings.shown - settings.shown // 2] + zeros[-(settings.shown // 2) :])
     drawn = {
         WEIGHTS[name]: explain_maps.map_images(dataclasses.replace(one, source=few), folder).shown
         for name, one in subject.items()
@@ -204,7 +207,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
             album.add("maps", image, label, overlay(pixels, of_network, POSITIVE))
     detector = {
         "architecture": plan.network.architecture.name,
-        "detects": plan.source.class_names[1],
+        "detects": detects,
         "trained_on": len(plan.train),
         "tested_on": len(plan.test),
         "patients": len({*groups}),
@@ -247,12 +250,15 @@ def _plan(settings: Settings) -> _Plan:
     return _Plan(name, network, source, train, test, layers, missing)
 
 
-def _patches(settings: Settings) -> tuple[ClassImages, np.ndarray, np.ndarray]:
+def _patches(settings: Settings) -> tuple[ImageSet, np.ndarray, np.ndarray]:
     """The patches, and the indices of those to train and to test on."""
-    rendered = {"patients": settings.patients, "per_class": settings.per_class, "size": settings.size}
-    source = open_classes(settings.images, seed=settings.seed, **rendered)
-    classes, used = np.array(source.classes), np.arange(len(source))
-    train = grouped_splits(source.groups, 1, settings.seed, settings.held_out, classes=classes)[0]
+    kind, _, folder = settings.images.rpartition(":")
+    if settings.images == "tissue":
+        source = tissue.patches(settings.patients, settings.per_class, settings.seed, size=settings.size)
+    else:
+        source = camelyon_patches(folder) if kind == "tfds" else class_folders(read_folder(folder))
+    groups, classes, used = source.column("group"), source.column("label"), np.arange(len(source))
+    train = grouped_splits(groups, 1, settings.seed, settings.held_out, classes=classes)[0]
     if 0 < settings.limit < len(source):
         used = np.unique(np.linspace(0, len(source) - 1, settings.limit).round().astype(int))
     return source, used[train[used]], used[~train[used]]

@@ -22,13 +22,11 @@ from scalecov_jax.checkpoints import Network, load_networks, random_network
 from scalecov_jax.cutting import selected_layer
 from scalecov_jax.features import cached_features, compute_features
 from scalecov_jax.images import tissue
-from scalecov_jax.images.annotated import read_annotated
-from scalecov_jax.images.example import Skipped, count_reasons
+from scalecov_jax.images.folder import annotated, read_folder
+from scalecov_jax.images.image_set import ImageSet, Skipped, count_reasons
 from scalecov_jax.images.patches import (
     MAGNIFICATIONS,
-    AnnotatedSource,
     Labels,
-    Patches,
     open_patches,
     prepare_patches,
 )
@@ -163,20 +161,22 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
 
 def _run(settings: Settings, folder: Path) -> dict[str, pd.DataFrame]:
     networks = check(settings)
-    source, skipped = _source(settings)
+    source = _source(settings)
     patches = _patches(settings, source, folder / "patches")
-    skipped = (*skipped, *patches.skipped)
+    skipped = (*source.skipped, *patches.skipped)
     for reason, count in count_reasons(skipped).items():
         logging.info("Left out: %d x %s.", count, reason)
-    logging.info("%d patches of %d source images or patients.", len(patches), len(np.unique(patches.group)))
+    logging.info(
+        "%d patches of %d source images or patients.", len(patches), patches.table["group"].nunique()
+    )
     seeds = range(settings.seed, settings.seed + settings.seeds)
     train = {
         seed: grouped_splits(
-            patches.group,
+            patches.column("group"),
             1,
             settings.seed if settings.fixed_split else seed,
             settings.held_out,
-            classes=patches.magnification,
+            classes=patches.column("magnification"),
         )[0]
         for seed in seeds
     }
@@ -215,7 +215,7 @@ def _run(settings: Settings, folder: Path) -> dict[str, pd.DataFrame]:
             _models(settings, name, network, Counter(layers.values()).most_common(1)[0][0])
         )
     tables = {kind: pd.concat(frames, ignore_index=True) for kind, frames in parts.items()}
-    scores = metrics.scores(tables["predictions"], np.unique(patches.magnification))
+    scores = metrics.scores(tables["predictions"], np.unique(patches.column("magnification")))
     called = scores["weights"].where(scores["model"] != "scratch", "random (" + scores["weights"] + ")")
     return {
         "transfer": scores.assign(weights=called).drop(columns="model"),
@@ -243,14 +243,13 @@ def _cut(settings: Settings, name: str, network: Network) -> str | None:
     return layer
 
 
-def _source(settings: Settings) -> tuple[AnnotatedSource, tuple[Skipped, ...]]:
+def _source(settings: Settings) -> ImageSet:
     if settings.data == TISSUE:
-        return tissue.regions(settings.regions, settings.seed, size=settings.region_size), ()
-    source = read_annotated(settings.data, settings.magnification)
-    return source, source.skipped
+        return tissue.regions(settings.regions, settings.seed, size=settings.region_size)
+    return annotated(read_folder(settings.data), settings.magnification)
 
 
-def _patches(settings: Settings, source: AnnotatedSource, folder: Path) -> Patches:
+def _patches(settings: Settings, source: ImageSet, folder: Path) -> ImageSet:
     if not folder.exists():
         names = ("size", "magnifications", "labels", "stride", "limit")
         prepare_patches(source, folder, **{name: getattr(settings, name) for name in names})
@@ -258,7 +257,7 @@ def _patches(settings: Settings, source: AnnotatedSource, folder: Path) -> Patch
 
 
 def _features(
-    settings: Settings, name: str, network: Network, condition: str, patches: Patches, folder: Path
+    settings: Settings, name: str, network: Network, condition: str, patches: ImageSet, folder: Path
 ) -> dict[str, np.ndarray]:
     """Features of every layer at which the network can be cut, the whole last."""
     layers = comparison.cut_layers(network)
@@ -297,8 +296,8 @@ def _models(settings: Settings, name: str, network: Network, layer: str) -> pd.D
     return frame.assign(**named)[[*named, *frame]]
 
 
-def _magnifications(patches: Patches) -> pd.DataFrame:
-    frame = pd.DataFrame({"kind": patches.magnification, "group": patches.group, "area": patches.area})
+def _magnifications(patches: ImageSet) -> pd.DataFrame:
+    frame = patches.table[["magnification", "group", "area"]].rename(columns={"magnification": "kind"})
     each = frame.assign(kind=frame["kind"].map("{:g}".format)).sort_values(
         "kind", key=lambda kind: kind.astype(float)
     )

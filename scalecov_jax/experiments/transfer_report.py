@@ -393,8 +393,8 @@ def _patches(settings: Settings, tables: _Tables, folder: Path | None) -> Sectio
 def _sheet(folder: Path) -> Image:
     """Some patches of each magnification, spread evenly over all."""
     patches, rows = open_patches(folder), {}
-    for magnification in np.unique(patches.magnification):
-        members = np.flatnonzero(patches.magnification == magnification)
+    for magnification in np.unique(patches.column("magnification")):
+        members = np.flatnonzero(patches.column("magnification") == magnification)
         picked = np.unique(np.linspace(0, len(members) - 1, SHEET).round().astype(int))
         rows[f"{magnification:g}X"] = [("", patches[int(members[at])].image) for at in picked]
     alt = f"Patches in rows of a magnification each: {', '.join(rows)}."

@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection
 import numpy as np
 from jaxtyping import UInt8
 
-from scalecov_jax.images.example import Source, resize_image
+from scalecov_jax.images.decoding import resize_image
+from scalecov_jax.images.image_set import Source
 
 
 class DecodingProcess:

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 
-from scalecov_jax.images.example import Example
+from scalecov_jax.images.image_set import Example
 
 SMALLEST = 0.25  # of the photograph's shorter side: the least diameter
 _FINE = 400  # pixels of the longer side that the disc is sought in

@@ -7,31 +7,25 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import tensorflow_datasets as tfds
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
 from scalecov_jax.atomic import replacing
 from scalecov_jax.concepts import nuclei
-from scalecov_jax.images.annotated import AnnotatedImage
-from scalecov_jax.images.example import Example, ImageError, Skipped, count_reasons, decode_image, encode_png
+from scalecov_jax.images.decoding import encode_png
+from scalecov_jax.images.image_set import Example, ImageError, ImageSet, Skipped, count_reasons
+from scalecov_jax.images.prepared import Records
 
 MAGNIFICATIONS = (5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 40.0)
 Labels = Literal["mask", "instances"]
 _TABLE, _SKIPPED = "patches.csv", "skipped.csv"
 _PART = 64 << 20
-
-
-@runtime_checkable
-class AnnotatedSource(Protocol):
-    """Annotated images, read or rendered when asked for."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> AnnotatedImage: ...
 
 
 class Patch(NamedTuple):
@@ -59,7 +53,8 @@ class Patch(NamedTuple):
 
 
 def cut_patches(
-    annotated: AnnotatedImage,
+    annotated: Example,
+    magnification: float,
     size: int,
     skipped: list[Skipped],
     *,
@@ -71,35 +66,38 @@ def cut_patches(
     """Cut patches of every magnification m: squares of size M / m pixels of an image of magnification M, downsampled to `size`.
 
     Args:
-        annotated: The image.
+        annotated: The image, with its mask.
+        magnification: Of the image.
         size: Height and width of the patches in pixels.
         skipped: What is left out is appended: magnifications that do not fit the image, patches without a whole nucleus.
         magnifications: Wanted.
-        labels: Area from the mask as published (`nuclei.mean_area`), or from instance labels.
+        labels: Area from the foreground as published (`nuclei.mean_area`), or from instance numbers.
         stride: Distance of neighbouring squares as a share of their side; 1 is without overlap.
         limit: Most patches of one magnification, spread evenly; 0 for all.
 
     Raises:
-        ValueError: The annotation asked for is absent or of another size, or the image is its own mask.
+        ValueError: There is no mask, no instance numbers where they are asked for, or the image is its own mask.
 
     Source: Graziani et al. 2021, section 3.1 (magnifications 5 to 40); areas as in the authors' notebook.
     """
-    truth = annotated.mask if labels == "mask" else annotated.labels
-    if truth is None:
+    truth = annotated.mask
+    if truth is None or (labels == "instances" and truth.dtype == bool):
         raise ValueError(
             f"{annotated.name} has no {labels}; set config.labels to the other of mask, instances."
         )
+    if labels == "mask":
+        truth = np.where(truth, np.uint8(255), np.uint8(0))
     height, width = annotated.image.shape[:2]
     if truth.shape != (height, width):
         raise ValueError(f"{annotated.name}: the annotation is {truth.shape}, the image {(height, width)}.")
     if np.ptp(truth) and all(np.array_equal(annotated.image[..., c], truth) for c in range(3)):
         raise ValueError(f"{annotated.name} is a mask, not an image.")
-    for magnification in magnifications:
-        side = round(size * annotated.magnification / magnification)
-        where = f"{annotated.name} at {magnification:g}X"
+    for wanted in magnifications:
+        side = round(size * magnification / wanted)
+        where = f"{annotated.name} at {wanted:g}X"
         if side < size:
             skipped.append(
-                Skipped(where, "above the magnification of the image", f"it has {annotated.magnification:g}X")
+                Skipped(where, "above the magnification of the image", f"it has {magnification:g}X")
             )
             continue
         if side > min(height, width):
@@ -120,16 +118,8 @@ def cut_patches(
                 skipped.append(Skipped(f"{where}, x={x}, y={y}", "no whole nucleus", f"{side} pixels"))
                 continue
             image = _downsample(annotated.image[square], size, Image.Resampling.BOX)
-            yield Patch(
-                image,
-                found.mean_area,
-                found.count,
-                magnification,
-                annotated.group,
-                annotated.name,
-                x,
-                y,
-            )
+            facts = found.mean_area, found.count, wanted, annotated.group, annotated.name
+            yield Patch(image, *facts, x, y)
 
 
 def _measure(truth: np.ndarray, size: int, labels: Labels) -> nuclei.Nuclei | None:
@@ -186,46 +176,14 @@ class NucleiPatches(tfds.core.GeneratorBasedBuilder):
             yield number, {**patch._asdict(), "image": encode_png(patch.image)}
 
 
-@dataclass(frozen=True)
-class Patches:
-    """A prepared set of patches as a source; an example carries the image and its group, never a mask.
-
-    Attributes:
-        records: Sequence of encoded patches.
-        area: Mean nucleus area in pixels of the patch.
-        magnification: Of each patch.
-        group: Patient or source image of each patch.
-        source: Annotated image that each patch was cut from.
-        skipped: What was left out when the patches were cut.
-    """
-
-    records: Any
-    area: Float[np.ndarray, " N"]
-    magnification: Float[np.ndarray, " N"]
-    group: np.ndarray
-    source: np.ndarray
-    skipped: tuple[Skipped, ...]
-
-    def __len__(self) -> int:
-        return len(self.area)
-
-    def __getitem__(self, index: int) -> Example:
-        """Decode one patch."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"patch {index} of {len(self)}")
-        name = f"{self.source[index]} at {self.magnification[index]:g}X ({index})"
-        image = decode_image(self.records[index]["image"], name)
-        return Example(image, None, None, None, str(self.group[index]), name)
-
-
-def prepare_patches(source: AnnotatedSource, folder: Path, *, size: int, **settings: Any) -> None:
+def prepare_patches(source: ImageSet, folder: Path, *, size: int, **settings: Any) -> None:
     """Cut a source into patches and write them to a new `folder`, which appears only when it is complete.
 
     Memory holds one annotated image and at most 64 MB of patches: as often as these are reached, they become a tfds dataset
     `part_0000`, `part_0001` and so on. `patches.csv` lists all patches, `skipped.csv` what was left out.
 
     Args:
-        source: Annotated images.
+        source: Images with masks, and a column magnification.
         folder: Where to.
         size: Height and width of the patches in pixels.
         settings: See `cut_patches`.
@@ -238,7 +196,7 @@ def prepare_patches(source: AnnotatedSource, folder: Path, *, size: int, **setti
         _write_set(source, partial, size=size, **settings)
 
 
-def _write_set(source: AnnotatedSource, folder: Path, *, size: int, **settings: Any) -> None:
+def _write_set(source: ImageSet, folder: Path, *, size: int, **settings: Any) -> None:
     skipped: list[Skipped] = []
     parts, count = 0, 0
     with (folder / _TABLE).open("w", newline="", encoding="utf-8") as file:
@@ -258,14 +216,15 @@ def _write_set(source: AnnotatedSource, folder: Path, *, size: int, **settings: 
         csv.writer(file).writerows([Skipped._fields, *skipped])
 
 
-def _cut_all(source: AnnotatedSource, skipped: list[Skipped], **settings: Any) -> Iterator[Patch]:
+def _cut_all(source: ImageSet, skipped: list[Skipped], **settings: Any) -> Iterator[Patch]:
     for index in tqdm(range(len(source)), desc="cutting patches", unit="image"):
         try:
             annotated = source[index]
         except ImageError as error:
             skipped.append(Skipped(error.name, "unreadable image", error.problem))
         else:
-            yield from cut_patches(annotated, skipped=skipped, **settings)
+            magnification = float(source.column("magnification")[index])
+            yield from cut_patches(annotated, magnification, skipped=skipped, **settings)
 
 
 def _write_part(part: Sequence[Patch], folder: Path) -> None:
@@ -301,28 +260,37 @@ def _records(folder: Path) -> _Records:
     return _Records(parts)
 
 
-def open_patches(folder: Path) -> Patches:
-    """Open what `prepare_patches` wrote.
+def open_patches(folder: Path) -> ImageSet:
+    """Open what `prepare_patches` wrote; examples carry no mask.
+
+    Returns:
+        Columns area (mean nucleus area in pixels of the patch), nuclei (their number), magnification, group, and source (the
+        annotated image that a patch was cut from).
 
     Raises:
         ValueError: The folder holds no complete set of patches, or areas that are not finite.
     """
     try:
-        with (folder / _TABLE).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        with (folder / _SKIPPED).open(newline="", encoding="utf-8") as file:
-            skipped = tuple(Skipped(**row) for row in csv.DictReader(file))
+        table = pd.read_csv(
+            folder / _TABLE,
+            dtype={"group": str, "source": str},
+            keep_default_na=False,
+        )
+        left_out = pd.read_csv(folder / _SKIPPED, dtype=str, keep_default_na=False)
+        skipped = tuple(Skipped(*row) for row in left_out[[*Skipped._fields]].itertuples(index=False))
         records = _records(folder)
-        if len(records) != len(rows):
-            raise ValueError(f"{_TABLE} has {len(rows)} rows, the dataset {len(records)} patches")
-        area = np.array([float(row["area"]) for row in rows])
-        if not np.isfinite(area).all():
-            bad = np.flatnonzero(~np.isfinite(area))
+        if len(records) != len(table):
+            raise ValueError(f"{_TABLE} has {len(table)} rows, the dataset {len(records)} patches")
+        area, magnification = (table[name].to_numpy(float) for name in ("area", "magnification"))
+        if len(bad := np.flatnonzero(~np.isfinite(area))):
             raise ValueError(f"{len(bad)} areas are not finite, at rows {bad[:5].tolist()} of {_TABLE}")
+        names = [
+            f"{source} at {one:g}X ({at})"
+            for at, (source, one) in enumerate(zip(table["source"], magnification, strict=True))
+        ]
     except (OSError, KeyError, ValueError, TypeError, AssertionError) as error:
         raise ValueError(
             f"{folder} holds no complete set of patches ({error}); delete it to cut them again."
         ) from error
-    magnification = np.array([float(row["magnification"]) for row in rows])
-    group, source = (np.array([row[name] for row in rows]) for name in ("group", "source"))
-    return Patches(records, area, magnification, group, source, skipped)
+    known = table.assign(name=names, area=area, magnification=magnification)
+    return ImageSet(known, Records(records, names), skipped)

@@ -11,8 +11,7 @@ from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
 from scalecov_jax.atomic import replacing
-from scalecov_jax.images.example import ImageError, Skipped
-from scalecov_jax.images.eyes import Eyes
+from scalecov_jax.images.image_set import ImageError, ImageSet, Skipped
 
 CHUNK = 64  # eyes between two notes of what is done
 
@@ -31,7 +30,7 @@ class PreparedEyes(NamedTuple):
     skipped: tuple[Skipped, ...]
 
 
-def prepare_eyes(eyes: Eyes, path: Path, size: int, label: str = "") -> PreparedEyes:
+def prepare_eyes(eyes: ImageSet, path: Path, size: int, label: str = "") -> PreparedEyes:
     """Trim all eyes into `path`, or go on where an earlier run stopped; what is done is noted beside it, in `<stem>.json`.
 
     Args:
@@ -56,7 +55,7 @@ def prepare_eyes(eyes: Eyes, path: Path, size: int, label: str = "") -> Prepared
             chunk = range(state["done"], min(state["done"] + CHUNK, len(eyes)))
             for index, image in zip(chunk, threads.map(lambda index: _read(eyes, index), chunk), strict=True):
                 if isinstance(image, ImageError):
-                    state["skipped"].append((eyes.names[index], "no usable eye", image.problem))
+                    state["skipped"].append((eyes.table["name"].iloc[index], "no usable eye", image.problem))
                 else:
                     images[len(state["kept"])] = image
                     state["kept"].append(index)
@@ -72,8 +71,8 @@ def prepare_eyes(eyes: Eyes, path: Path, size: int, label: str = "") -> Prepared
     return PreparedEyes(images[: len(state["kept"])], np.array(state["kept"]), skipped)
 
 
-def _read(eyes: Eyes, index: int) -> UInt8[np.ndarray, "size size 3"] | ImageError:
+def _read(eyes: ImageSet, index: int) -> UInt8[np.ndarray, "size size 3"] | ImageError:
     try:
-        return eyes.read(index)
+        return eyes[index].image
     except ImageError as error:
         return error

@@ -1,77 +1,85 @@
-"""A source of images by name: a folder in VOC layout, prepared tfds, an annotated folder, scenes, or retinas."""
+"""A source of images by name: scenes, retinas, VOC as tfds prepared it, or any folder."""
 
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from absl import logging
+
 from scalecov_jax.images import retina, scenes
-from scalecov_jax.images.annotated import MaskedImages, read_annotated
-from scalecov_jax.images.boxes import BoxImages, read_boxes, tfds_boxes
-from scalecov_jax.images.example import MIN_IMAGES, Skipped, Source
+from scalecov_jax.images.csv_file import texts
+from scalecov_jax.images.folder import annotated, enough, read_folder
+from scalecov_jax.images.image_set import ImageSet, image_set
+from scalecov_jax.images.voc import read_boxes, tfds_boxes
 
 SCENES = "scenes"
 RETINA = "retina"
 
 
-def open_source(
-    images: str, image_class: str, *, count: int = 0, seed: int = 0, size: int = 128
-) -> tuple[Source, tuple[Skipped, ...]]:
-    """Open the images of one class: those that hold exactly one object, or all of an annotated folder.
+def open_images(
+    images: str, image_class: str = "", *, count: int = 0, seed: int = 0, size: int = 128
+) -> ImageSet:
+    """Open images by name; those of one class where there are classes.
 
     Args:
-        images: `scenes`, `retina`, `tfds:<data_dir>` (VOC 2007, prepared), a folder in VOC layout, or `annotated:<folder>` of
-            images with masks or labels (see `annotated.read_annotated`), which have no classes.
-        image_class: Class name, such as car; for scenes such as striped_disc; for annotated folders and retinas only a name.
+        images: `scenes`, `retina`, `tfds:<data_dir>` (VOC 2007, prepared), a folder in VOC layout (images that hold exactly one
+            object), any other folder of images (see `folder.read_folder`), or `annotated:<folder>`, of which only the images with
+            a mask are taken.
+        image_class: Class name, such as car; for scenes such as striped_disc, or empty for `count` of every class. Only a name
+            for retinas and for folders that are not in VOC layout.
         count: Number of scenes or retinas; folders are read whole.
         seed: Of what is rendered.
         size: Height and width of what is rendered, in pixels.
 
-    Returns:
-        The source, and what was left out with the reasons.
-
     Raises:
-        ValueError: See `read_boxes`, `tfds_boxes`, `read_annotated` and `scenes.examples`; fewer than 10 annotated images.
+        ValueError: See `read_boxes`, `tfds_boxes`, `read_folder` and `scenes.examples`; fewer than 10 images of a folder.
     """
+    kind, _, folder = images.rpartition(":")
     if images == SCENES:
-        return scenes.examples(image_class, count, seed, size), ()
+        names = [image_class] if image_class else scenes.CLASSES
+        return image_set(one for name in names for one in scenes.examples(name, count, seed, size))
     if images == RETINA:
-        return retina.examples(count, seed, size), ()
-    if images.startswith("annotated:"):
-        # The magnification of concept measures is that of the image, whatever it is.
-        folder = read_annotated(images.removeprefix("annotated:"), magnification=1.0)
-        if len(folder) < MIN_IMAGES:
-            raise ValueError(
-                f"{images}: {len(folder)} usable annotated images; at least {MIN_IMAGES} are needed."
-            )
-        return MaskedImages(folder), folder.skipped
-    if images.startswith("tfds:"):
-        source = tfds_boxes(Path(images.removeprefix("tfds:")), "train+validation", image_class)
-    else:
-        source = read_boxes(images, image_class)
-    return source, source.skipped
+        return image_set(retina.examples(count, seed, size))
+    if kind == "tfds":
+        return tfds_boxes(folder, "train+validation", image_class)
+    if kind == "annotated":
+        return enough(annotated(read_folder(folder), needed=False), folder)
+    if is_voc(images):
+        return read_boxes(images, image_class)
+    return enough(read_folder(images), images)
 
 
-def regroup(source: Source, group_of: Callable[[str], str]) -> Source:
-    """The same images with the groups that `group_of` gives their names.
+def is_voc(images: str) -> bool:
+    """Whether a folder is in VOC layout, so that its images have classes."""
+    return (Path(images).expanduser() / "Annotations").is_dir()
+
+
+def has_classes(images: str) -> bool:
+    """Whether the images of this name are of classes."""
+    return images == SCENES or images.startswith("tfds:") or is_voc(images)
+
+
+def regroup(images: ImageSet, path: str, column: str) -> ImageSet:
+    """The same images with the groups that a column of a CSV file gives them; those for which it says nothing are each their own.
 
     Raises:
-        ValueError: What `group_of` raises, for all images in one message.
+        ValueError: See `csv_file.texts`.
     """
-    if isinstance(source, BoxImages):
-        items = source.annotations
-    else:
-        items = source.folder.files if isinstance(source, MaskedImages) else [*source]  # pyright: ignore[reportGeneralTypeIssues]
-    regrouped, problems = [], []
-    for item in items:
-        try:
-            regrouped.append(item._replace(group=group_of(item.name)))
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ValueError(" ".join(problems[:10]) + more)
-    if isinstance(source, BoxImages):
-        return dataclasses.replace(source, annotations=tuple(regrouped))
-    if isinstance(source, MaskedImages):
-        return MaskedImages(dataclasses.replace(source.folder, files=tuple(regrouped)))
-    return regrouped
+    found = texts(path, column, [*images.table["name"]])
+    if alone := len(images) - len(found):
+        logging.warning(
+            "%s says nothing of the %s of %d images; each is a group of its own.", path, column, alone
+        )
+    return images.assign(
+        group=found.reindex(range(len(images))).fillna(images.table["name"].reset_index(drop=True)).to_numpy()
+    )
+
+
+def with_values(images: ImageSet, path: str, column: str) -> ImageSet:
+    """The images for which a column of a CSV file says something; the others are skipped.
+
+    Raises:
+        ValueError: See `csv_file.texts`.
+    """
+    found = texts(path, column, [*images.table["name"]])
+    known = np.isin(np.arange(len(images)), found.index)
+    return images.where(known, f"no {column} in {Path(path).name}")

@@ -7,7 +7,6 @@ area of nuclei is drawn independently of all else, and chromatin is as coarse in
 itself, only the share of the image that nuclei cover tells of it.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from typing import Literal, NamedTuple, get_args
@@ -15,15 +14,17 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from jaxtyping import Array, Float, Int, Key, UInt8, UInt32
 
 from scalecov_jax.compilation import jit
-from scalecov_jax.images.annotated import AnnotatedImage
+from scalecov_jax.images.image_set import ImageSet, Pixels
 from scalecov_jax.images.noise_fields import ROW, Field, along_fibres, cell_borders, cell_site, discs, noise
 
 MAGNIFICATIONS = (5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 40.0)
 Kind = Literal["any", "normal", "tumour"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+CLASSES: tuple[Kind, Kind] = ("normal", "tumour")
 SMALLEST, LARGEST = 25.0, 75.0  # mean nuclear areas of patients, um^2
 
 _CLOSEST = 11.5  # um between cells of the densest patient
@@ -323,37 +324,26 @@ def render(
     return jnp.round(255 * jnp.clip(image, 0.0, 1.0)).astype(jnp.uint8), number.astype(jnp.int32)
 
 
-@dataclass(frozen=True)
-class Regions:
-    """Regions of patients, rendered when indexed; region i does not depend on `count`."""
+class _Regions(NamedTuple):
+    """Renders the region with an index; region i does not depend on how many there are."""
 
-    count: int
     seed: int
-    size: int = 1024
-    magnification: float = 40.0
-    per_patient: int = 1
+    size: int
+    magnification: float
+    per_patient: int
 
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> AnnotatedImage:
-        if not -self.count <= index < self.count:
-            raise IndexError(f"There are {self.count} regions, numbered from 0; there is no region {index}.")
-        patient, region = divmod(index % self.count, self.per_patient)
+    def __call__(self, index: int) -> Pixels:
+        patient, region = divmod(index, self.per_patient)
         first, second = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), patient))
-        image, labels = render(first, jax.random.fold_in(second, region), self.size, self.magnification)
-        labels = np.asarray(labels)
-        mask = (255 * (labels > 0)).astype(np.uint8)
-        group = f"patient_{patient:03d}"
-        return AnnotatedImage(
-            np.asarray(image), labels, mask, self.magnification, group, f"tissue_{patient:03d}_{region}"
-        )
+        key = jax.random.fold_in(second, region)
+        image, numbers = render(first, key, self.size, self.magnification)
+        return Pixels(np.asarray(image), np.asarray(numbers))
 
 
 def regions(
     count: int, seed: int, *, size: int = 1024, magnification: float = 40.0, per_patient: int = 1
-) -> Regions:
-    """Regions as a lazy sequence.
+) -> ImageSet:
+    """Regions of patients with the number of the nucleus at each pixel, rendered when they are read.
 
     Args:
         count: Number of regions.
@@ -362,7 +352,53 @@ def regions(
         magnification: Of the objective; a pixel is 10 / magnification um.
         per_patient: Consecutive regions that share a patient.
     """
-    return Regions(count, seed, size, magnification, per_patient)
+    places = [divmod(index, per_patient) for index in range(count)]
+    table = pd.DataFrame(
+        {
+            "name": [f"tissue_{patient:03d}_{region}" for patient, region in places],
+            "group": [f"patient_{patient:03d}" for patient, _ in places],
+            "magnification": magnification,
+        }
+    )
+    return ImageSet(table, _Regions(seed, size, magnification, per_patient))
+
+
+class _Patches(NamedTuple):
+    """Renders the patch with an index: kinds change fastest but for the number within a kind."""
+
+    seed: int
+    per_class: int
+    size: int
+    magnification: float
+
+    def __call__(self, index: int) -> Pixels:
+        (patient, kind), number = divmod(index // self.per_class, len(CLASSES)), index % self.per_class
+        first, second = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), patient))
+        region = jax.random.fold_in(second, kind * self.per_class + number)
+        return Pixels(np.asarray(render(first, region, self.size, self.magnification, CLASSES[kind])[0]))
+
+
+def patches(
+    patients: int, per_class: int, seed: int, *, size: int = 128, magnification: float = 20.0
+) -> ImageSet:
+    """Rendered patches of normal tissue and of tumour of each patient, so that stain and scanner tell nothing of the class.
+
+    Args:
+        patients: Number of patients.
+        per_class: Patches of each kind per patient.
+        seed: Same seed, same patients and patches.
+        size: Height and width in pixels.
+        magnification: Of the objective; a pixel is 10 / magnification um.
+    """
+    places = [(p, kind, i) for p in range(patients) for kind in CLASSES for i in range(per_class)]
+    table = pd.DataFrame(
+        {
+            "name": [f"patient_{p:03d}_{kind}_{i}" for p, kind, i in places],
+            "group": [f"patient_{p:03d}" for p, _, _ in places],
+            "label": [kind for _, kind, _ in places],
+        }
+    )
+    return ImageSet(table, _Patches(seed, per_class, size, magnification))
 
 
 def contact_sheet(seed: int, patients: int = 8, size: int = 128) -> UInt8[np.ndarray, "H W 3"]:

@@ -4,7 +4,8 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from scalecov_jax.images.example import Source, resize_image
+from scalecov_jax.images.decoding import resize_image
+from scalecov_jax.images.image_set import Source
 
 SIDE = 32  # pixels; 3072 values an image
 

@@ -18,7 +18,7 @@ from scalecov_jax.checkpoints import Network
 from scalecov_jax.features import Pooling, check_request, sharded_forward
 from scalecov_jax.hosts import gather_text, is_first
 from scalecov_jax.images.batching import Reordered, batches
-from scalecov_jax.images.example import Skipped, Source
+from scalecov_jax.images.image_set import Skipped, Source
 from scalecov_jax.probes.permutation import Permuted
 from scalecov_jax.probes.sums import ROWS, Products, Sums, empty, merge
 from scalecov_jax.streaming.device_sums import DeviceSums

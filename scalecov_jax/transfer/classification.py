@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from scalecov_jax import checkpoints
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.cutting import pruned_network
-from scalecov_jax.images.classes import ClassImages
+from scalecov_jax.images.image_set import ImageSet
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.probes.statistics import draw_groups, percentile_interval
 from scalecov_jax.transfer.fine_tuning import Recipe, fine_tune
@@ -54,7 +54,7 @@ def with_one_output(network: Network, seed: int) -> Network:
 
 def fine_tune_detector(
     network: Network,
-    source: ClassImages,
+    source: ImageSet,
     train: Int[np.ndarray, " n"],
     test: Int[np.ndarray, " m"],
     folder: Path,
@@ -68,7 +68,7 @@ def fine_tune_detector(
 
     Args:
         network: Where to start; see `with_one_output`.
-        source: Patches.
+        source: Patches, with labels of two classes; the second in the alphabet is detected.
         train: Indices of the training patches.
         test: Those of the others.
         folder: See `fine_tuning.fine_tune`, as for all that follows.
@@ -84,11 +84,11 @@ def fine_tune_detector(
     """
     if recipe.loss != "sigmoid_cross_entropy":
         raise ValueError(f"recipe.loss is {recipe.loss!r}; a detector needs 'sigmoid_cross_entropy'.")
-    whole = with_one_output(network, seed)
+    whole, (first, second) = with_one_output(network, seed), sorted({*source.column("label")})
     fitted = fine_tune(
         pruned_network(whole, WHOLE),
         source,
-        np.array(source.classes, float),
+        (source.column("label") == second).astype(float),
         train,
         test,
         folder,
@@ -104,10 +104,10 @@ def fine_tune_detector(
     card = dataclasses.replace(
         whole.card,
         input_size=size,
-        origin=f"fine-tuned for {source.class_names[1]} from {network.card.origin}",
+        origin=f"fine-tuned for {second} from {network.card.origin}",
         sha256="",
-        class_names=(source.class_names[1],),
-        notes={"classes": list(source.class_names), "epochs": recipe.epochs},
+        class_names=(second,),
+        notes={"classes": [first, second], "epochs": recipe.epochs},
     )
     return checkpoints.network(jax.tree.map(np.asarray, variables), card), fitted.predicted
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network, random_network
 from scalecov_jax.cutting import pruned_network
-from scalecov_jax.images.patches import Patches
+from scalecov_jax.images.image_set import ImageSet
 from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.preprocessing import Preprocessing
@@ -49,7 +49,7 @@ def starting_point(network: Network, model: Model, layer: str, seed: int) -> Net
 def fine_tuned(
     network: Network,
     name: str,
-    patches: Patches,
+    patches: ImageSet,
     train: Mapping[int, Bool[np.ndarray, " N"]],
     layers: Mapping[int, str],
     folder: Path,
@@ -88,7 +88,7 @@ def fine_tuned(
             fitted = fine_tune(
                 start,
                 patches,
-                patches.area,
+                patches.column("area"),
                 inside,
                 outside,
                 where,
@@ -113,7 +113,7 @@ def fine_tuned(
 
 def heads_compared(
     features: Mapping[str, Mapping[str, Float[np.ndarray, "N _"]]],
-    patches: Patches,
+    patches: ImageSet,
     train: Mapping[int, Bool[np.ndarray, " N"]],
     layers: Mapping[int, str],
     *,
@@ -141,7 +141,7 @@ def heads_compared(
     settings_of: dict[Literal["head", "ridge"], Mapping[str, Any]] = {"ridge": {}, "head": descent}
     swept = {
         (condition, head): sweep(
-            values, patches.area, masks, [*train], head=head, progress=progress, **settings
+            values, patches.column("area"), masks, [*train], head=head, progress=progress, **settings
         )
         for condition, values in features.items()
         for head, settings in settings_of.items()
@@ -163,7 +163,7 @@ def heads_compared(
 
 def select_cuts(
     features: Mapping[str, Float[np.ndarray, "N _"]],
-    patches: Patches,
+    patches: ImageSet,
     train: Mapping[int, Bool[np.ndarray, " N"]],
     *,
     splits: int,
@@ -184,15 +184,23 @@ def select_cuts(
     outer = np.repeat([*train.values()], splits, axis=0)
     inner = outer.copy()
     for row, (seed, mask) in enumerate(train.items()):
-        inner[row * splits : (row + 1) * splits, mask] = grouped_splits(patches.group[mask], splits, seed)
+        inner[row * splits : (row + 1) * splits, mask] = grouped_splits(
+            patches.column("group")[mask], splits, seed
+        )
     # One call for all seeds, so that each width of layer is compiled once.
     candidates = {layer: features[layer] for layer in list(features)[:-1]}
     predicted = sweep(
-        candidates, patches.area, inner, range(len(inner)), head="ridge", progress=True, scale_over=outer
+        candidates,
+        patches.column("area"),
+        inner,
+        range(len(inner)),
+        head="ridge",
+        progress=True,
+        scale_over=outer,
     )
     errors = pd.DataFrame(
         {
-            layer: np.nanmean(np.where(outer & ~inner, np.abs(rows - patches.area), np.nan), axis=1)
+            layer: np.nanmean(np.where(outer & ~inner, np.abs(rows - patches.column("area")), np.nan), axis=1)
             for layer, rows in predicted.items()
         }
     )

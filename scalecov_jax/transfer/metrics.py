@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from sklearn.metrics import cohen_kappa_score
 
 from scalecov_jax.concepts.nuclei import class_means, nearest_class
-from scalecov_jax.images.patches import Patches
+from scalecov_jax.images.image_set import ImageSet
 from scalecov_jax.probes.statistics import clustered_bootstrap
 from scalecov_jax.transfer import significance
 
@@ -34,7 +34,7 @@ COMPARED += ("low", "high", "wins", "seeds", "p", "p_holm", "smallest_p")
 
 
 def held_out(
-    patches: Patches, train: Bool[np.ndarray, " N"], predicted: Float[np.ndarray, " n"], **columns: Any
+    patches: ImageSet, train: Bool[np.ndarray, " N"], predicted: Float[np.ndarray, " n"], **columns: Any
 ) -> pd.DataFrame:
     """What a model says of the patches outside a training part.
 
@@ -52,12 +52,12 @@ def held_out(
         ValueError: Predictions that are not finite.
     """
     patch = np.flatnonzero(~train)
-    means = class_means(patches.area[train], patches.magnification[train])
+    means = class_means(patches.column("area")[train], patches.column("magnification")[train])
     frame = {
         "patch": patch,
-        "group": patches.group[patch],
-        "magnification": patches.magnification[patch],
-        "area": patches.area[patch],
+        "group": patches.column("group")[patch],
+        "magnification": patches.column("magnification")[patch],
+        "area": patches.column("area")[patch],
         "predicted": predicted.astype(np.float64),
         "nearest": nearest_class(predicted.astype(np.float64), means),
     }
@@ -118,7 +118,7 @@ def totals(scores: pd.DataFrame) -> pd.DataFrame:
 
 def layer_scores(
     predicted: Mapping[str, Float[np.ndarray, "R N"]],
-    patches: Patches,
+    patches: ImageSet,
     train: Mapping[int, Bool[np.ndarray, " N"]],
     **columns: Any,
 ) -> pd.DataFrame:
@@ -135,9 +135,9 @@ def layer_scores(
     """
     frames = []
     for layer, values in predicted.items():
-        errors = pd.DataFrame(np.abs(values - patches.area).T, columns=pd.Index(train, name="seed"))
+        errors = pd.DataFrame(np.abs(values - patches.column("area")).T, columns=pd.Index(train, name="seed"))
         errors = errors.mask(np.stack([*train.values()]).T)
-        macro = errors.groupby(patches.magnification).mean().mean()
+        macro = errors.groupby(patches.column("magnification")).mean().mean()
         frame = pd.DataFrame({"mae": errors.mean(), "macro_mae": macro}).reset_index()
         frames.append(frame.assign(layer=layer, **columns)[[*columns, "layer", *frame]])
     return pd.concat(frames, ignore_index=True)

@@ -1,91 +1,92 @@
-"""Images with exactly one annotated object: folders in VOC layout (VOC, ImageNet) and prepared tfds."""
+"""Images with exactly one annotated object: folders in VOC layout (PASCAL VOC, ImageNet) and VOC as tfds prepared it."""
 
 import math
-import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from difflib import get_close_matches
-from functools import partial
-from operator import getitem
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml
 import defusedxml.ElementTree
-import numpy as np
+import pandas as pd
 
-from scalecov_jax.images.example import (
-    MIN_IMAGES,
-    Box,
-    Example,
-    ImageError,
-    Skipped,
-    count_reasons,
+from scalecov_jax.images.decoding import (
+    SUFFIXES,
     decode_image,
     file_size,
     image_size,
+    orientation,
+    stored_size,
+    turn_box,
 )
+from scalecov_jax.images.folder import group_of, list_files
+from scalecov_jax.images.image_set import (
+    MIN_IMAGES,
+    Box,
+    ImageError,
+    ImageSet,
+    Pixels,
+    Skipped,
+    count_reasons,
+)
+from scalecov_jax.images.prepared import open_tfds
 
-IMAGE_FOLDERS = ("JPEGImages", "Images")
-SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_FOLDERS = ("JPEGImages", "Images", "Data")
 OTHER_CLASS = "another class"
 
 
-class Annotation(NamedTuple):
-    """The one object of an image; `width` and `height` are the image's, in pixels; `path` is None in tfds."""
+class _Annotation(NamedTuple):
+    """The one object of an image; `width` and `height` are the image's, in pixels."""
 
-    path: Path | None
+    encoded: Path | int
     box: Box
     width: int
     height: int
-    label: str
     name: str
-    group: str
 
 
-@dataclass(frozen=True)
-class BoxImages:
-    """A sequence of examples whose pixels are decoded when an item is read.
+class _Encoded(NamedTuple):
+    """Images of a tfds data source as they are stored, or files."""
 
-    Attributes:
-        annotations: One an example, sorted by name.
-        skipped: Every other annotation that was found, with the reason.
-        encoded: Gives the path or the bytes of the image with this index.
-    """
+    records: Any
+    places: Sequence[Path | int]
+    names: Sequence[str]
 
-    annotations: tuple[Annotation, ...]
-    skipped: tuple[Skipped, ...]
-    encoded: Callable[[int], Path | bytes]
-
-    def __len__(self) -> int:
-        return len(self.annotations)
-
-    def __getitem__(self, index: int, /) -> Example:
-        """Decode one image.
-
-        Raises:
-            ImageError: It cannot be decoded.
-        """
-        encoded = self.encoded(index)
-        image = decode_image(encoded, self.annotations[index].name)
-        return self.outline(index)._replace(image=image, file_bytes=file_size(encoded))
-
-    def outline(self, index: int, /) -> Example:
-        """What is known of an image without decoding it; `image` has its size and is black."""
-        _, box, width, height, label, name, group = self.annotations[index]
-        return Example(np.broadcast_to(np.uint8(0), (height, width, 3)), label, box, None, group, name)
+    def __call__(self, index: int) -> Pixels:
+        place = self.places[index]
+        encoded = place if isinstance(place, Path) else self.records[place]["image"]
+        return Pixels(decode_image(encoded, self.names[index]), file_bytes=file_size(encoded))
 
 
-def read_boxes(folder: str | Path, image_class: str) -> BoxImages:
+def _image_set(
+    found: Sequence[_Annotation], skipped: Sequence[Skipped], image_class: str, records: Any = None
+) -> ImageSet:
+    found = sorted(found, key=lambda one: one.name)
+    table = pd.DataFrame(
+        {
+            "name": [one.name for one in found],
+            "group": [group_of(Path(one.name)) or one.name for one in found],
+            "label": image_class,
+            **{corner: [one.box[at] for one in found] for at, corner in enumerate(Box._fields)},
+            "width": [one.width for one in found],
+            "height": [one.height for one in found],
+        }
+    )
+    encoded = _Encoded(records, [one.encoded for one in found], [*table["name"]])
+    return ImageSet(table, encoded, tuple(skipped))
+
+
+def read_boxes(folder: str | Path, image_class: str) -> ImageSet:
     """Read the images that hold exactly one object altogether, of one class, from a folder in VOC layout.
 
-    Annotations lie in `Annotations`, images in `JPEGImages` or `Images`, both flat or in subfolders (one a
-    synset). The file name in the XML may lack its extension; where it is absent or `%s`, the name of the XML
-    counts. Boxes whose database is ImageNet or ILSVRC count from 0 to the width, all others from 1 to the
-    width as in VOC; both become VOC's. Nothing is repaired: every annotation is used, or skipped with its
-    reason.
+    Annotations lie in `Annotations`, images in `JPEGImages`, `Images` or `Data` (ILSVRC), at any depth. An image is found by the
+    file name in the XML, whatever its extension and case; where it is absent or `%s`, by the name of the XML. Boxes of the
+    databases ImageNet or ILSVRC count from 0 to the width, all others from 1 to the width as in VOC; both become VOC's. Where
+    EXIF turns an image, its box is turned with it if the XML gives the size of the stored pixels. Nothing is repaired: every
+    annotation is used, or skipped with its reason.
 
     Args:
         folder: Holds `Annotations` and the images.
@@ -98,7 +99,7 @@ def read_boxes(folder: str | Path, image_class: str) -> BoxImages:
     Source: Everingham et al., The PASCAL VOC Challenge 2007 Development Kit (annotation format); Graziani et
         al., On the Scale Invariance in State of the Art CNNs Trained on ImageNet, MAKE 2021 (one box each).
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     annotation_folder = folder / "Annotations"
     image_folders = [folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()]
     if not annotation_folder.is_dir() or not image_folders:
@@ -107,7 +108,7 @@ def read_boxes(folder: str | Path, image_class: str) -> BoxImages:
             f"(XML files) and {' or '.join(IMAGE_FOLDERS)}, as in PASCAL VOC."
         )
     images = _index_images(image_folders)
-    found: dict[Path, Annotation] = {}
+    found: dict[Path, _Annotation] = {}
     skipped: list[Skipped] = []
     present: Counter[str] = Counter()
     for xml in sorted(annotation_folder.rglob("*.xml")):
@@ -120,21 +121,19 @@ def read_boxes(folder: str | Path, image_class: str) -> BoxImages:
             path, name = _find_image(root, xml, images)
             if path in found:
                 raise _SkipError("image annotated twice", f"{name} has another annotation")
-            width, height = _check_size(root, path)
+            width, height, exif = _check_size(root, path)
             database = root.findtext("source/database", "").casefold()
             first = 0 if "imagenet" in database or "ilsvrc" in database else 1
-            box = _check_box(_corners(objects[0]), width, height, first)
-            found[path] = Annotation(path, box, width, height, image_class, name, group=name)
+            box = turn_box(_check_box(_corners(objects[0]), width, height, first), width, height, exif)
+            width, height = image_size(path, name)
+            found[path] = _Annotation(path, box, width, height, name)
         except _SkipError as skip:
             skipped.append(Skipped(xml.relative_to(annotation_folder).as_posix(), *skip.args))
     _check_enough(len(found), skipped, image_class, present, str(folder))
-    ordered = sorted(found.items(), key=lambda item: item[1].name)
-    return BoxImages(
-        tuple(item[1] for item in ordered), tuple(skipped), partial(getitem, [path for path, _ in ordered])
-    )
+    return _image_set([*found.values()], skipped, image_class)
 
 
-def tfds_boxes(data_dir: str | Path, split: str, image_class: str, name: str = "voc/2007") -> BoxImages:
+def tfds_boxes(data_dir: str | Path, split: str, image_class: str, name: str = "voc/2007") -> ImageSet:
     """Read the images that hold exactly one object, of one class, from a prepared tfds VOC.
 
     Reads array_record files through `as_data_source`, without TensorFlow; never downloads. VOC in tfds holds
@@ -153,9 +152,10 @@ def tfds_boxes(data_dir: str | Path, split: str, image_class: str, name: str = "
 
     Source: https://www.tensorflow.org/datasets/catalog/voc
     """
-    records, features = open_tfds(Path(data_dir), split, name)
+    data_dir = Path(data_dir).expanduser()
+    records, features = open_tfds(data_dir, split, name)
     names = features["objects"]["label"].names
-    found: list[tuple[int, Annotation]] = []
+    found: list[_Annotation] = []
     skipped: list[Skipped] = []
     present: Counter[str] = Counter()
     for index, record in enumerate(records):
@@ -168,24 +168,11 @@ def tfds_boxes(data_dir: str | Path, split: str, image_class: str, name: str = "
             y_min, x_min, y_max, x_max = (float(value) for value in record["objects"]["bbox"][0])
             corners = (x_min * width, y_min * height, x_max * width, y_max * height)
             box = _check_box(Box(*(round(value, 3) for value in corners)), width, height, first=1)
-            annotation = Annotation(None, box, width, height, image_class, image_name, group=image_name)
-            found.append((index, annotation))
+            found.append(_Annotation(index, box, width, height, image_name))
         except _SkipError as skip:
             skipped.append(Skipped(image_name, *skip.args))
-    _check_enough(len(found), skipped, image_class, present, f"{Path(data_dir) / name}, split {split}")
-    found.sort(key=lambda item: item[1].name)
-    annotations = tuple(annotation for _, annotation in found)
-    return BoxImages(annotations, tuple(skipped), _Encoded(records, [index for index, _ in found]))
-
-
-class _Encoded(NamedTuple):
-    """Images of a tfds data source as they are stored."""
-
-    records: Any
-    indices: list[int]
-
-    def __call__(self, index: int) -> bytes:
-        return self.records[self.indices[index]]["image"]
+    _check_enough(len(found), skipped, image_class, present, f"{data_dir / name}, split {split}")
+    return _image_set(found, skipped, image_class, records)
 
 
 class _SkipError(Exception):
@@ -193,14 +180,23 @@ class _SkipError(Exception):
 
 
 def _index_images(folders: list[Path]) -> dict[str, list[tuple[Path, str]]]:
-    """Images by file name, with and without extension: path and the name to show."""
+    """Images by file name, with and without extension and in any case: path and the name to show."""
     images = defaultdict(list)
     for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in SUFFIXES:
-                for key in (path.name, path.stem):
+        for path in list_files(folder)[0]:
+            if path.suffix.casefold() in SUFFIXES:
+                for key in {_plain(path.name), _plain(path.name).casefold(), _stem(path.name)}:
                     images[key].append((path, path.relative_to(folder).as_posix()))
     return images
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _stem(name: str) -> str:
+    name = _plain(name).casefold()
+    return name.rpartition(".")[0] if Path(name).suffix in SUFFIXES else name
 
 
 def _parse(xml: Path) -> Element:
@@ -252,8 +248,10 @@ def _check_single(labels: list[str], image_class: str) -> None:
 def _find_image(root: Element, xml: Path, images: dict[str, list[tuple[Path, str]]]) -> tuple[Path, str]:
     given = root.findtext("filename", "").strip()
     # Only the last part: an annotation must not reach files outside the image folder.
-    wanted = xml.stem if given in ("", "%s") else Path(given.replace("\\", "/")).name
-    found = images.get(wanted, [])
+    wanted = _plain(xml.stem if given in ("", "%s") else PureWindowsPath(given).name)
+    # The very name first; then in any case; then whatever the extension.
+    keys = (wanted, wanted.casefold(), _stem(wanted))
+    found = next((images[key] for key in keys if key in images), [])
     if len(found) > 1:
         found = [pair for pair in found if pair[0].parent.name == xml.parent.name] or found
     if not found:
@@ -270,15 +268,24 @@ def _header_size(source: Path | bytes, name: str) -> tuple[int, int]:
         raise _SkipError("unreadable image", str(error)) from None
 
 
-def _check_size(root: Element, path: Path) -> tuple[int, int]:
-    """Width and height of the image file, which the XML must not contradict (0 or absent says nothing)."""
-    actual = _header_size(path, path.name)
-    size = root.find("size")
-    for tag, expected in zip(("width", "height"), actual, strict=True):
-        given = 0 if size is None or not size.findtext(tag, "").strip() else _number(size, tag)
-        if given not in (0, expected):
-            raise _SkipError("size differs", f"<{tag}> is {given:g}, the image is {actual[0]} x {actual[1]}")
-    return actual
+def _check_size(root: Element, path: Path) -> tuple[int, int, int]:
+    """Width and height that the XML speaks of, and the EXIF orientation that is still to be applied to its box.
+
+    It must not contradict the image (0 or absent says nothing), as it is stored or as it is shown.
+    """
+    shown, size = _header_size(path, path.name), root.find("size")
+    given = [
+        0 if size is None or not size.findtext(tag, "").strip() else _number(size, tag)
+        for tag in ("width", "height")
+    ]
+    if all(one in (0, other) for one, other in zip(given, shown, strict=True)):
+        return *shown, 1
+    stored = stored_size(path, path.name)
+    if all(one in (0, other) for one, other in zip(given, stored, strict=True)):
+        return *stored, orientation(path, path.name)
+    raise _SkipError(
+        "size differs", f"<size> is {given[0]:g} x {given[1]:g}, the image is {shown[0]} x {shown[1]}"
+    )
 
 
 def _check_box(box: Box, width: int, height: int, first: int) -> Box:
@@ -324,29 +331,3 @@ def _check_enough(
 def _listed(counts: Counter[str], most: int = 30) -> str:
     listed = ", ".join(f"{name} {count}" for name, count in counts.most_common(most)) or "none"
     return listed + (f" and {len(counts) - most} more" if len(counts) > most else "")
-
-
-def open_tfds(data_dir: Path, split: str, name: str) -> tuple[Any, Any]:
-    """Records of a split, images left encoded, and the features of the dataset."""
-    import tensorflow_datasets as tfds
-
-    prepare = (
-        "Nothing is downloaded here; prepare it once where TensorFlow is installed: "
-        f"tfds.builder({name!r}, data_dir={str(data_dir)!r}, file_format='array_record')"
-        ".download_and_prepare()"
-    )
-    # The whole name must match: an interrupted preparation leaves 5.0.0.incomplete... behind.
-    folders = [path.parent for path in (data_dir / name).glob("*/dataset_info.json")]
-    versions = [path for path in folders if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
-    if not versions:
-        raise ValueError(f"{data_dir / name}: no prepared dataset. {prepare}.")
-    builder = tfds.builder_from_directory(max(versions, key=lambda path: [*map(int, path.name.split("."))]))
-    try:
-        records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})  # pyright: ignore[reportCallIssue]
-    except NotImplementedError:
-        problem = "prepared in another format than array_record; prepare it so in another data_dir"
-    except (KeyError, ValueError) as error:
-        problem = f"cannot read split {split!r} ({error}); splits: {', '.join(builder.info.splits)}"
-    else:
-        return records, builder.info.features
-    raise ValueError(f"{builder.data_path}: {problem}.")

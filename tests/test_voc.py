@@ -10,17 +10,17 @@ import pytest
 from PIL import Image
 
 from scalecov_jax.concepts.scale import scale_ratio
-from scalecov_jax.images.boxes import read_boxes, tfds_boxes
-from scalecov_jax.images.example import (
+from scalecov_jax.images.decoding import (
     FILTERS,
-    Box,
-    ImageError,
-    Skipped,
-    count_reasons,
     decode_image,
     image_size,
+    orientation,
     resize_image,
+    turn_box,
 )
+from scalecov_jax.images.folder import turned
+from scalecov_jax.images.image_set import Box, ImageError, Skipped, boxes_of, count_reasons
+from scalecov_jax.images.voc import read_boxes, tfds_boxes
 
 WIDTH, HEIGHT = 40, 30
 GRADIENT = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -103,11 +103,35 @@ def test_cmyk_and_greyscale_jpeg(tmp_path):
     np.testing.assert_array_equal(grey, np.full((HEIGHT, WIDTH, 3), 77))
 
 
-def test_orientation_is_not_applied(tmp_path):
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_images_boxes_and_masks_are_turned_as_exif_says(tmp_path, turn, suffix):
+    exif, box = Image.Exif(), Box(3, 5, 20, 10)
+    exif[0x0112] = turn
+    painted = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    painted[box.y_min - 1 : box.y_max, box.x_min - 1 : box.x_max] = 255
+    path = write_image(tmp_path / f"a.{suffix}", Image.fromarray(painted), exif=exif)
+    shown = decode_image(path)[..., 0] > 127
+    assert image_size(path) == shown.shape[::-1] == ((WIDTH, HEIGHT) if turn < 5 else (HEIGHT, WIDTH))
+    if suffix != "tif":  # which Pillow turns itself
+        assert orientation(path) == turn
+        rows, columns = np.nonzero(shown)
+        corners = (columns.min() + 1, rows.min() + 1, columns.max() + 1, rows.max() + 1)
+        assert turn_box(box, WIDTH, HEIGHT, turn) == corners
+        np.testing.assert_array_equal(turned(painted[..., 0] > 0, turn), shown)
+
+
+@pytest.mark.parametrize("drawn_on", ["stored", "shown"])
+def test_a_box_is_turned_if_it_was_drawn_on_the_stored_pixels(folder, drawn_on):
     exif = Image.Exif()
     exif[0x0112] = 6
-    path = write_image(tmp_path / "a.jpg", exif=exif)
-    assert decode_image(path).shape == (HEIGHT, WIDTH, 3)
+    write_image(folder / "JPEGImages" / "x.jpg", exif=exif)
+    size = (WIDTH, HEIGHT) if drawn_on == "stored" else (HEIGHT, WIDTH)
+    xml = annotation_xml("x.jpg", object_xml(box=(1, 2, 4, 8)), size=size)
+    add(folder, "x", xml, image=False)
+    expected = Box(HEIGHT - 7, 1, HEIGHT - 1, 4) if drawn_on == "stored" else Box(1, 2, 4, 8)
+    example = read_boxes(folder, "car")[-1]
+    assert (example.image.shape, example.box) == ((WIDTH, HEIGHT, 3), expected)
 
 
 def test_unreadable_files_are_named(tmp_path):
@@ -204,8 +228,7 @@ def test_a_folder_is_a_sequence_of_examples(folder):
     np.testing.assert_array_equal(example.image, decode_image(folder / "JPEGImages" / "03.jpg"))
     np.testing.assert_array_equal(source[-1].image, source[9].image)
     assert source.skipped == ()
-    annotation = source.annotations[9]
-    assert scale_ratio(annotation.box, annotation.height, annotation.width) == 20 / 40
+    assert scale_ratio(source.outline(9).box, *source.outline(9).image.shape[:2]) == 20 / 40
     with pytest.raises(IndexError):
         source[10]
 
@@ -240,9 +263,8 @@ def test_fractional_corners_and_the_whole_image_are_fine(folder):
     add(folder, "whole", annotation_xml("whole.jpg", object_xml(box=(1, 1, WIDTH, HEIGHT))))
     source = read_boxes(folder, "car")
     assert source.skipped == ()
-    *_, fraction, whole = source.annotations
-    assert fraction.box == Box(1.5, 2.25, 20.5, 15)
-    assert scale_ratio(whole.box, whole.height, whole.width) == 1
+    assert source[len(source) - 2].box == Box(1.5, 2.25, 20.5, 15)
+    assert scale_ratio(source[-1].box, *source[-1].image.shape[:2]) == 1
 
 
 BILLION_LAUGHS = (
@@ -304,8 +326,8 @@ def test_size_is_read_from_the_image_when_the_xml_has_none(folder, size):
         f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>", size
     )
     add(folder, "x", xml)
-    annotation = read_boxes(folder, "car").annotations[-1]
-    assert (annotation.name, annotation.width, annotation.height) == ("x.jpg", WIDTH, HEIGHT)
+    row = read_boxes(folder, "car").table.iloc[-1]
+    assert (row["name"], row["width"], row["height"]) == ("x.jpg", WIDTH, HEIGHT)
 
 
 def test_nothing_is_lost(folder):
@@ -335,7 +357,7 @@ def test_imagenet_layout_by_synset_and_its_zero_based_corners(tmp_path, suffix, 
         write_image(tmp_path / "Images" / synset / f"{name}{suffix}")
     source = read_boxes(tmp_path, synset)
     assert source.skipped == ()
-    first = source.annotations[0]
+    first = source[0]
     assert first.name == f"{synset}/{synset}_0{suffix}"
     assert first.box == Box(1, 1, WIDTH, HEIGHT - 1)
     assert source[0].image.shape == (HEIGHT, WIDTH, 3)
@@ -346,9 +368,7 @@ def test_same_file_name_in_two_synsets(tmp_path):
         for label in ("car", "cat"):
             add(tmp_path, f"{label}/{index}", annotation_xml(f"{index}.jpg", object_xml(label)))
     source = read_boxes(tmp_path, "cat")
-    assert [annotation.name for annotation in source.annotations] == [
-        f"cat/{index}.jpg" for index in range(10)
-    ]
+    assert [*source.table["name"]] == [f"cat/{index}.jpg" for index in range(10)]
     add(tmp_path, "elsewhere", annotation_xml("3", object_xml("cat")), image=False)
     (skip,) = [skip for skip in read_boxes(tmp_path, "cat").skipped if skip.reason != "another class"]
     assert skip[:2] == ("elsewhere.xml", "several image files")
@@ -390,8 +410,7 @@ def test_real_photographs(shared):
     source = read_boxes(shared / "data" / "voc_single", "cat")
     assert len(source) == 133
     assert count_reasons(source.skipped) == {"another class": 437}
-    annotation, example = source.annotations[0], source[0]
-    assert example.image.shape == (annotation.height, annotation.width, 3)
+    assert source[0].image.shape == source.outline(0).image.shape
 
 
 # tfds
@@ -462,8 +481,8 @@ def prepared(tmp_path_factory):
 def test_tfds_gives_the_corners_back(prepared):
     data_dir, boxes = prepared
     source = tfds_boxes(data_dir, "test", "car", name="tiny_voc")
-    assert {annotation.name: annotation.box for annotation in source.annotations} == boxes
-    assert [annotation.name for annotation in source.annotations] == sorted(boxes)
+    assert dict(zip(source.table["name"], boxes_of(source), strict=True)) == boxes
+    assert [*source.table["name"]] == sorted(boxes)
     assert {skip.name: skip.reason for skip in source.skipped} == {
         "cat.jpg": "another class",
         "crowd.jpg": "several objects",
