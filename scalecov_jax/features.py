@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from absl import logging
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
@@ -20,7 +21,7 @@ from scalecov_jax.cache import FeatureStore, image_key, network_key, read_arrays
 from scalecov_jax.checkpoints import Network, fingerprints
 from scalecov_jax.compilation import jit
 from scalecov_jax.images.batching import batches
-from scalecov_jax.images.image_set import Skipped, Source
+from scalecov_jax.images.image_set import ImageSet, Skipped, Source
 from scalecov_jax.models.folding import fold, folded
 from scalecov_jax.models.layers import WHOLE, forward_only, mean_by_rows
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
@@ -64,6 +65,7 @@ class Features(NamedTuple):
         origins: Of each layer the fingerprint of the network (`checkpoints.fingerprints`), so that what was fitted on other
             features is not used on these; empty if unknown.
         pooling: How maps became features; empty if unknown.
+        names: Of the images; empty if unknown.
     """
 
     values: dict[str, Float[np.ndarray, "N D"]]
@@ -71,6 +73,16 @@ class Features(NamedTuple):
     skipped: tuple[Skipped, ...]
     origins: Mapping[str, str] = {}
     pooling: Pooling = ""
+    names: tuple[str, ...] = ()
+
+    def table(self) -> pd.DataFrame:
+        """One row per image and one column per feature, called LAYER_NUMBER."""
+        parts = [
+            pd.DataFrame(values, columns=[f"{layer}_{d}" for d in range(values.shape[1])])
+            for layer, values in self.values.items()
+        ]
+        rows = pd.Index(self.names or self.indices, name="image")
+        return pd.concat(parts, axis=1).set_index(rows)
 
 
 class Estimate(NamedTuple):
@@ -314,7 +326,8 @@ def compute_features(
         store.trim()
     indices = np.array(sorted(found), dtype=int)
     values = {layer: np.array([found[index][layer] for index in indices]) for layer in layers}
-    return Features(values, indices, tuple(skipped), fingerprints(network, layers), pooling)
+    names = tuple(source.table["name"].iloc[indices]) if isinstance(source, ImageSet) else ()
+    return Features(values, indices, tuple(skipped), fingerprints(network, layers), pooling, names)
 
 
 def cached_features(path: Path | None, compute: Callable[[], Any]) -> Features:

@@ -7,7 +7,15 @@ import pytest
 from PIL import Image
 
 from scalecov_jax.images.decoding import decode_image
-from scalecov_jax.images.folder import annotated, class_folders, group_of, read_folder, side_of, with_sizes
+from scalecov_jax.images.folder import (
+    annotated,
+    class_folders,
+    enough,
+    group_of,
+    read_folder,
+    side_of,
+    with_sizes,
+)
 from scalecov_jax.images.image_set import ImageError, count_reasons
 from scalecov_jax.images.sources import open_images, regroup, with_values
 
@@ -87,8 +95,8 @@ def test_folders_without_images(tmp_path):
         with pytest.raises(ValueError, match=problem):
             read_folder(tmp_path / folder)
     write(tmp_path / "few/1.png")
-    with pytest.raises(ValueError, match="1 usable images; at least 10"):
-        open_images(str(tmp_path / "few"))
+    with pytest.raises(ValueError, match="few: 1 usable images; at least 10"):
+        enough(open_images(str(tmp_path / "few")), "few")
 
 
 # Masks

@@ -15,6 +15,7 @@ from scalecov_jax.concepts.compute import Measured, check_measures, measure_all
 from scalecov_jax.concepts.measure import csv_parts, get_measures
 from scalecov_jax.features import POOLINGS, Pooling, check_request
 from scalecov_jax.images import sources
+from scalecov_jax.images.folder import enough
 from scalecov_jax.images.image_set import ImageSet, Skipped, Source
 from scalecov_jax.images.scenes import check_class
 from scalecov_jax.images.sources import RETINA, SCENES
@@ -186,7 +187,7 @@ def open_images(settings: Settings) -> tuple[dict[str, ImageSet], list[Skipped]]
     rendered = {"count": settings.scenes, "seed": settings.seed, "size": settings.input_size}
     for image_class in settings.image_class:
         try:
-            images = sources.open_images(settings.images, image_class, **rendered)
+            images = enough(sources.open_images(settings.images, image_class, **rendered), settings.images)
             for path, column in dict.fromkeys(map(csv_parts, (*settings.concept, *settings.nuisances))):
                 images = sources.with_values(images, path, column) if path else images
             opened[image_class] = (

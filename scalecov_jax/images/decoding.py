@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import tifffile
@@ -328,3 +328,22 @@ def encode_jpeg(image: UInt8[np.ndarray, "H W 3"], quality: int = 85) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality, optimize=True)
     return buffer.getvalue()
+
+
+def array_of(image: Any) -> UInt8[np.ndarray, "H W 3"]:
+    """An image in memory as 8-bit RGB; greyscale and transparency as `decode_image` has them.
+
+    Raises:
+        ValueError: Another type or shape, such as floats, of which nobody knows what white is.
+    """
+    array = np.asarray(image)
+    channels = array.shape[-1] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or not array.size:
+        raise ValueError(
+            f"An image is {array.dtype} of shape {array.shape}; expected uint8 [height, width, 3], from 0 to 255."
+        )
+    return (
+        array
+        if channels == 3
+        else _to_rgb(Image.fromarray(array.squeeze(-1) if array.ndim == 3 and channels == 1 else array))
+    )

@@ -7,7 +7,7 @@ from absl import logging
 
 from scalecov_jax.images import retina, scenes
 from scalecov_jax.images.csv_file import texts
-from scalecov_jax.images.folder import annotated, enough, read_folder
+from scalecov_jax.images.folder import annotated, read_folder
 from scalecov_jax.images.image_set import ImageSet, image_set
 from scalecov_jax.images.voc import read_boxes, tfds_boxes
 
@@ -31,7 +31,7 @@ def open_images(
         size: Height and width of what is rendered, in pixels.
 
     Raises:
-        ValueError: See `read_boxes`, `tfds_boxes`, `read_folder` and `scenes.examples`; fewer than 10 images of a folder.
+        ValueError: See `read_boxes`, `tfds_boxes`, `read_folder` and `scenes.examples`.
     """
     kind, _, folder = images.rpartition(":")
     if images == SCENES:
@@ -42,10 +42,10 @@ def open_images(
     if kind == "tfds":
         return tfds_boxes(folder, "train+validation", image_class)
     if kind == "annotated":
-        return enough(annotated(read_folder(folder), needed=False), folder)
+        return annotated(read_folder(folder), needed=False)
     if is_voc(images):
         return read_boxes(images, image_class)
-    return enough(read_folder(images), images)
+    return read_folder(images)
 
 
 def is_voc(images: str) -> bool:
