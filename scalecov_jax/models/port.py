@@ -151,9 +151,14 @@ def _from_config(
             else None
         )
         size = int(config.get("input_size", [family.input_size])[-1])
-        given = as_preprocessing(given or said or "none")
+        given = as_preprocessing(given or said) if given or said else None
     except (IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{name} cannot be used with these settings: {error}") from error
+    if given is None:
+        raise ValueError(
+            f"Say which preprocessing {name} expects: --preprocessing={family.preprocessing} if it is Keras's, torch as a rule "
+            f"if it is torchvision's or timm's, or --mean and --std; there are {', '.join(PREPROCESSINGS)}."
+        )
     if said not in (None, given) and not force:
         raise ValueError(
             f"{name} expects the preprocessing {said}, as its configuration says, and not {given}; pass "

@@ -97,7 +97,7 @@ def recognise(name: str, file: WeightFile, family: Architecture, prefix: str = "
         )
         current = [one for one in several if "ema" not in re.split("[^a-z]+", one.prefix.lower())]
         if len(current) != 1:
-            raise ValueError(f"{where}; choose one with --prefix, such as --prefix={max(prefixes)}.")
+            raise ValueError(f"{where}; choose one, such as --prefix={max(prefixes).rstrip('.')}.")
         (best,) = current
         logging.warning("%s; %s is taken, --prefix chooses another.", where, best.prefix or "the one without")
     elif best.prefix:

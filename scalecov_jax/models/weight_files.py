@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -225,7 +226,8 @@ def _read_torch(path: Path) -> WeightFile:
             ".safetensors."
         ) from error
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's own message suggests to switch the protection off
         raise ValueError(f"it is damaged or holds more than tensors, which could run code; {_HOW}") from error
     return WeightFile("torch", _arrays(state if isinstance(state, Mapping) else {}))
