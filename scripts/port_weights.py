@@ -26,7 +26,7 @@ SOURCE = flags.DEFINE_string(
     "source",
     None,
     "The weight file: Keras .h5 (with or without top), .weights.h5 or .keras; torchvision, timm or your own .safetensors or, "
-    "with torch installed, .pth, .pt, .bin or .ckpt. With --download, where to put the official file (next to --output when absent).",
+    "with torch installed, .pth, .pt, .bin or .ckpt. With --download, where to put it (default: next to --output).",
 )
 PREPROCESSING = flags.DEFINE_enum(
     "preprocessing",

@@ -19,10 +19,10 @@ _RELATIVES = {
     r"layer1\.0\.se\.": "an SE-ResNet",
     r"conv2_block1_preact_bn/": "a ResNet V2",
     r"features\.1\.running_mean": "a VGG with batch normalisation, such as vgg16_bn",
-    r"features\.3\.weight": "VGG11",
+    r"features\.18\.weight": "VGG11",
     r"features\.15\.weight": "VGG13",
-    r"features\.16\.weight|block3_conv4/": "VGG19",
-    r"features\.denseblock3\.denselayer25\.|conv4_block25_concat|conv4_block25_1_conv/": "DenseNet169 or a larger one",
+    r"features\.34\.weight|block3_conv4/": "VGG19",
+    r"features\.denseblock3\.denselayer25\.|conv4_block25_0_bn/": "DenseNet169 or a larger one",
     r"blocks\.0\.1\.|features\.1\.1\.block\.1\.fc1\.|block1b_": "EfficientNetB1 or a larger one",
     r"stages\.2\.blocks\.9\.|features\.5\.9\.|convnext_\w+_stage_2_block_9_": "ConvNeXt-Small or a larger one",
 }
