@@ -107,8 +107,15 @@ def test_files_written_by_keras(name, function, tmp_path):
     assert parity.relative_error(parity.capture(ported, x)["pre_softmax"], expected) < 1e-5
     assert ported.card.options == {"classes": CLASSES}
 
-    model.save(tmp_path / "whole.h5")
-    assert same(port(tmp_path / "whole.h5", name, "tf"), ported)
+    for whole in ("whole.h5", "whole.keras"):
+        model.save(tmp_path / whole)
+        assert same(port(tmp_path / whole, name, "tf"), ported)
+    trunk = ARCHITECTURES[name].trunk
+    outer = keras.Sequential([keras.Input((75, 75, 3)), model, keras.layers.Dense(2)])  # as when fine-tuned
+    for nested in ("nested.h5", "nested.keras"):
+        outer.save(tmp_path / nested)
+        inner = port(tmp_path / nested, name, "tf", trunk)
+        np.testing.assert_array_equal(parity.capture(inner, x)[trunk], parity.capture(ported, x)[trunk])
 
     with h5py.File(tmp_path / "keras3.weights.h5", "r+") as file:
         for group in file["layers"].values():
