@@ -18,9 +18,9 @@ from scalecov_jax import checkpoints
 from scalecov_jax.images.example import decode_image, resize_image
 from scalecov_jax.models.architecture import ARCHITECTURES
 from scalecov_jax.models.layers import convolve
-from scalecov_jax.models.port import _check_statistics, checksum, port
+from scalecov_jax.models.port import _check_preprocessing, checksum, port
 from scalecov_jax.models.preprocessing import PREPROCESSINGS, TORCH_MEAN, TORCH_SD, Normalise, preprocess
-from scalecov_jax.models.recognition import _relative
+from scalecov_jax.models.recognition import Match, _relative
 from scalecov_jax.models.sources import possible_names
 from scalecov_jax.models.weight_files import read_weights
 
@@ -242,14 +242,16 @@ def test_a_wrong_preprocessing_of_real_weights_is_refused(right, inception, tmp_
         assert forced.card.preprocessing == wrong
 
 
-@pytest.mark.parametrize("name", ["resnet50", "inception_v3"])
-def test_our_own_networks_pass(name):
-    """Trained on rendered scenes: their statistics are not those of photographs."""
+@pytest.mark.parametrize(("name", "kinds"), [("resnet50", (0.6, 0.8)), ("inception_v3", (1.1, 1.4))])
+def test_statistics_of_our_own_networks(name, kinds):
+    """Trained on rendered scenes: they fit less well than those of photographs, and only gross errors are seen."""
     network = checkpoints.load(Path(__file__).parents[1] / "checkpoints" / name)
-    layout, given = network.architecture.sources.layouts[0], network.card.preprocessing
-    assert "misfit" in _check_statistics("x", network.variables, layout, given, False)
-    with pytest.raises(ValueError, match="x does not go with the preprocessing raw"):
-        _check_statistics("x", network.variables, layout, "raw", False)
+    match = Match(network.architecture, network.architecture.sources.layouts[0], "")
+    found = _check_preprocessing("x", match, network.variables, None, network.card.preprocessing, False)
+    assert kinds[0] < float(found.split()[1].strip(",")) < kinds[1]
+    for wrong in ("raw", "caffe"):
+        with pytest.raises(ValueError, match=f"x does not go with the preprocessing {wrong}"):
+            _check_preprocessing("x", match, network.variables, None, wrong, False)
 
 
 def test_what_cannot_be_checked_is_said(shared, state):
@@ -280,6 +282,8 @@ def test_own_mean_and_sd_by_the_configuration_of_timm(state, tmp_path):
         port(state, "resnet50")
     with pytest.raises(ValueError, match="mean and sd of red"):
         port(state, "resnet50", pretrained_cfg={"mean": (124, 117, 104), "std": (1, 1, 1)})
+    with pytest.raises(ValueError, match="input_size 1000000000"):
+        port(state, "resnet50", "torch", pretrained_cfg={"input_size": (3, 10**9, 10**9)})
     (tmp_path / "config.json").write_text("[1")
     with pytest.raises(ValueError, match=r"config\.json cannot be read"):
         port(tmp_path / "model.safetensors", "resnet50", "torch")
@@ -291,6 +295,8 @@ def test_the_digest_that_was_given_is_checked(state, tmp_path):
     port(file, "resnet50", "torch", sha256=checksum(file).upper())
     with pytest.raises(ValueError, match=rf"a\.safetensors has the SHA256 {checksum(file)}"):
         port(file, "resnet50", "torch", sha256="0" * 64)
+    with pytest.raises(ValueError, match="sha256 was given"):
+        port(state, "resnet50", "torch", sha256="0" * 64)
 
 
 def test_values_that_no_memory_holds_are_refused(state):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
-from scalecov_jax.checkpoints import Card, Network, network
+from scalecov_jax.checkpoints import MAX_NUMBER, Card, Network, network
 from scalecov_jax.models.architecture import Architecture, check_layer, get_architecture
 from scalecov_jax.models.preprocessing import PREPROCESSINGS, Preprocessing, as_preprocessing, misfit
 from scalecov_jax.models.pruning import abstract_variables
@@ -77,23 +77,31 @@ def port(
     check_layer(family, last or family.layers[-1])
     path = None if isinstance(source, Mapping) else Path(source).expanduser()
     name = path.name if path else "The state dict"
+    if sha256 and path is None:
+        raise ValueError("A sha256 was given, and a state dict in memory has none; pass the file.")
     if path and sha256 and path.is_file():
         check_digest(path, sha256)
     config = _config(path) if pretrained_cfg is None else pretrained_cfg
-    preprocessing, size = _from_config(name, config, family, preprocessing, force_preprocessing)
-    match = recognise(name, read_weights(path or source), family, prefix, str(config.get("architecture", "")))  # pyright: ignore[reportArgumentType]
-    _check_declared(name, match, preprocessing)
+    said, size = _from_config(name, config, family)
+    given = as_preprocessing(preprocessing) if preprocessing else said
+    if given is None:
+        raise ValueError(
+            f"Say which preprocessing {name} expects: --preprocessing={family.preprocessing} if it is Keras's, torch as a rule "
+            f"if it is torchvision's or timm's, or --mean and --std; there are {', '.join(PREPROCESSINGS)}."
+        )
+    file = read_weights(path or source)  # pyright: ignore[reportArgumentType]
+    match = recognise(name, file, family, prefix, str(config.get("architecture", "")))
     options = _options(match, last, max_pool_padding)
     variables, beyond = _fill(name, match, options, last)
     classes = options.get("classes", family.module().classes)  # pyright: ignore[reportAttributeAccessIssue]
     if class_names and (len(class_names) != classes or "pre_softmax" not in variables["params"]):
         outputs = f"{classes} outputs" if "pre_softmax" in variables["params"] else "no head"
         raise ValueError(f"{len(class_names)} class names were given, and the network has {outputs}.")
-    checked = _check_statistics(name, variables, match.layout, preprocessing, force_preprocessing)
+    checked = _check_preprocessing(name, match, variables, said, given, force_preprocessing)
     card = Card(
         architecture=architecture,
         options=options,
-        preprocessing=preprocessing,
+        preprocessing=given,
         input_size=size,
         origin=path.name if path else "a state dict in memory",
         sha256=checksum(path) if path else "",
@@ -144,54 +152,47 @@ def _config(path: Path | None) -> Mapping[str, Any]:
 
 
 def _from_config(
-    name: str, config: Mapping[str, Any], family: Architecture, given: Preprocessing | None, force: bool
-) -> tuple[Preprocessing, int]:
-    """Preprocessing and size of the images."""
+    name: str, config: Mapping[str, Any], family: Architecture
+) -> tuple[Preprocessing | None, int]:
+    """The preprocessing that a configuration names, if it does, and the size of the images."""
+    size = family.input_size
     try:
-        said = (
-            as_preprocessing((config["mean"], config["std"]))
-            if "mean" in config and "std" in config
-            else None
-        )
-        size = int(config.get("input_size", [family.input_size])[-1])
-        given = as_preprocessing(given or said) if given or said else None
-    except (IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{name} cannot be used with these settings: {error}") from error
-    if given is None:
-        raise ValueError(
-            f"Say which preprocessing {name} expects: --preprocessing={family.preprocessing} if it is Keras's, torch as a rule "
-            f"if it is torchvision's or timm's, or --mean and --std; there are {', '.join(PREPROCESSINGS)}."
-        )
-    if said not in (None, given) and not force:
-        raise ValueError(
-            f"{name} expects the preprocessing {said}, as its configuration says, and not {given}; pass "
-            f"that one, or --force_preprocessing with {given}."
-        )
-    return given, size
+        said = as_preprocessing((config["mean"], config["std"])) if {"mean", "std"} <= config.keys() else None
+        size = int(config.get("input_size", [size])[-1])
+        if not 8 <= size <= MAX_NUMBER:
+            raise ValueError(f"input_size {size}, expected at least 8 pixels")
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"The configuration of {name} cannot be used: {error}") from error
+    return said, size
 
 
-def _check_declared(name: str, match: Match, given: Preprocessing) -> None:
+def _check_preprocessing(
+    name: str,
+    match: Match,
+    variables: Any,
+    configured: Preprocessing | None,
+    given: Preprocessing,
+    force: bool,
+) -> str:
+    """What configuration, file and first batch normalisation (see `misfit`) say of the preprocessing that was given."""
     try:
-        declared = match.layout.declared(match.tensors)
+        said = match.layout.declared(match.tensors) or configured
     except ValueError as error:
         raise ValueError(f"{name} cannot be used: {error}.") from error
-    if declared not in (None, given):
-        raise ValueError(f"{name} expects the preprocessing {declared} and not {given}; pass it.")
-
-
-def _check_statistics(name: str, variables: Any, layout: Layout, given: Preprocessing, force: bool) -> str:
-    """What the first batch normalisation says of the preprocessing; see `misfit`."""
+    if said not in (None, given) and not force:
+        raise ValueError(
+            f"{name} expects the preprocessing {said} and not {given}; pass {said}, or --force_preprocessing to use {given}."
+        )
     leaves: Any = flatten_dict(variables)
-    module = tuple(next(iter(layout.modules)).split("/"))
+    module = tuple(next(iter(match.layout.modules)).split("/"))
     kernel, bias = (leaves.get(("params", *module, leaf)) for leaf in ("kernel", "bias"))
     mean, var = (leaves.get(("batch_stats", *module, "norm", leaf)) for leaf in ("mean", "var"))
-    if kernel is None or mean is None or var is None:
+    if kernel is None or mean is None:
         return "not checked: no batch normalisation follows the first convolution"
     if np.ptp(mean) == 0 and np.ptp(var) == 0:
         return "not checked: the batch normalisation has no statistics (folded, or not trained)"
-    fits = {
-        one: misfit(kernel, 0.0 if bias is None else bias, mean, var, one) for one in (*PREPROCESSINGS, given)
-    }
+    bias = np.zeros_like(mean) if bias is None else bias
+    fits = {one: misfit(kernel, bias, mean, var, one) for one in (*PREPROCESSINGS, given)}
     best = min(fits, key=lambda one: fits[one])
     if fits[best] > POOR:
         return f"not checked: the statistics fit none that is known ({best} best, misfit {fits[best]:.2g})"
@@ -311,7 +312,7 @@ def _convert(
 
 
 def _beyond(
-    match: Match, options: dict[str, Any], used: Collection[str | None], left: Iterable[str]
+    match: Match, options: dict[str, Any], used: set[str | None], left: Iterable[str]
 ) -> tuple[dict[str, str], list[str]]:
     """The layer of each tensor that lies beyond the last one, and those that lie before.
 
@@ -340,7 +341,7 @@ def _beyond(
 
 
 def _advice(
-    family: Architecture, options: dict[str, Any], bad: Collection[tuple[str, ...]], last: str | None
+    family: Architecture, options: dict[str, Any], bad: set[tuple[str, ...]], last: str | None
 ) -> str:
     """Which `last` the file would do for, as a sentence."""
     if not bad:

@@ -80,7 +80,7 @@ def as_preprocessing(given: Any) -> Preprocessing:
 
 def misfit(
     kernel: Float[np.ndarray, "h w 3 D"],
-    bias: Float[np.ndarray, "D"] | float,
+    bias: Float[np.ndarray, "D"],
     mean: Float[np.ndarray, "D"],
     var: Float[np.ndarray, "D"],
     preprocessing: Preprocessing,
