@@ -12,7 +12,6 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 from test_port import CLASSES, layout_of, same, tensors, write_keras
-from test_torch_layouts import shapes_of
 
 from scalecov_jax import checkpoints
 from scalecov_jax.images.example import decode_image, resize_image
@@ -185,17 +184,17 @@ def test_no_supported_network_is_taken_for_a_relative():
     assert [name for name in names if _relative("", {name: np.ones(1)})] == []
 
 
-def test_tf_efficientnet_is_known_by_its_name(tmp_path):
-    shapes = shapes_of("efficientnet_b0", "timm", width=0.125)
-    file = tmp_path / "tf_efficientnet_b0.safetensors"
-    save_file({name: np.ones(shape, np.float32) for name, (shape, _) in shapes.items()}, file)
-    with pytest.raises(ValueError, match="tf_efficientnet"):
-        port(file, "efficientnet_b0", "torch")
+@pytest.mark.parametrize("twin", ["tf_efficientnet_b0", "resnetblur50"])
+def test_what_only_its_name_tells_apart(twin, state, tmp_path):
+    file = tmp_path / f"{twin}.safetensors"
+    save_file(state, file)
+    with pytest.raises(ValueError, match=f"timm's {twin}"):
+        port(file, "resnet50", "torch")
     file = file.rename(tmp_path / "model.safetensors")
-    port(file, "efficientnet_b0", "torch")
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "tf_efficientnet_b0"}))
-    with pytest.raises(ValueError, match="tf_efficientnet"):
-        port(file, "efficientnet_b0", "torch")
+    port(file, "resnet50", "torch")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": twin}))
+    with pytest.raises(ValueError, match=f"timm's {twin}"):
+        port(file, "resnet50", "torch")
 
 
 # Pixels from 0 to 255 that each preprocessing maps to 0, and their distance from those that it maps to 1.

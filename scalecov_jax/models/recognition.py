@@ -26,6 +26,8 @@ _RELATIVES = {
     r"blocks\.0\.1\.|features\.1\.1\.block\.1\.fc1\.|block1b_": "EfficientNetB1 or a larger one",
     r"stages\.2\.blocks\.9\.|features\.5\.9\.|convnext_\w+_stage_2_block_9_": "ConvNeXt-Small or a larger one",
 }
+# Those with its names and shapes, which only the name of the file or timm's configuration tells: other padding, blurred steps.
+_TWINS = re.compile(r"tf_efficientnet\w*|resnet(?:aa|blur)\w*|densenetblur\w*")
 
 
 class Match(NamedTuple):
@@ -155,8 +157,8 @@ def _refuse_others(
 
 def _relative(called: str, tensors: Mapping[str, np.ndarray]) -> str:
     """What a file holds that has the names of a known network and is none; empty if nothing speaks for it."""
-    if "tf_efficientnet" in called:
-        return "timm's tf_efficientnet, which has the names of efficientnet_b0 and pads as Keras does"
+    if twin := _TWINS.search(called.lower()):
+        return f"timm's {twin[0]}, which has the names and shapes of a supported network and computes something else"
     for pattern, relative in _RELATIVES.items():
         if any(re.match(pattern, tensor) for tensor in tensors):
             return relative
