@@ -104,7 +104,7 @@ def test_no_class_names(content, folder, port):
     )
 
 
-def test_a_name_of_two_classes_is_told(folder, port):
+def test_a_name_of_two_classes_is_reported(folder, port):
     (folder / "twice.txt").write_text("a\na\nb\nc\nd\n")
     process = port("net.safetensors", "twice", "--preprocessing=tf", "--class_names=twice.txt")
     assert process.returncode == 0
