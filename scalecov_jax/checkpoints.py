@@ -23,12 +23,14 @@ from safetensors import safe_open
 from scalecov_jax.atomic import replacing
 from scalecov_jax.compilation import jit
 from scalecov_jax.models.architecture import Architecture, check_layer, get_architecture
-from scalecov_jax.models.preprocessing import PREPROCESSINGS, Preprocessing
+from scalecov_jax.models.preprocessing import Preprocessing, as_preprocessing
 from scalecov_jax.models.pruning import abstract_variables, trace_variables
 
 FORMAT = 2
 FORMAT_OF_ORBAX = 1
 _NOTE = "scalecov_jax"  # in the metadata of a safetensors file
+MAX_CARD = 2**20  # characters
+MAX_NUMBER = 100_000  # of a field: pixels, classes, a width
 NEUTRAL = {"bias": 0.0, "mean": 0.0, "scale": 1.0, "var": 1.0}
 
 
@@ -207,9 +209,7 @@ def load(path: Path) -> Network:
         )
     try:
         facts, stored, read = _open_files(files) if files else _open_orbax(path)
-        if facts["preprocessing"] not in PREPROCESSINGS:
-            raise ValueError(f"its preprocessing is {facts['preprocessing']!r}")
-        card = Card(**{**facts, "class_names": tuple(facts["class_names"])})
+        card = _card(facts)
         architecture = get_architecture(card.architecture)
         module: Any = architecture.module(**card.options)
         check_layer(architecture, module.last)
@@ -219,6 +219,17 @@ def load(path: Path) -> Network:
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a network: {' '.join(str(error).split())}") from error
     return Network(module, variables, architecture, card)
+
+
+def _card(facts: Mapping[str, Any]) -> Card:
+    """The card of its fields, whose numbers are bounded, since a module is made of them."""
+    preprocessing = as_preprocessing(facts["preprocessing"])
+    card = Card(**{**facts, "preprocessing": preprocessing, "class_names": tuple(facts["class_names"])})
+    numbers = {"input_size": card.input_size, **card.options}
+    for name, value in numbers.items():
+        if not isinstance(value, str) and not 0 <= value <= MAX_NUMBER:
+            raise ValueError(f"its {name} is {value}, expected 0 to {MAX_NUMBER:,}")
+    return card
 
 
 _Read = Callable[[Any], Any]  # from the variables of the module, without values, to those on disk
@@ -237,12 +248,14 @@ def _open_files(files: Sequence[Path]) -> tuple[dict[str, Any], Mapping[str, Any
             arrays |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
     if any(note != notes[0] for note in notes):
         raise ValueError("its files are of different networks")
+    if len(notes[0]) > MAX_CARD:
+        raise ValueError(f"its card has {len(notes[0]):,} characters, expected {MAX_CARD:,} at most")
     note = json.loads(notes[0])
     if note["format"] != FORMAT:
         raise ValueError(f"its format is {note['format']}, expected {FORMAT}")
 
     def read(abstract: Any) -> Any:
-        if _digest(note["card"], arrays) != note["sha256"]:
+        if _digest(note["card"], arrays) != note["sha256"] or json.dumps(note) != notes[0]:
             raise ValueError("its card and values are not those that were written")
         return jax.tree.map_with_path(lambda path, _: arrays[_name(path)], abstract)
 

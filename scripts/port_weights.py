@@ -1,13 +1,14 @@
 """Turn a weight file of Keras, torchvision or timm into a checkpoint.
 
 Example:
-  python scripts/port_weights.py --architecture=resnet50 --source=resnet50_weights.h5 --preprocessing=caffe \
-    --output=runs/weights/resnet50 --verify
+  python scripts/port_weights.py --architecture=resnet50 --source=resnet50.safetensors --preprocessing=torch \
+    --output=runs/weights/resnet50
 """
 
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 from absl import app, flags, logging
 
@@ -15,7 +16,7 @@ from scalecov_jax import checkpoints
 from scalecov_jax.models import download, parity
 from scalecov_jax.models.architecture import ARCHITECTURES
 from scalecov_jax.models.port import port
-from scalecov_jax.models.preprocessing import PREPROCESSINGS, Preprocessing
+from scalecov_jax.models.preprocessing import PREPROCESSINGS, Preprocessing, as_preprocessing
 from scalecov_jax.models.pruning import count_parameters
 
 ARCHITECTURE = flags.DEFINE_enum(
@@ -24,8 +25,8 @@ ARCHITECTURE = flags.DEFINE_enum(
 SOURCE = flags.DEFINE_string(
     "source",
     None,
-    "The weight file: Keras .h5 (with or without top) or .weights.h5, torchvision or timm .safetensors, or .pth (needs torch). "
-    "With --download, where to put the official file (by default next to --output).",
+    "The weight file: Keras .h5 (with or without top), .weights.h5 or .keras; torchvision, timm or your own .safetensors or, "
+    "with torch installed, .pth, .pt, .bin or .ckpt. With --download, where to put it (default: next to --output).",
 )
 PREPROCESSING = flags.DEFINE_enum(
     "preprocessing",
@@ -34,8 +35,24 @@ PREPROCESSING = flags.DEFINE_enum(
     "What the weights expect at their input; a wrong one gives plausible but wrong features. Keras: tf (x / 127.5 - 1) for "
     "InceptionV3 and MobileNetV2, caffe (BGR minus mean) for ResNet and VGG16, torch (mean and sd) for DenseNet121, "
     "EfficientNetB0 and ConvNeXt-Tiny. torchvision and timm: torch, but tf for InceptionV3 (whose transform_input amounts to "
-    "it). unit: 0 to 1. raw: 0 to 255. Needed unless --download.",
+    "it). unit: 0 to 1. raw: 0 to 255. Needed unless --download, --mean, or a config.json of timm beside the file "
+    "says it.",
 )
+MEAN = flags.DEFINE_list(
+    "mean",
+    None,
+    "In place of --preprocessing: mean of red, green and blue for pixels from 0 to 1, with --std.",
+)
+STD = flags.DEFINE_list("std", None, "Standard deviations that belong to --mean.")
+FORCE_PREPROCESSING = flags.DEFINE_bool(
+    "force_preprocessing", False, "Take it though the file's configuration or statistics say another one."
+)
+PREFIX = flags.DEFINE_string(
+    "prefix",
+    "",
+    "Beginning of the names of the tensors to read, such as model_ema.; found by itself where the file holds one network.",
+)
+SHA256 = flags.DEFINE_string("sha256", "", "What the file must have.")
 LAST = flags.DEFINE_string(
     "last",
     None,
@@ -48,7 +65,7 @@ VERIFY = flags.DEFINE_bool(
 )
 DOWNLOAD = flags.DEFINE_bool("download", False, "Fetch the official Keras file first and check its checksum.")
 CLASS_NAMES = flags.DEFINE_string(
-    "class_names", None, "Text file with one class name a line, in the order of the outputs."
+    "class_names", None, "UTF-8 text file with one class name per line, in the order of the outputs."
 )
 MAX_POOL_PADDING = flags.DEFINE_enum(
     "max_pool_padding",
@@ -60,7 +77,7 @@ MAX_POOL_PADDING = flags.DEFINE_enum(
 
 def main(_: list[str]) -> None:
     """Port, verify if asked, write, and print what was written."""
-    output = Path(OUTPUT.value).absolute()
+    output = Path(OUTPUT.value).expanduser().absolute()
     if output.exists():
         if not OVERWRITE.value:
             raise ValueError(
@@ -70,10 +87,13 @@ def main(_: list[str]) -> None:
     network = port(
         find_source(output),
         ARCHITECTURE.value,
-        cast(Preprocessing, PREPROCESSING.value or ARCHITECTURES[ARCHITECTURE.value].preprocessing),
+        find_preprocessing(),
         LAST.value,
-        Path(CLASS_NAMES.value).read_text().splitlines() if CLASS_NAMES.value else (),
+        read_class_names(Path(CLASS_NAMES.value).expanduser()) if CLASS_NAMES.value else (),
         int(MAX_POOL_PADDING.value),
+        prefix=PREFIX.value,
+        sha256=SHA256.value,
+        force_preprocessing=FORCE_PREPROCESSING.value,
     )
     if VERIFY.value:
         verify(network)
@@ -84,13 +104,12 @@ def main(_: list[str]) -> None:
         ("options", ", ".join(f"{k}={v}" for k, v in card.options.items()) or "defaults"),
         ("layers", f"{network.architecture.layers[0]} to {network.module.last}"),  # pyright: ignore[reportAttributeAccessIssue]
         ("parameters", f"{count_parameters(network.variables):,}"),
-        ("preprocessing", card.preprocessing),
+        ("preprocessing", f"{card.preprocessing} ({card.notes['preprocessing']})"),
+        ("resize", ", ".join(f"{k}={v}" for k, v in card.notes["resize"].items()) or "not known"),
         ("layout", card.notes["layout"]),
-        ("ignored tensors", ", ".join(f"{n} {kind}" for kind, n in card.notes["ignored"].items()) or "none"),
-        (
-            "beyond --last",
-            ", ".join(f"{n} of {layer}" for layer, n in card.notes["beyond_last"].items()) or "none",
-        ),
+        ("prefix", card.notes["prefix"] or "none"),
+        ("ignored tensors", counts(card.notes["ignored"])),
+        ("beyond --last", counts(card.notes["beyond_last"])),
         ("class names", len(card.class_names)),
         ("origin", card.origin),
         ("sha256", card.sha256),
@@ -104,11 +123,39 @@ def find_source(output: Path) -> Path:
         official = download.choose(ARCHITECTURE.value, LAST.value, int(MAX_POOL_PADDING.value))
         default = output.parent / official.address.rpartition("/")[2]
         return download.fetch(official, Path(SOURCE.value) if SOURCE.value else default)
-    if not SOURCE.value or not PREPROCESSING.value:
-        raise ValueError(
-            "Pass --source=FILE and --preprocessing (see --help), or --download for the official Keras file."
-        )
-    return Path(SOURCE.value)
+    if not SOURCE.value:
+        raise ValueError("Pass --source=FILE, or --download for the official Keras file.")
+    return Path(SOURCE.value).expanduser()
+
+
+def find_preprocessing() -> Preprocessing | None:
+    """What --preprocessing, or --mean and --std say; that of Keras's files with --download."""
+    if (MEAN.value is None) != (STD.value is None) or (MEAN.value and PREPROCESSING.value):
+        raise ValueError("Pass --mean=R,G,B and --std=R,G,B together, or --preprocessing.")
+    if MEAN.value:
+        return as_preprocessing((MEAN.value, STD.value))
+    if PREPROCESSING.value:
+        return as_preprocessing(PREPROCESSING.value)
+    return ARCHITECTURES[ARCHITECTURE.value].preprocessing if DOWNLOAD.value else None
+
+
+def read_class_names(path: Path) -> list[str]:
+    """The lines of a text file; blank ones at its end do not count."""
+    try:
+        names = [line.strip() for line in path.read_bytes().decode("utf-8-sig").rstrip().split("\n")]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error}); save it as UTF-8.") from error
+    if "" in names or names[0].startswith(("{", "[")):
+        what = f"line {names.index('') + 1} is blank" if "" in names else "it begins as JSON does"
+        raise ValueError(f"{path} is no list of one class name per line: {what}.")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        logging.warning("%s names several outputs %s; as a target the name means the first.", path, twice[0])
+    return names
+
+
+def counts(found: Mapping[str, int]) -> str:
+    """How many there are of each, as text."""
+    return ", ".join(f"{number} {name}" for name, number in found.items()) or "none"
 
 
 def verify(network: checkpoints.Network) -> None:

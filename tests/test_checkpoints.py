@@ -20,6 +20,7 @@ from tiny_network import random_network
 
 from scalecov_jax import checkpoints
 from scalecov_jax.cutting import pruned_network
+from scalecov_jax.models.preprocessing import Normalise, preprocess
 
 
 def same_variables(one, other):
@@ -77,6 +78,18 @@ def test_round_trip_keeps_every_bit_and_the_card(network, saved):
     np.testing.assert_array_equal(
         stored["params/block_2/kernel"], network.variables["params"]["block_2"]["kernel"]
     )
+
+
+def test_own_mean_and_sd_are_kept(network, tmp_path):
+    own = Normalise((0.7, 0.5, 0.6), (0.1, 0.2, 0.3))
+    card = dataclasses.replace(network.card, preprocessing=own)
+    checkpoints.save(tmp_path / "own", network._replace(card=card))
+    assert checkpoints.load(tmp_path / "own").card == card
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3)).astype(np.uint8)
+    expected = (images / 255 - np.array([[[own.mean]]])) / np.array([[[own.sd]]])
+    np.testing.assert_allclose(preprocess(jnp.asarray(images), own), expected, rtol=1e-5, atol=1e-5)
+    names = [f"{one}" for one in checkpoints.fingerprints(network._replace(card=card), ["block_1"]).values()]
+    assert names != [*checkpoints.fingerprints(network, ["block_1"]).values()]
 
 
 def test_every_dtype_and_order_in_memory_is_kept(network, tmp_path):
@@ -227,6 +240,18 @@ def test_a_damaged_file_is_refused(saved, tmp_path):
     checkpoints.load(damaged)
 
 
+def test_every_flipped_bit_is_refused(saved, tmp_path):
+    """One bit at each of 500 places spread over header, card and values, and at the first 200."""
+    whole = (saved / "model.safetensors").read_bytes()
+    rng = np.random.default_rng(0)
+    damaged = tmp_path / "model.safetensors"
+    for at in {*range(200), *rng.integers(0, len(whole), 250), *rng.integers(0, whole.index(b"}}") + 2, 250)}:
+        changed = bytearray(whole)
+        changed[at] ^= 1 << rng.integers(8)
+        damaged.write_bytes(changed)
+        refusal(damaged)
+
+
 def test_a_deleted_or_truncated_file_of_orbax_is_refused_or_does_not_matter(
     network, saved_by_orbax, tmp_path
 ):
@@ -268,6 +293,10 @@ def test_a_deleted_or_truncated_file_of_orbax_is_refused_or_does_not_matter(
         ({"architecture": "resnet50"}, r"is missing, expected \(\d+,\)"),
         ({"architecture": "resnet"}, "did you mean resnet50"),
         ({"preprocessing": "keras"}, "keras"),
+        ({"preprocessing": ((0.5, 0.5, 0.5), (0.2, 0.0, 0.2))}, "mean and sd"),
+        ({"input_size": 10**9}, "its input_size is 1000000000"),
+        ({"options": {"classes": 10**12}}, "its classes is"),
+        ({"notes": {"long": "x" * 2**20}}, "characters"),
     ],
 )
 def test_card_that_does_not_fit_its_variables(network, tmp_path, change, message):

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from scalecov_jax.atomic import replacing
 from scalecov_jax.models.architecture import check_layer, get_architecture
-from scalecov_jax.models.port import checksum
+from scalecov_jax.models.port import check_digest
 from scalecov_jax.models.sources import Official
 
 
@@ -44,11 +44,11 @@ def fetch(official: Official, destination: Path) -> Path:
         ValueError: The download failed or was cut short, or the file has another checksum.
     """
     if destination.exists():
-        _check(destination, official, destination)
+        check_digest(destination, official.digest)
         return destination
     with replacing(destination, shared=True) as part:
         _download(official.address, part)
-        _check(part, official, official.address)
+        check_digest(part, official.digest, official.address)
     return destination
 
 
@@ -66,13 +66,3 @@ def _download(address: str, part: Path) -> None:
                     )
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(f"{address} cannot be downloaded: {error or type(error).__name__}.") from error
-
-
-def _check(path: Path, official: Official, given: object) -> None:
-    algorithm = "sha256" if len(official.digest) == 64 else "md5"
-    found = checksum(path, algorithm)
-    if found != official.digest:
-        raise ValueError(
-            f"{given} has the {algorithm.upper()} {found} and not the published {official.digest}; it is damaged or not the "
-            "official file."
-        )

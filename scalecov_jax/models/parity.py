@@ -142,7 +142,9 @@ def _keras_sources(network: Network) -> tuple[KerasModel, Layout]:
     """Keras's model and its names, if it computes what the network does."""
     family, module = network.architecture, network.module
     if family.sources.keras is None:
-        raise ValueError(f"keras.applications has no {family.name}, so there is nothing to compare with.")
+        raise ValueError(
+            f"keras.applications has no {family.name}, so there is nothing to compare with; leave out --verify."
+        )
     default = family.module()
     free = {"last", "classes", "parent", "name"}
     different = {
@@ -153,7 +155,7 @@ def _keras_sources(network: Network) -> tuple[KerasModel, Layout]:
     if different:
         given = ", ".join(f"{option}={value}" for option, value in different.items())
         raise ValueError(
-            f"keras.applications has no {family.name} with {given}, so there is nothing to compare with."
+            f"keras.applications has no {family.name} with {given}, so there is nothing to compare with; leave out --verify."
         )
     return family.sources.keras, family.sources.layouts[0]
 

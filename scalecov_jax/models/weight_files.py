@@ -1,8 +1,12 @@
 """Reading weight files: names and arrays, in the source's own layout, without running anything that a file holds."""
 
-import pickle
+import io
+import math
 import re
-from collections.abc import Callable, Iterator
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +17,7 @@ import safetensors
 from scalecov_jax.models.sources import Family
 
 MAX_VALUES = 2**29
+_HOW = "in Python, torch.save(model.state_dict(), 'weights.pth') writes a file that can be read"
 
 _KERAS_LEAF = re.compile(
     r"(?:^|_)(depthwise_kernel|kernel|bias|gamma|beta|moving_mean|moving_variance|running_mean|running_std|mean|variance|count|W|b"
@@ -40,39 +45,46 @@ class WeightFile(NamedTuple):
     tensors: dict[str, np.ndarray]
 
 
-def read_weights(path: Path) -> WeightFile:
-    """Read the tensors of a weight file.
+def read_weights(source: Path | Mapping[str, Any]) -> WeightFile:
+    """Read the tensors of a weight file, or of a state dict in memory.
 
-    Formats: HDF5 of Keras 1, 2 (also inside a whole saved model) and 3 (`.weights.h5`), `.safetensors`, and `.pth` through
-    `torch.load(weights_only=True)`, which refuses to run code.
+    Formats: HDF5 of Keras 1, 2 (also inside a whole saved model) and 3 (`.weights.h5`, `.keras`), `.safetensors`, and torch's own
+    through `torch.load(weights_only=True)`, which refuses to run code.
 
-    Keras tensors are called layer/leaf, with automatic layer names numbered from 1; torch tensors keep their names, less
-    the `module.` of DataParallel.
+    Keras tensors are called layer/leaf, with automatic layer names numbered from 1; torch tensors keep their names, behind the
+    keys of the dicts that they lie in: `model.conv1.weight`. An optimizer's state and whatever is no tensor is left out, and
+    bfloat16 becomes float32.
+
+    Args:
+        source: The file; or a dict of arrays or of torch's tensors, which may lie in dicts themselves.
 
     Raises:
         ValueError: No such file, a truncated or damaged one, or one in another format; says which and what is wrong.
-        ImportError: A `.pth` file, and torch is not installed.
+        ImportError: A file of torch, and torch is not installed.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'no file'}; expected a weight file.")
-    with path.open("rb") as file:
+    if isinstance(source, Mapping):
+        return _guard("The state dict", "state dict", lambda: WeightFile("torch", _arrays(source)))
+    if not source.is_file():
+        raise ValueError(
+            f"{source} is {'a folder' if source.is_dir() else 'no file'}; expected a weight file."
+        )
+    with source.open("rb") as file:
         head = file.read(8)
     if not head:
-        raise ValueError(f"{path.name} is empty.")
+        raise ValueError(f"{source.name} is empty.")
     if head == b"\x89HDF\r\n\x1a\n":
-        file = _guard(path, "HDF5", _read_hdf5)
-    elif path.suffix == ".safetensors":
-        file = _guard(path, "safetensors", _read_safetensors)
-    elif path.suffix in (".pth", ".pt", ".bin"):
-        file = _guard(path, "torch weight", _read_torch)
-    else:
-        raise ValueError(
-            f"{path.name} is no weight file that can be read: it begins with {head!r}. Expected HDF5 (.h5), .safetensors or, "
-            "with torch installed, .pth."
-        )
-    if not file.tensors:
-        raise ValueError(f"{path.name} holds no weights.")
-    return file
+        return _guard(source.name, "HDF5 file", lambda: _read_hdf5(source))
+    for suffixes, kind, read in (
+        ((".keras",), "Keras file", _read_keras),
+        ((".safetensors",), "safetensors file", _read_safetensors),
+        ((".pth", ".pt", ".bin", ".ckpt"), "torch weight file", _read_torch),
+    ):
+        if source.suffix.lower() in suffixes:
+            return _guard(source.name, kind, lambda read=read: read(source))
+    raise ValueError(
+        f"{source.name} is no weight file that can be read: it begins with {head!r}. Expected HDF5 (.h5), .keras, .safetensors "
+        "or, with torch installed, .pth, .pt, .bin or .ckpt."
+    )
 
 
 def leaf_name(variable: str) -> str:
@@ -81,33 +93,47 @@ def leaf_name(variable: str) -> str:
     return _RENAMED.get(found[1], found[1]) if found else ""
 
 
-def _guard(path: Path, kind: str, read: Callable[[Path], WeightFile]) -> WeightFile:
+def _guard(name: str, kind: str, read: Callable[[], WeightFile]) -> WeightFile:
     """Name the file in whatever a reader runs into."""
     try:
-        return read(path)
+        file = read()
     except ImportError:
         raise
     # h5py, safetensors and torch raise anything from OSError to RuntimeError on a damaged file.
     except Exception as error:
         problem = str(error).split("\n")[0] or type(error).__name__
-        raise ValueError(f"{path.name} cannot be read as a {kind} file: {problem}") from error
+        raise ValueError(f"{name} cannot be read as a {kind}: {problem}") from error
+    if not file.tensors:
+        raise ValueError(f"{name} holds no weights.")
+    return file
 
 
-def _read_hdf5(path: Path) -> WeightFile:
+def _read_hdf5(path: Path | io.BytesIO) -> WeightFile:
+    """A network inside a network goes by the names of its own layers, behind that of the network and a slash."""
     with h5py.File(path, "r") as file:
         root: Any = file.get("model_weights", file)
         if isinstance(root.get("layers"), h5py.Group):
             return _read_keras_3(root["layers"])
-        tensors: dict[str, np.ndarray] = {}
-        for name, dataset in _datasets(root):
-            layer, _, rest = name.partition("/")
-            leaf = leaf_name(rest.rpartition("/")[2]) or rest
-            if f"{layer}/{leaf}" in tensors:
-                raise ValueError(
-                    f"{layer} holds more than one {leaf}, as a network inside a network does; save that one alone"
-                )
-            tensors[f"{layer}/{leaf}"] = dataset[()]
+        found = [(*name.partition("/")[::2], dataset[()]) for name, dataset in _datasets(root)]
+    leaves = [leaf_name(rest.rpartition("/")[2]) or rest for _, rest, _ in found]
+    counts = Counter((layer, leaf) for (layer, _, _), leaf in zip(found, leaves, strict=True))
+    outer = {layer for (layer, _), count in counts.items() if count > 1}
+    tensors: dict[str, np.ndarray] = {}
+    for (layer, rest, values), leaf in zip(found, leaves, strict=True):
+        name = f"{rest.split('/')[-2] if layer in outer and '/' in rest else layer}/{leaf}"
+        if name in tensors:
+            raise ValueError(f"it holds {name} more than once, as two networks in one do; save one alone")
+        tensors[name] = values
     return WeightFile("keras", _number_from_one(tensors))
+
+
+def _read_keras(path: Path) -> WeightFile:
+    """The weights inside a `.keras` archive."""
+    with zipfile.ZipFile(path) as archive:
+        weights = archive.getinfo("model.weights.h5")
+        if weights.file_size > 4 * MAX_VALUES:
+            raise ValueError(f"it claims {weights.file_size:,} bytes")
+        return _read_hdf5(io.BytesIO(archive.read(weights)))
 
 
 def _read_keras_3(layers: Any) -> WeightFile:
@@ -160,9 +186,9 @@ def _datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
     group.visititems(
         lambda name, item: found.append((name, item)) if isinstance(item, h5py.Dataset) else None
     )
-    total = sum(dataset.size or 0 for _, dataset in found)
-    if total > MAX_VALUES:
-        raise ValueError(f"it claims {total:,} values, more than the {MAX_VALUES:,} that are read")
+    _check_total(dataset.size or 0 for _, dataset in found)
+    if elsewhere := [name for name, dataset in found if dataset.is_virtual or dataset.external]:
+        raise ValueError(f"the values of {elsewhere[0]} lie in another file")
     return iter(found)
 
 
@@ -181,9 +207,14 @@ def _number_from_one(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return renamed
 
 
+def _check_total(sizes: Iterable[int]) -> None:
+    if (total := sum(sizes)) > MAX_VALUES:
+        raise ValueError(f"it claims {total:,} values, more than the {MAX_VALUES:,} that are read")
+
+
 def _read_safetensors(path: Path) -> WeightFile:
     with safetensors.safe_open(path, framework="numpy") as file:
-        return WeightFile("torch", _without_wrapper({name: file.get_tensor(name) for name in file.keys()}))  # noqa: SIM118
+        return WeightFile("torch", _arrays({name: file.get_tensor(name) for name in file.keys()}))  # noqa: SIM118
 
 
 def _read_torch(path: Path) -> WeightFile:
@@ -195,16 +226,37 @@ def _read_torch(path: Path) -> WeightFile:
             ".safetensors."
         ) from error
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own message suggests to switch the protection off.
-        raise ValueError("it is damaged or holds more than tensors, which could run code") from error
-    for key in ("state_dict", "model"):
-        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError("expected a dict of tensors, as state_dict() returns")
-    return WeightFile("torch", _without_wrapper({name: value.numpy() for name, value in state.items()}))
+        with warnings.catch_warnings(action="ignore"):
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's own message suggests to switch the protection off
+        raise ValueError(f"it is damaged or holds more than tensors, which could run code; {_HOW}") from error
+    return WeightFile("torch", _arrays(state if isinstance(state, Mapping) else {}))
 
 
-def _without_wrapper(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name.removeprefix("module."): values for name, values in tensors.items()}
+def _arrays(state: Mapping[Any, Any]) -> dict[str, np.ndarray]:
+    """The tensors of dicts in dicts by their joined keys."""
+
+    def tensors(inside: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in inside.items():
+            if isinstance(value, Mapping):
+                yield from tensors({} if str(key).startswith("optimizer") else value, f"{prefix}{key}.")
+            elif hasattr(value, "shape"):
+                yield f"{prefix}{key}", value
+
+    found = list(tensors(state, ""))
+    if twice := [name for name, count in Counter(name for name, _ in found).items() if count > 1]:
+        raise ValueError(f"it holds {twice[0]} twice, once inside a dict")
+    if not found:
+        raise ValueError(f"it is no dict of tensors by name; {_HOW}")
+    _check_total(math.prod(value.shape) for _, value in found)
+    return {name: _array(value) for name, value in found}
+
+
+def _array(value: Any) -> np.ndarray:
+    """NumPy's array of an array or of torch's tensor, what NumPy has no precision for as float32."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.to_dense() if value.is_sparse else value
+        value = (value.float() if value.is_floating_point() and value.element_size() < 4 else value).numpy()
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.name.startswith(("bfloat16", "float8")) else array
