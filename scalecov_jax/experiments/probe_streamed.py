@@ -240,7 +240,7 @@ def _facts(
         "version": version("scalecov-jax"),
         "jax": jax.__version__,
         "architecture": f"{network.architecture.name} {sorted(network.card.options.items())}",
-        "preprocessing": network.card.preprocessing,
+        "preprocessing": str(network.card.preprocessing),
         "weights": digest(*map(np.asarray, jax.tree.leaves(network.variables))),
         "layers": ", ".join(layers),
         "images": f"{len(measured.indices)}, {digest(measured.indices, names)}",
