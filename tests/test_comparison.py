@@ -13,8 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from tiny_network import random_network
 
 from scalecov_jax.cutting import pruned_network
-from scalecov_jax.images.image_set import Example
-from scalecov_jax.images.patches import Patches
+from scalecov_jax.images.image_set import ImageSet, Pixels
 from scalecov_jax.probes.evaluate import ALPHAS
 from scalecov_jax.probes.splits import grouped_splits
 from scalecov_jax.transfer import comparison, metrics
@@ -25,21 +24,20 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 MEANS = {10.0: 60.0, 20.0: 220.0, 40.0: 900.0}
 
 
-class Rendered(Patches):
-    """Patches that are made up: noise whose brightness falls with the area."""
-
-    def __getitem__(self, index):
-        rng = np.random.default_rng(index)
-        image = rng.integers(0, max(2, int(256 - self.area[index] / 8)), (32, 32, 3))
-        return Example(image.astype(np.uint8), None, None, None, str(self.group[index]), str(index))
-
-
 def patches(groups=8, each=9, seed=0):
+    """Patches that are made up: noise whose brightness falls with the area."""
     rng = np.random.default_rng(seed)
     group = np.repeat([f"g{i}" for i in range(groups)], each)
     magnification = np.tile(list(MEANS), groups * each // 3)
     area = np.array([MEANS[m] for m in magnification]) * np.exp(0.2 * rng.normal(size=len(group)))
-    return Rendered((), area, magnification, group, group, ())
+
+    def render(index):
+        image = np.random.default_rng(index).integers(0, max(2, int(256 - area[index] / 8)), (32, 32, 3))
+        return Pixels(image.astype(np.uint8))
+
+    names = [str(index) for index in range(len(group))]
+    known = {"name": names, "group": group, "area": area, "magnification": magnification}
+    return ImageSet(pd.DataFrame(known), render)
 
 
 def test_the_whole_network_ends_with_its_pooled_output_or_where_its_weights_end():
@@ -68,7 +66,7 @@ def test_starting_points():
 
 def test_fine_tuning_of_all_models_is_read_back_once_finished(tmp_path):
     data = patches()
-    train = dict(enumerate(grouped_splits(data.group, 2, 0, classes=data.magnification)))
+    train = dict(enumerate(grouped_splits(data.column("group"), 2, 0, classes=data.column("magnification"))))
     recipe = Recipe(1, 8, 1e-3, "standardised", "running")
 
     def tuned():
@@ -100,18 +98,18 @@ def features():
         name: rng.normal(size=(len(data), 6)).astype(np.float32) for name in ("early", "middle", "whole")
     }
     for name, size in (("early", 3.0), ("middle", 0.05), ("whole", 1.0)):
-        noise[name][:, 0] = data.area / 300 + size * rng.normal(size=len(data))
+        noise[name][:, 0] = data.column("area") / 300 + size * rng.normal(size=len(data))
     return data, noise
 
 
 def test_the_cut_is_chosen_on_the_training_part_alone(features):
     data, values = features
-    train = dict(enumerate(grouped_splits(data.group, 3, 0, classes=data.magnification)))
+    train = dict(enumerate(grouped_splits(data.column("group"), 3, 0, classes=data.column("magnification"))))
     first = {0: train[0]}
     assert comparison.select_cuts(values, data, train, splits=2) == dict.fromkeys(range(3), "middle")
     # Nothing outside the training part of the first seed may change its choice.
     spoilt = {name: np.where(train[0][:, None], v, 1e3 * np.sign(v)) for name, v in values.items()}
-    area = np.where(train[0], data.area, 1e4)
+    area = np.where(train[0], data.column("area"), 1e4)
     moved = dataclasses.replace(data, area=area)
     assert comparison.select_cuts(spoilt, moved, first, splits=2) == {0: "middle"}
     swapped = {name: values[name].copy() for name in values}
@@ -124,7 +122,13 @@ def test_the_cut_is_chosen_on_the_training_part_alone(features):
 
 def test_ridge_heads_predict_as_scikit_learn(features):
     data, values = features
-    train = dict(zip((5, 6), grouped_splits(data.group, 2, 0, classes=data.magnification), strict=True))
+    train = dict(
+        zip(
+            (5, 6),
+            grouped_splits(data.column("group"), 2, 0, classes=data.column("magnification")),
+            strict=True,
+        )
+    )
     layers = {5: "middle", 6: "early"}
     both = {"trained": values, "random_weights": values}
     named = {"architecture": "tiny", "weights": "w"}
@@ -139,7 +143,7 @@ def test_ridge_heads_predict_as_scikit_learn(features):
         np.testing.assert_array_equal(part["patch"], np.flatnonzero(~mask))
         if trainable == "ridge":
             x = StandardScaler().fit_transform(values[layer].astype(float))
-            fitted = RidgeCV(ALPHAS).fit(x[mask], data.area[mask])
+            fitted = RidgeCV(ALPHAS).fit(x[mask], data.column("area")[mask])
             np.testing.assert_allclose(part["predicted"], fitted.predict(x[~mask]), rtol=1e-7)
 
 
@@ -157,13 +161,15 @@ def made_up(data, train, shift):
                 "layer": "l",
                 "trainable": "ridge",
             }
-            made.append(metrics.held_out(data, mask, data.area[~mask] + error * sign, **named, seed=seed))
+            made.append(
+                metrics.held_out(data, mask, data.column("area")[~mask] + error * sign, **named, seed=seed)
+            )
     return pd.concat(made, ignore_index=True)
 
 
 def test_evaluation_and_tests_equal_scikit_learn_and_scipy():
     data = patches(groups=12)
-    train = dict(enumerate(grouped_splits(data.group, 6, 0, classes=data.magnification)))
+    train = dict(enumerate(grouped_splits(data.column("group"), 6, 0, classes=data.column("magnification"))))
     predictions = made_up(data, train, 8.0)
     scores = metrics.scores(predictions, [*MEANS])
     assert len(scores) == 6 * 3 * 4
@@ -171,7 +177,9 @@ def test_evaluation_and_tests_equal_scikit_learn_and_scipy():
     for (model, seed), part in predictions.groupby(["model", "seed"]):
         total = of.loc[(model, seed, "all")]
         assert total["mae"] == pytest.approx((part["predicted"] - part["area"]).abs().mean())
-        means = np.array([data.area[train[seed] & (data.magnification == m)].mean() for m in MEANS])
+        means = np.array(
+            [data.column("area")[train[seed] & (data.column("magnification") == m)].mean() for m in MEANS]
+        )
         nearest = np.abs(part["predicted"].to_numpy()[:, None] - means[None]).argmin(1)
         true = np.searchsorted(list(MEANS), part["magnification"])
         assert total["kappa"] == pytest.approx(cohen_kappa_score(true, nearest))
@@ -194,7 +202,7 @@ def test_evaluation_and_tests_equal_scikit_learn_and_scipy():
 
 def test_other_patches_cannot_be_compared():
     data = patches(groups=12)
-    train = dict(enumerate(grouped_splits(data.group, 3, 0, classes=data.magnification)))
+    train = dict(enumerate(grouped_splits(data.column("group"), 3, 0, classes=data.column("magnification"))))
     predictions = made_up(data, train, 8.0)
     with pytest.raises(ValueError, match="only on the same seeds and held-out patches"):
         metrics.compare_models(predictions[1:], metrics.scores(predictions[1:], [*MEANS]))
@@ -202,8 +210,11 @@ def test_other_patches_cannot_be_compared():
 
 def test_layer_scores_are_errors_of_the_held_out_part():
     data = patches()
-    train = dict(enumerate(grouped_splits(data.group, 2, 0, classes=data.magnification)))
-    predicted = {"a": np.tile(data.area + 10, (2, 1)), "b": np.where([*train.values()], 1e9, data.area - 3)}
+    train = dict(enumerate(grouped_splits(data.column("group"), 2, 0, classes=data.column("magnification"))))
+    predicted = {
+        "a": np.tile(data.column("area") + 10, (2, 1)),
+        "b": np.where([*train.values()], 1e9, data.column("area") - 3),
+    }
     scores = metrics.layer_scores(predicted, data, train, weights="w")
     assert [*zip(scores["layer"], scores["seed"], strict=True)] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     np.testing.assert_allclose(scores[["mae", "macro_mae"]], np.tile([[10], [10], [3], [3]], 2))

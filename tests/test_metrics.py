@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 
 from scalecov_jax.concepts.nuclei import PUBLISHED_MEANS, nearest_class
-from scalecov_jax.images.patches import Patches
+from scalecov_jax.images.image_set import ImageSet, Pixels
 from scalecov_jax.transfer.metrics import KEYS, held_out, scores, totals
 
 MEANS = dict(PUBLISHED_MEANS)
@@ -69,7 +69,8 @@ def test_constant_predictions_have_kappa_zero():
 def test_held_out_patches_and_their_nearest_magnification():
     true, predicted, magnification = simulated(2, 60, 0.5, (5.0, 40.0))
     names, train = np.array([f"g{at}" for at in range(60)]), np.arange(60) % 3 > 0
-    data = Patches((), true, magnification, names, names, ())
+    known = {"name": names, "group": names, "area": true, "magnification": magnification}
+    data = ImageSet(pd.DataFrame(known), Pixels)
     measured = held_out(data, train, predicted[~train], model="whole", seed=3)
     assert [*measured] == ["model", "seed", "patch", "group", "magnification", "area", "predicted", "nearest"]
     assert measured["patch"].tolist() == np.flatnonzero(~train).tolist()

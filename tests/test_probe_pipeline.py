@@ -702,7 +702,7 @@ def test_killed_run_is_resumed_to_the_same_bytes(photographs, tmp_path):
             range(4, 28),
             (),
             {"images": "/nowhere/VOC2007"},
-            "no such folder; expected the subfolders Annotations",
+            "no such folder; expected a folder of images",
         ),
     ],
 )

@@ -7,7 +7,8 @@ from test_report import HOSTILE
 
 from scalecov_jax.experiments.transfer import Settings
 from scalecov_jax.experiments.transfer_report import NO_TEST, UNCUT, report, verdict
-from scalecov_jax.images.patches import MAGNIFICATIONS, Patches
+from scalecov_jax.images.image_set import ImageSet, Pixels
+from scalecov_jax.images.patches import MAGNIFICATIONS
 from scalecov_jax.report.page import render_report
 from scalecov_jax.transfer import metrics
 
@@ -21,14 +22,15 @@ def made_up_patches(groups=8, names=None):
     magnification = np.tile(np.repeat(MAGNIFICATIONS, 3), groups)
     area = 0.55 * magnification**2 * rng.uniform(0.8, 1.2, len(magnification))
     group = np.repeat(names or [f"patient {index}" for index in range(groups)], 3 * len(MAGNIFICATIONS))
-    return Patches([None] * len(area), area, magnification, group, group, ())
+    known = {"name": group, "group": group, "area": area, "magnification": magnification}
+    return ImageSet(pd.DataFrame(known), Pixels)
 
 
 def parts(patches, seeds, fixed):
-    groups, noticed = np.unique(patches.group), {}
+    groups, noticed = np.unique(patches.column("group")), {}
     for seed in range(seeds):
         held_out = np.random.default_rng(0 if fixed else seed).permutation(groups)[: len(groups) // 3 + 1]
-        noticed[seed] = ~np.isin(patches.group, held_out)
+        noticed[seed] = ~np.isin(patches.column("group"), held_out)
     return noticed
 
 
@@ -54,7 +56,7 @@ def tables_of(
                     sizes = share * rng.uniform(0.9, 1.1, len(test)) * rng.choice([-1, 1], len(test))
                     last = layers[seed] if model == "pruned" else "avg_pool"
                     named = {"architecture": architecture, "weights": weights, "model": model, "layer": last}
-                    area = patches.area[test] * (1 + sizes)
+                    area = patches.column("area")[test] * (1 + sizes)
                     predictions.append(
                         metrics.held_out(patches, mask, area, **named, trainable=trainable, seed=seed)
                     )
@@ -68,7 +70,8 @@ def tables_of(
             for head in ("ridge", "head"):
                 worse = 0.01 * np.arange(seeds)[:, None] + (condition != "trained")
                 values = {
-                    layer: patches.area * (1 + 0.1 * depth + worse) for depth, layer in enumerate(LAYERS, 1)
+                    layer: patches.column("area") * (1 + 0.1 * depth + worse)
+                    for depth, layer in enumerate(LAYERS, 1)
                 }
                 named = {"weights": weights, "condition": condition, "head": head}
                 sweep.append(metrics.layer_scores(values, patches, train, **named))
