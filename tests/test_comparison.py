@@ -1,6 +1,5 @@
 """The three models on tiny networks: where they are cut, heads on frozen features, nested choice of the cut, tests."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +109,7 @@ def test_the_cut_is_chosen_on_the_training_part_alone(features):
     # Nothing outside the training part of the first seed may change its choice.
     spoilt = {name: np.where(train[0][:, None], v, 1e3 * np.sign(v)) for name, v in values.items()}
     area = np.where(train[0], data.column("area"), 1e4)
-    moved = dataclasses.replace(data, area=area)
+    moved = data.assign(area=area)
     assert comparison.select_cuts(spoilt, moved, first, splits=2) == {0: "middle"}
     swapped = {name: values[name].copy() for name in values}
     swapped["early"][~train[0]], swapped["middle"][~train[0]] = (
