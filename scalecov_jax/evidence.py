@@ -13,17 +13,11 @@ from scalecov_jax.probes.permutation import Permutation, compare_orders, permuta
 
 
 class Known(NamedTuple):
-    """A mean over splits for every layer and measure.
+    """A mean over splits for every layer and measure."""
 
-    Attributes:
-        value: The mean.
-        deviation: Its deviations (`statistics.deviations`) over the groups.
-        sample: Digest of the measures, groups and splits that it was computed from.
-    """
-
-    value: Float[np.ndarray, "L M"]
-    deviation: Float[np.ndarray, "L M G"]
-    sample: str
+    value: Float[np.ndarray, "L M"]  # the mean
+    deviation: Float[np.ndarray, "L M G"]  # its deviations (`statistics.deviations`) over the groups
+    sample: str  # digest of the measures, groups and splits that it was computed from
 
     def __sub__(self, other: "Known") -> "Known":
         """The difference, over the same groups.
@@ -44,63 +38,39 @@ class Evidence(NamedTuple):
     """Everything inferred from the images of one class (or of several, see `pool`), by ridge.
 
     L layers, S splits, N images, G groups, M concept measures.
-
-    Attributes:
-        layers: From input to output.
-        concepts: Names of the measures.
-        images: N.
-        groups: G, the patients, slides or images that another sample would draw afresh.
-        n_train: Images in one training part, the mean where parts differ.
-        n_test: Images in one held-out part.
-        r2: Held-out R2.
-        splits: Of each split.
-        nested: R2 of the layer that leave-one-out inside each training part chose.
-        chosen: That layer's index for each split and measure.
-        controls: R2 of what the layers are compared with, by name: random_weights, pixels, nuisances.
-        by_split: Of every split by condition (trained, random_weights, shuffled_measure); empty for pooled classes.
-        partial: R2 beyond the nuisance measures; None without any.
-        permutation: Tests against permuted measures; None if not asked for.
-        r2_left_out: Leave-one-out R2 of all images.
-        dof: Effective degrees of freedom of the fit to all images.
-        alpha: Its penalty.
-        dual: Dual coefficients (`ridge`) of the fit to all images, then of those to each training part; None for pooled classes.
-        cases: Of each image; None for pooled classes.
     """
 
-    layers: tuple[str, ...]
-    concepts: tuple[str, ...]
-    images: int
-    groups: int
-    n_train: float
-    n_test: float
-    r2: Known
-    splits: Float[np.ndarray, "L S M"]
-    nested: Known
-    chosen: Int[np.ndarray, "S M"]
+    layers: tuple[str, ...]  # from input to output
+    concepts: tuple[str, ...]  # names of the measures
+    images: int  # N
+    groups: int  # G, the patients, slides or images that another sample would draw afresh
+    n_train: float  # images in one training part, the mean where parts differ
+    n_test: float  # images in one held-out part
+    r2: Known  # Held-out R2
+    splits: Float[np.ndarray, "L S M"]  # of each split
+    nested: Known  # R2 of the layer that leave-one-out inside each training part chose
+    chosen: Int[np.ndarray, "S M"]  # that layer's index for each split and measure
+    # R2 of what the layers are compared with, by name: random_weights, pixels, nuisances
     controls: Mapping[str, Known]
+    # of every split by condition (trained, random_weights, shuffled_measure); empty for pooled classes
     by_split: Mapping[str, ProbeScores]
-    partial: Known | None
-    permutation: Permutation | None
-    r2_left_out: Float[np.ndarray, "L M"]
-    dof: Float[np.ndarray, "L M"]
-    alpha: Float[np.ndarray, "L M"]
+    partial: Known | None  # R2 beyond the nuisance measures; None without any
+    permutation: Permutation | None  # tests against permuted measures; None if not asked for
+    r2_left_out: Float[np.ndarray, "L M"]  # leave-one-out R2 of all images
+    dof: Float[np.ndarray, "L M"]  # effective degrees of freedom of the fit to all images
+    alpha: Float[np.ndarray, "L M"]  # its penalty
+    # dual coefficients (`ridge`) of the fit to all images, then of those to each training part; None for pooled classes
     dual: Float[np.ndarray, "L S1 N M"] | None
-    cases: "Cases | None"
+    cases: "Cases | None"  # of each image; None for pooled classes
 
 
 class Cases(NamedTuple):
-    """What single images do.
+    """What single images do."""
 
-    Attributes:
-        measure: The concept measure.
-        prediction: By the fit to all other images.
-        leverage: In the fit to all images.
-        influence: How much higher the mean held-out R2 is with the image's group than without it.
-    """
-
-    measure: Float[np.ndarray, "N M"]
-    prediction: Float[np.ndarray, "L N M"]
-    leverage: Float[np.ndarray, "L N M"]
+    measure: Float[np.ndarray, "N M"]  # the concept measure
+    prediction: Float[np.ndarray, "L N M"]  # by the fit to all other images
+    leverage: Float[np.ndarray, "L N M"]  # in the fit to all images
+    # how much higher the mean held-out R2 is with the image's group than without it
     influence: Float[np.ndarray, "L N M"]
 
 

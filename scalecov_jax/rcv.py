@@ -29,40 +29,24 @@ class Rcv:
     how the features change with the concept: Cov(x, y) / Var(y) of each feature. They differ where features are correlated, since
     the filter also subtracts what disturbs the reading.
 
-    Attributes:
-        measure: Name of the concept measure.
-        image_class: The images it was fitted on; empty where they have no class.
-        weights_name: Name of the weights of the network.
-        layer: Whose pooled features it was fitted on.
-        network: See `checkpoints.fingerprints`; empty for features that came without a network.
-        pooling: How maps became features.
-        alpha: The penalty of ridge, on features divided by `scale`.
-        r2: Mean held-out R2 of the probe over splits.
-        sigma: Standard deviation of the measure over the images.
-        intercept: Of the filter.
-        weights: The filter, in units of the measure per unit of the feature.
-        pattern: In units of the feature per unit of the measure.
-        scale: Standard deviation of each feature over the images; 1 of a constant one.
-        mean: Mean of each feature over the images.
-
     Source: Graziani et al. 2018, Regression Concept Vectors (there by least squares); Haufe et al. 2014, On the interpretation of
         weight vectors of linear models in multivariate neuroimaging; Pahde et al. 2022, Navigating Neural Space (patterns).
     """
 
-    measure: str
-    image_class: str
-    weights_name: str
-    layer: str
-    network: str
-    pooling: str
-    alpha: float
-    r2: float
-    sigma: float
-    intercept: float
-    weights: Float[np.ndarray, " D"]
-    pattern: Float[np.ndarray, " D"]
-    scale: Float[np.ndarray, " D"]
-    mean: Float[np.ndarray, " D"]
+    measure: str  # name of the concept measure
+    image_class: str  # the images it was fitted on; empty where they have no class
+    weights_name: str  # name of the weights of the network
+    layer: str  # whose pooled features it was fitted on
+    network: str  # see `checkpoints.fingerprints`; empty for features that came without a network
+    pooling: str  # how maps became features
+    alpha: float  # the penalty of ridge, on features divided by `scale`
+    r2: float  # mean held-out R2 of the probe over splits
+    sigma: float  # standard deviation of the measure over the images
+    intercept: float  # of the filter
+    weights: Float[np.ndarray, " D"]  # the filter, in units of the measure per unit of the feature
+    pattern: Float[np.ndarray, " D"]  # in units of the feature per unit of the measure
+    scale: Float[np.ndarray, " D"]  # standard deviation of each feature over the images; 1 of a constant one
+    mean: Float[np.ndarray, " D"]  # mean of each feature over the images
 
     def vector(self, kind: Vector | str = "filter") -> Float[np.ndarray, " D"]:
         """The filter or the pattern, of unit length.
@@ -88,9 +72,6 @@ class Rcv:
     def predict(self, features: Features | Float[np.ndarray, "N _"]) -> Float[np.ndarray, " N"]:
         """The measure that the filter reads, features @ w + intercept.
 
-        Args:
-            features: From `features.compute_features`, or an array whose origin only you know.
-
         Raises:
             ValueError: Features of another layer, network or pooling, or of another width.
         """
@@ -106,11 +87,6 @@ class Rcv:
 
         Along the filter by the shortest way on which its reading grows so, phi + sigmas sigma w / |w|^2; along the pattern as
         features grow with the measure on average, phi + sigmas sigma a.
-
-        Args:
-            features: See `predict`.
-            sigmas: How far.
-            kind: Along which vector.
 
         Raises:
             ValueError: See `predict` and `vector`.
@@ -200,16 +176,7 @@ def fit_rcvs(
     pooling: str = "gap",
     alphas: Float[np.ndarray, " A"] = evaluate.ALPHAS,
 ) -> list[Rcv]:
-    """RCVs of one layer, where no probe run has written them.
-
-    Args:
-        network: That computed the features.
-        layer: Where.
-        features: Pooled, as by `features.compute_features`.
-        measures: Values of each concept measure.
-        splits: True marks the training part; keep images of a group on one side (`splits.grouped_splits`).
-        pooling: How maps became features.
-        alphas: Penalties of ridge.
+    """RCVs of one layer, where no probe run has written them; splits should keep images of a group on one side.
 
     Raises:
         ValueError: See `evaluate.infer`.
@@ -333,44 +300,26 @@ def load_rcv(
 
 
 class RcvRow(NamedTuple):
-    """How far a vector can be relied on (a row of rcvs.csv).
+    """How far a vector can be relied on (a row of rcvs.csv)."""
 
-    Attributes:
-        weights: Name of the weights.
-        concept: What it reads.
-        image_class: The images it was fitted on.
-        layer: Where.
-        norm: Length of the filter, in units of the measure per unit of the features.
-        r2: Mean held-out R2 over splits.
-        alpha: Penalty of the fit to all images.
-        mean_angle: Mean angle in degrees between the filters of different splits; None for a single split.
-        largest_angle: Largest of these angles.
-        mean_cosine: Mean cosine with the filters of the other classes; None for a single class.
-        least_cosine: Least of these cosines.
-    """
-
-    weights: str
-    concept: str
-    image_class: str
-    layer: str
-    norm: float
-    r2: float
-    alpha: float
+    weights: str  # name of the weights
+    concept: str  # what it reads
+    image_class: str  # the images it was fitted on
+    layer: str  # where
+    norm: float  # length of the filter, in units of the measure per unit of the features
+    r2: float  # mean held-out R2 over splits
+    alpha: float  # penalty of the fit to all images
+    # mean angle in degrees between the filters of different splits; None for a single split
     mean_angle: float | None
-    largest_angle: float | None
-    mean_cosine: float | None
-    least_cosine: float | None
+    largest_angle: float | None  # largest of these angles
+    mean_cosine: float | None  # mean cosine with the filters of the other classes; None for a single class
+    least_cosine: float | None  # least of these cosines
 
 
 def rcv_rows(
     rcvs: Mapping[str, Sequence[Rcv]], by_split: Mapping[str, Mapping[str, Float[np.ndarray, "S D M"]]]
 ) -> list[RcvRow]:
-    """One row for each class, layer and concept.
-
-    Args:
-        rcvs: Of each class, layer by layer, the concepts of a layer in the order of `by_split`.
-        by_split: Of each class and layer the filters fitted to the training parts.
-    """
+    """One row for each class, layer and concept, the concepts of a layer in the order of the filters `by_split`."""
     rows = []
     for image_class, own in rcvs.items():
         seen: dict[str, int] = {}
@@ -408,9 +357,7 @@ def strip(v: Float[np.ndarray, " D"], mean: Float[np.ndarray, " D"]) -> Float[np
     The strength of an objective does not change its images, only its direction does. So the way from -v to v leads through
     another direction: u, the part of the mean features that is orthogonal to v, which shows what the images have in common.
 
-    Args:
-        v: The RCV.
-        mean: Features, averaged over the images that it was fitted on.
+    The mean of the features is that over the images that the RCV was fitted on.
 
     Raises:
         ValueError: One is zero, or both are parallel.

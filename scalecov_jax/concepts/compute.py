@@ -25,21 +25,13 @@ _WRITE_EVERY = 5.0  # seconds
 
 
 class Measured(NamedTuple):
-    """Values of M measures on N images, in the order of the source.
+    """Values of M measures on N images, in the order of the source."""
 
-    Attributes:
-        values: Finite, float64.
-        names: Of the images.
-        groups: Of the images: what must not be split between training and test.
-        indices: Which examples of the source the rows come from.
-        skipped: The images that could not be decoded.
-    """
-
-    values: Float[np.ndarray, "N M"]
-    names: tuple[str, ...]
-    groups: tuple[str, ...]
-    indices: Int[np.ndarray, " N"]
-    skipped: tuple[Skipped, ...]
+    values: Float[np.ndarray, "N M"]  # finite, float64
+    names: tuple[str, ...]  # of the images
+    groups: tuple[str, ...]  # of the images: what must not be split between training and test
+    indices: Int[np.ndarray, " N"]  # which examples of the source the rows come from
+    skipped: tuple[Skipped, ...]  # the images that could not be decoded
 
 
 class _Outcome(NamedTuple):
@@ -112,10 +104,6 @@ def measure_all(
 
 def check_measures(values: Float[np.ndarray, "N"], names: Sequence[str]) -> None:
     """Refuse values of a concept measure that nothing can be regressed on.
-
-    Args:
-        values: One an image.
-        names: Of the images, in the same order.
 
     Raises:
         ValueError: Lengths differ, values that are not finite (images are named), fewer than 10, all equal.

@@ -20,10 +20,6 @@ def csv_column(path: str | Path, column: str) -> Callable[[Example], float]:
     belongs to an image if both names are equal; else if they end alike, folder by folder as far as both have folders, the
     extension of an image left aside. So 7.png and a/7 belong to a/7.png, but b/7.png does not.
 
-    Args:
-        path: UTF-8, with a header.
-        column: Of numbers.
-
     Raises:
         ValueError: No such file or column; when measuring, an image without line, with several, or without a finite number.
     """

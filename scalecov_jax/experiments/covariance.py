@@ -106,9 +106,7 @@ def check(settings: Settings) -> dict[str, Network]:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Features of scenes and of growing objects, and what probes of size make of them.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run; features/ in it keeps the features of each network, figures/growing.jpg shows the objects.
+    features/ in the folder keeps the features of each network, figures/growing.jpg shows the objects.
 
     Returns:
         change, linearity, angles, transfer and readings (of `peaks` alone): columns architecture, weights and those of

@@ -59,10 +59,8 @@ def plan(settings: Settings) -> str:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Explain all networks by a method.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run. maps/, gradients/, states/, scores.npz (scores_NAME.npz of further networks), localised/ and
-            randomised/ keep what is slow; pictures/ and blink/ are written.
+    maps/, gradients/, states/, scores.npz (scores_NAME.npz of further networks), localised/ and randomised/ in the folder keep
+    what is slow; pictures/ and blink/ are written.
 
     Returns:
         maps and pointing, sensitivity, visualisations, or scores and totals, by the method; localisation and methods, randomised

@@ -35,9 +35,7 @@ _OTHER = [f"{measure}_other" for measure in MEASURES]
 def localise(subject: Subject, folder: Path | None) -> pd.DataFrame:
     """Maps of every method beside the masks of the images.
 
-    Args:
-        subject: What is explained, with images that have masks.
-        folder: Of the run; localised/ in it keeps the table.
+    localised/ in the folder keeps the table.
 
     Returns:
         A row a map: weights, image, patient, label (such as the grade; empty if there is none), method, target (as asked for),
@@ -64,10 +62,6 @@ def localise(subject: Subject, folder: Path | None) -> pd.DataFrame:
 
 def compare_maps(located: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Each method beside score propagation on the same images.
-
-    Args:
-        located: From `localise`.
-        seed: Of the bootstrap.
 
     Returns:
         A row for weights, target, smoothing, measure and method: mean over images, its 95 % interval over patients (low, high),
@@ -97,10 +91,6 @@ def randomise(subject: Subject, folder: Path | None) -> pd.DataFrame:
 
     The target of an image stays that of the trained network: its predicted class is chosen once. Of score propagation the maps of
     the first target count.
-
-    Args:
-        subject: What is explained.
-        folder: Of the run; randomised/ in it keeps the correlations.
 
     Returns:
         A row a part: weights, layer (the last that was made random), images, correlation with the map of the network itself

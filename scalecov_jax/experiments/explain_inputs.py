@@ -176,33 +176,19 @@ class Settings(Base):
 
 @dataclass(frozen=True)
 class Subject:
-    """A network and what is asked of it.
+    """A network and what is asked of it."""
 
-    Attributes:
-        name: Of the network; those with random weights are called NAME-random.
-        network: Network.
-        settings: Of the explanation.
-        targets: What is explained; for score propagation possibly several.
-        asked: Names of the targets as they were asked for.
-        source: Images; none for feature visualisation.
-        masked: For localisation, the images whose mask holds something.
-        rcvs: Those whose directions are weighed or visualised.
-        aim: That on which the target projects.
-        objectives: Of feature visualisation; they are summed.
-        random: Whether its weights are random.
-    """
-
-    name: str
-    network: Network
-    settings: Settings
-    targets: Sequence[Target] = ()
-    asked: Sequence[str] = ()
-    source: Source = ()
-    masked: Source = ()
-    rcvs: Sequence[Rcv] = ()
-    aim: Rcv | None = None
-    objectives: Sequence[Objective] = ()
-    random: bool = False
+    name: str  # of the network; those with random weights are called NAME-random
+    network: Network  # network
+    settings: Settings  # of the explanation
+    targets: Sequence[Target] = ()  # what is explained; for score propagation possibly several
+    asked: Sequence[str] = ()  # names of the targets as they were asked for
+    source: Source = ()  # images; none for feature visualisation
+    masked: Source = ()  # for localisation, the images whose mask holds something
+    rcvs: Sequence[Rcv] = ()  # those whose directions are weighed or visualised
+    aim: Rcv | None = None  # that on which the target projects
+    objectives: Sequence[Objective] = ()  # of feature visualisation; they are summed
+    random: bool = False  # whether its weights are random
 
     @property
     def size(self) -> int:

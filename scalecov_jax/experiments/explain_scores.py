@@ -91,11 +91,9 @@ def needed_memory(subject: Subject) -> str:
 def divide_scores(subject: Subject, path: Path | None) -> tuple[pd.DataFrame, Features]:
     """Scores of all images and what their parts add up to.
 
-    Args:
-        subject: What is explained.
-        path: Keeps the arrays, image by class: layer_input and layer_total (maps of the image) and layer_NAME (constants of a
-            layer, at its own positions) of the first config.kept images, and of all images layer_scores, layer_sums (of all
-            parts), layer_input_sums, layer_link, layer_targets (names).
+    The file keeps the arrays, image by class: layer_input and layer_total (maps of the image) and layer_NAME (constants of a
+    layer, at its own positions) of the first config.kept images, and of all images layer_scores, layer_sums (of all parts),
+    layer_input_sums, layer_link, layer_targets (names).
 
     Returns:
         A row an image and target: weights, image, target (the class, by name where the network knows it; or the RCV), logit (the
@@ -128,14 +126,7 @@ def kept_shares(table: pd.DataFrame, found: Features) -> pd.DataFrame:
 
 
 def draw_scores(subject: Subject, found: Features, album: Album, folder: Path) -> None:
-    """Maps of the first images, and walks from the last layer to the input; also writes blink/*.gif.
-
-    Args:
-        subject: What is explained.
-        found: From `divide_scores`.
-        album: For the pictures.
-        folder: Of the run.
-    """
+    """Maps of the first images, and walks from the last layer to the input; also writes blink/*.gif."""
     settings, size, asked = subject.settings, subject.size, subject.asked
     arrays: dict[str, Any] = found.values
     (folder / "blink").mkdir(exist_ok=True)

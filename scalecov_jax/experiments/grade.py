@@ -114,9 +114,7 @@ def plan(settings: Settings) -> str:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Prepare eyes, train the grader, test it on eyes of other patients, and write it to `folder/network`.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run; trimmed eyes, states of the training and features of eyes in it are not computed again.
+    Trimmed eyes, states of the training and features of eyes in the folder are not computed again.
 
     Returns:
         predictions (eyes of the test part) and confusion (their number by true and predicted grade); curve, see

@@ -100,9 +100,7 @@ def check(settings: Settings) -> dict[str, Network]:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Features of noise with both poolings, and probes of its width.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run; features/ in it keeps the features of each network and width.
+    features/ in the folder keeps the features of each network and width.
 
     Returns:
         noise (R2, a row per probe and split), predictions (held-out images), effects (how features depend on the width): columns

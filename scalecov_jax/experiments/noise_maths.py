@@ -44,14 +44,11 @@ FEWEST_UNSEEN = 5  # widths: with fewer, 30 % of them are a single width, on whi
 
 
 class Clean(NamedTuple):
-    """Where a layer has positions that no padding reaches.
+    """Where a layer has positions that no padding reaches."""
 
-    Attributes:
-        needed: Width of the smallest image with such a position, in pixels; None where every position sees the whole image.
-        positions: How many there are, by the width of the image, for each of the widths from `needed` on.
-    """
-
+    # width of the smallest image with such a position, in pixels; None where every position sees the whole image
     needed: int | None
+    # how many there are, by the width of the image, for each of the widths from `needed` on
     positions: dict[int, int]
 
     @property
@@ -61,16 +58,11 @@ class Clean(NamedTuple):
 
 
 class NoiseFeatures(NamedTuple):
-    """Pooled features of noise images, ordered by width.
+    """Pooled features of noise images, ordered by width."""
 
-    Attributes:
-        widths: Of each image, in pixels.
-        gap: Mean over all positions, by layer.
-        corrected_gap: Mean over the positions that no padding reaches; only layers and only rows at which there is one.
-    """
-
-    widths: Int[np.ndarray, " N"]
-    gap: dict[str, Float[np.ndarray, "N _"]]
+    widths: Int[np.ndarray, " N"]  # of each image, in pixels
+    gap: dict[str, Float[np.ndarray, "N _"]]  # mean over all positions, by layer
+    # mean over the positions that no padding reaches; only layers and only rows at which there is one
     corrected_gap: dict[str, Float[np.ndarray, "_ _"]]
 
     def rows(self, pooling: Pooled, layer: str, smallest: int, largest: int) -> Float[np.ndarray, "M D"]:
@@ -90,25 +82,16 @@ class Window(NamedTuple):
 
 
 class Design(NamedTuple):
-    """How images become training and held-out parts.
+    """How images become training and held-out parts."""
 
-    Attributes:
-        train: Training images of the published setting.
-        test: Held-out images of the published setting.
-        splits: Draws of the published setting, and splits of the others.
-        seed: Of the draws and splits.
-        ranges: Further ranges of widths for the published setting, smallest and largest in pixels.
-        scaling: See `ridge.standardisation`.
-        alphas: Penalties of ridge.
-    """
-
-    train: int = 5
-    test: int = 20
-    splits: int = 25
-    seed: int = 0
+    train: int = 5  # training images of the published setting
+    test: int = 20  # Held-out images of the published setting
+    splits: int = 25  # draws of the published setting, and splits of the others
+    seed: int = 0  # of the draws and splits
+    # further ranges of widths for the published setting, smallest and largest in pixels
     ranges: tuple[tuple[int, int], ...] = ()
-    scaling: Scaling = "common"
-    alphas: Float[np.ndarray, " A"] = evaluate.ALPHAS
+    scaling: Scaling = "common"  # see `ridge.standardisation`
+    alphas: Float[np.ndarray, " A"] = evaluate.ALPHAS  # penalties of ridge
 
 
 # Features
@@ -131,12 +114,7 @@ def map_layers(network: Network, layers: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def clean_layers(network: Network, layers: Sequence[str], sizes: Sequence[int]) -> dict[str, Clean]:
-    """Which layers have positions free of padding, from which width on, and how many.
-
-    Args:
-        network: Whose layers are meant.
-        layers: Names of layers with a map.
-        sizes: Widths of the images in pixels, ascending.
+    """Which layers have positions free of padding, from which width (ascending, in pixels) on, and how many.
 
     Raises:
         ValueError: A width at which a map would have no pixel.
@@ -165,11 +143,7 @@ def layer_table(clean: Mapping[str, Clean]) -> pd.DataFrame:
 
 
 def reference_layer(starts: Mapping[str, int | None]) -> str | None:
-    """The deepest layer probed with corrected GAP over the most widths; None if there is none.
-
-    Args:
-        starts: `Clean.start` by layer, from input to output.
-    """
+    """The deepest layer probed with corrected GAP over the most widths (`Clean.start` by layer); None if there is none."""
     probed = {layer: start for layer, start in starts.items() if start is not None}
     return max(
         reversed(probed), key=lambda layer: -probed[layer], default=None
@@ -191,17 +165,8 @@ def noise_features(
 ) -> NoiseFeatures:
     """Both poolings of noise images of every width, in one forward pass per image and one compilation per width.
 
-    Args:
-        network: Network; it is cut after the last of the layers, and its batch normalisation folded, first.
-        clean: From `clean_layers`; its layers are pooled.
-        sizes: Widths in pixels, ascending. Images are made at each width, never resized.
-        per_size: Images of each width.
-        seed: Of the images.
-        batch_size: Images per step at most, rounded up to a multiple of the number of devices.
-        dtype: Of the forward pass.
-        cache: Folder for the features of each width; what lies there already is not computed again.
-        name: Of the files in `cache` and of the progress bar.
-        progress: Whether to show a progress bar on stderr.
+    The network is cut after the last of the layers, and its batch normalisation folded, first. Images are made at each width,
+    never resized. `cache` keeps the features of each width in files called `name`.
 
     Source: Graziani et al. 2021, section 4.2.
     """
@@ -367,9 +332,7 @@ def between_widths(
     With g widths of n images each, sums of squares B between and W within: (B - (g - 1) W / (N - g)) / (B + W + W / (N - g)). As
     all widths have equally many images, its numerator is 0 in expectation if they have one mean, even with unequal variances.
 
-    Args:
-        features: One row per image.
-        widths: Of the images, in pixels; each occurs equally often and at least twice.
+    Each width occurs equally often and at least twice.
     """
     groups = {int(width): features[widths == width] for width in np.unique(widths)}
     within = {width: float(rows.var(0, ddof=1).sum()) for width, rows in groups.items()}

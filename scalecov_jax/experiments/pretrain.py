@@ -51,9 +51,7 @@ def check(settings: Settings) -> dict[str, Network]:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Train and test a network, and write it to `folder/network`.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run, where an interrupted training goes on; see `training.train`.
+    An interrupted training goes on in the folder; see `training.train`.
 
     Returns:
         curve (loss and top1 of the training batches), see `training.read_curve`; held_out, see `held_out_accuracy`.
@@ -121,14 +119,7 @@ def smallest_ratio(step: Int[Array, ""], steps: int) -> Float[Array, ""]:
 def train_step(
     module: nn.Module, settings: TrainingSettings, state: TrainState, key: Key[Array, ""]
 ) -> tuple[TrainState, Metrics]:
-    """Render a batch of scenes and take one step on its cross-entropy.
-
-    Args:
-        module: The network, stopped at pre_softmax.
-        settings: Of the training.
-        state: Before the step.
-        key: Of the whole training; the batch is drawn from it folded with the step.
-    """
+    """Render a batch of scenes, drawn from the key folded with the step, and take one step on its cross-entropy."""
     smallest = smallest_ratio(state.step, settings.steps)
     draw = jax.random.fold_in(key, state.step)
     images, labels, _ = scenes.draw(draw, settings.batch_size, settings.size, smallest)

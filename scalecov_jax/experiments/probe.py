@@ -71,11 +71,6 @@ def check(settings: Settings) -> dict[str, Network]:
 def plan(networks: Mapping[str, Network], counts: Mapping[str, int], settings: Settings) -> Route:
     """Memory or streamed, for the largest class and network.
 
-    Args:
-        networks: By name.
-        counts: Images of each class.
-        settings: Of the run.
-
     Raises:
         ValueError: See `route.choose_route`; several hosts and no way to stream.
     """
@@ -133,10 +128,8 @@ def estimate(settings: Settings) -> str:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Probe networks, choose layers, cut.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run. features/ or streamed/ keep what is slow; pruned/ the cut networks; rcvs.npz the concept vectors;
-            cases/ and scenes.jpg pictures for the report.
+    In the folder, features/ or streamed/ keep what is slow; pruned/ the cut networks; rcvs.npz the concept vectors; cases/ and
+    scenes.jpg pictures for the report.
 
     Returns:
         scores, layers, contrasts, choices, images and cases (see `probe_tables`; of streamed images scores and layers),

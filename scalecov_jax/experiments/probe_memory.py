@@ -34,13 +34,7 @@ def probe(
 ) -> dict[str, ClassResult]:
     """Regress concept measures from every layer of a network, of the same network with random weights, and shuffled.
 
-    Args:
-        network: Whose layers are probed.
-        weights: Its name in the tables.
-        sources: Images of each class.
-        settings: What is regressed and inferred.
-        folder: Of the run; features/ in it keeps features and measures, which are not computed again.
-        progress: Whether to show progress bars on stderr.
+    features/ in the folder keeps features and measures, which are not computed again.
 
     Raises:
         ValueError: Layers that cannot be probed (see `layers_to_probe`), or images on which nothing can be regressed.
@@ -81,15 +75,7 @@ def probe_class(
     names: Mapping[str, str],
     progress: bool = False,
 ) -> ClassResult:
-    """Probe the features of the images of one class.
-
-    Args:
-        features: With trained and with random weights.
-        measured: Concept measures, then nuisance measures.
-        source: The images, of which the pixels may be a control.
-        settings: What is regressed and inferred.
-        names: architecture, weights and image_class for the tables.
-        progress: Whether to show progress bars on stderr.
+    """Probe the features of the images of one class; measures are of concepts, then of nuisances.
 
     Raises:
         ValueError: The splits cannot be made, or nothing can be regressed on the images that are left.

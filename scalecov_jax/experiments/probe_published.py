@@ -34,11 +34,7 @@ _CONDITIONS = {
 
 @lru_cache(maxsize=2)
 def published_widths(architecture: str) -> dict[str, int]:
-    """Features D of each layer of the published network, from the shapes of its module.
-
-    Args:
-        architecture: inception_v3 or resnet50.
-    """
+    """Features D of each layer of the published inception_v3 or resnet50, from the shapes of its module."""
     family = get_architecture(architecture)
     module = family.module()
     images = jax.ShapeDtypeStruct((1, family.input_size, family.input_size, 3), jnp.uint8)
@@ -61,12 +57,7 @@ def over_classes(scores: pd.DataFrame, repetitions: int = published.REPETITIONS)
 
     This is not the mean R2: it lies above it, the more the further single runs fall below zero (the published figures say R2).
 
-    Args:
-        scores: Of one network.
-        repetitions: Splits of each class that count.
-
-    Returns:
-        Columns r2 and sd, by condition, estimator and layer.
+    Of one network; `repetitions` splits of each class count. Columns r2 and sd, by condition, estimator and layer.
 
     Source: the authors' notebook Averaging_results (medgift/scale_covariant_pruning).
     """
@@ -88,13 +79,7 @@ def compare(scores: pd.DataFrame, widths: pd.DataFrame, classes: pd.DataFrame) -
     (least squares) and `ridge` where the network has not the layer; all are averaged as published. `interpolates` says that D is
     near n_train, in the published run or in ours: least squares tells nothing of the layer there.
 
-    Args:
-        scores: scores.csv of one network.
-        widths: widths.csv of it.
-        classes: classes.csv of it.
-
-    Returns:
-        No rows for networks or concepts that the paper has not.
+    Of one network; no rows for networks or concepts that the paper has not.
     """
     architecture, weights = widths[["architecture", "weights"]].iloc[0]
     scores = scores[scores["concept"] == CONCEPT]
@@ -199,13 +184,7 @@ def _explain(
 
 
 def findings(name: str, architecture: str, rows: pd.DataFrame) -> Iterator[Finding]:
-    """Whether R2 by least squares peaks where the paper says, and follows its curve.
-
-    Args:
-        name: Of the network, for people.
-        architecture: inception_v3 or resnet50.
-        rows: Of the network in published.csv.
-    """
+    """Whether R2 by least squares peaks where the paper says, and follows its curve, from the rows of published.csv."""
     curve = rows[(rows["source"] == CURVE) & (rows["condition"] == "trained")].set_index("layer")
     layer, r2 = published.PEAK[architecture]
     measured = curve.dropna(subset=["ours"])
@@ -237,15 +216,7 @@ def findings(name: str, architecture: str, rows: pd.DataFrame) -> Iterator[Findi
 def section(
     name: str, weights: str, rows: pd.DataFrame, scores: pd.DataFrame, classes: pd.DataFrame
 ) -> Section:
-    """Published and ours at every layer.
-
-    Args:
-        name: Of the network, for people.
-        weights: Its name.
-        rows: Of the network in published.csv.
-        scores: Of the network in scores.csv.
-        classes: Of the network in classes.csv.
-    """
+    """Published and ours at every layer, from the rows of the network in published.csv, scores.csv and classes.csv."""
     tables = []
     for source, some in rows.groupby("source", sort=False):
         columns: dict[str, pd.Series] = {}

@@ -28,13 +28,7 @@ DRAWN = 5  # layers in the figure of training sizes
 
 
 def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path | None = None) -> Page:
-    """Findings, cautions (a line for each kind), and for each network and concept figures and tables.
-
-    Args:
-        settings: Of the run.
-        tables: See `probe.run`.
-        folder: Of the run, for its pictures; none are shown without.
-    """
+    """Findings, cautions (a line for each kind), and for each network and concept figures and tables; pictures with a folder."""
     widths = tables["widths"]
     named = {}
     for weights, architecture in widths.groupby("weights", sort=False)["architecture"].first().items():

@@ -52,16 +52,8 @@ def probe(
 ) -> dict[str, ClassResult]:
     """Regress concept measures from every layer, in one pass over the images with trained and one with random weights.
 
-    Args:
-        network: See `probe_memory.probe`, as are `weights`, `sources` and `progress`.
-        weights: Its name.
-        sources: Images of each class.
-        settings: What is regressed; further probes, nuisances, pixels and training sizes are not for sums.
-        folder: Of the run; streamed/ in it keeps states and scores of the passes, which are not computed again.
-        progress: Whether to show progress bars on stderr.
-
-    Returns:
-        Results without evidence; the same on all hosts.
+    Further probes, nuisances, pixels and training sizes are not for sums. streamed/ in the folder keeps states and scores of the
+    passes, which are not computed again. The results have no evidence, and are the same on all hosts.
 
     Raises:
         ValueError: See `probe_memory.probe`, `stream_sums` and `state.resume`; hosts that disagree.

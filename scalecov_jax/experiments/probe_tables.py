@@ -33,36 +33,22 @@ _IMAGES = (
 
 
 class ClassResult(NamedTuple):
-    """What one network gave on the images of one class, in memory or streamed.
+    """What one network gave on the images of one class, in memory or streamed."""
 
-    Attributes:
-        scores: See `score_table`.
-        evidence: See `evidence.weigh`; None where images were streamed.
-        folds: See `fold_table`; None where they were not.
-        indices: Which examples of the source were used.
-        names: Of these images.
-        groups: Of these images.
-        n_train: Images in one training part (the first, where they differ).
-        widths: Features of each layer D.
-        ranks: How many of them are linearly independent, as far as the images can tell: D where more would need more images.
-        skipped: Images left out because they could not be decoded.
-        sizes: R2 against the number of training images, if that was asked for.
-        rcvs: Of every concept and layer, fitted to all images.
-        split_rcvs: Of every layer the filters [S, D, M] fitted to the training parts.
-    """
-
-    scores: pd.DataFrame
-    evidence: Evidence | None
-    folds: pd.DataFrame | None
-    indices: np.ndarray
-    names: Sequence[str]
-    groups: Sequence[str]
-    n_train: int
-    widths: Mapping[str, int]
+    scores: pd.DataFrame  # see `score_table`
+    evidence: Evidence | None  # see `evidence.weigh`; None where images were streamed
+    folds: pd.DataFrame | None  # see `fold_table`; None where they were not
+    indices: np.ndarray  # which examples of the source were used
+    names: Sequence[str]  # of these images
+    groups: Sequence[str]  # of these images
+    n_train: int  # images in one training part (the first, where they differ)
+    widths: Mapping[str, int]  # features of each layer D
+    # how many of them are linearly independent, as far as the images can tell: D where more would need more images
     ranks: Mapping[str, int]
-    skipped: Sequence[Skipped]
-    sizes: Sequence[SizeScore]
-    rcvs: Sequence[Rcv]
+    skipped: Sequence[Skipped]  # images left out because they could not be decoded
+    sizes: Sequence[SizeScore]  # R2 against the number of training images, if that was asked for
+    rcvs: Sequence[Rcv]  # of every concept and layer, fitted to all images
+    # of every layer the filters [S, D, M] fitted to the training parts
     split_rcvs: Mapping[str, Float[np.ndarray, "S D M"]]
 
 
@@ -76,13 +62,8 @@ def score_table(
 ) -> pd.DataFrame:
     """Rows of scores.csv, one for each concept, layer and split.
 
-    Args:
-        r2: On the held-out part.
-        alpha: Penalty chosen on the training part; None for other estimators than ridge.
-        layers: From input to output.
-        concepts: The measures.
-        names: architecture, weights, condition (trained, random_weights or shuffled_measure), image_class and estimator (ols of
-            minimum norm, ridge, or another probe).
+    `names` are architecture, weights, condition (trained, random_weights or shuffled_measure), image_class and estimator (ols of
+    minimum norm, ridge, or another probe); `alpha` is the penalty of ridge, None for other estimators.
     """
     axes = {"concept": concepts, "layer": layers, "split": range(r2.shape[1])}
     values = {"alpha": np.full(r2.shape, math.nan) if alpha is None else alpha, "r2": r2}
@@ -212,9 +193,7 @@ def case_table(images: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
     The lead of an image is its influence on R2 of the peak less that on R2 of the next best; of a group, whose images share it,
     the image of the highest leverage stands here. `at` is the place of the image among those of its class.
 
-    Args:
-        images: `image_table` of one class.
-        layers: `layer_table` of it, of two layers at least.
+    Of one class, and of two layers at least.
     """
     rows = []
     for concept, some in layers.groupby("concept", sort=False):
@@ -250,14 +229,6 @@ def fold_table(
     `r2` is the mean over folds, `r2_sd` their sd (ddof 1), `lowest` and `highest` the extremes; `inner` is read by the training
     folds of each other; `alpha` is a geometric mean; `p` and `p_family` as in `permutation.Permutation`.
 
-    Args:
-        ridge: Scores of every fold.
-        inner: R2 inside the training folds.
-        permuted: R2 of permuted measures, mean over folds; None without permutations.
-        images: Their number.
-        layers: From input to output.
-        concepts: The measures.
-        names: weights and image_class.
     """
     r2 = ridge.ridge
     missing = np.full((len(layers), len(concepts)), math.nan)
@@ -283,12 +254,7 @@ def fold_table(
 
 
 def class_tables(weights: str, classes: Mapping[str, ClassResult]) -> dict[str, pd.DataFrame]:
-    """Tables of one network: scores, classes, sizes, and of the evidence or of the folds.
-
-    Args:
-        weights: Its name.
-        classes: Its results by class of images.
-    """
+    """Tables of one network: scores, classes, sizes, and of the evidence or of the folds."""
     tables: dict[str, list[pd.DataFrame]] = {"scores": [one.scores for one in classes.values()]}
     evidence = {name: one.evidence for name, one in classes.items() if one.evidence is not None}
     if len(evidence) > 1:
@@ -320,11 +286,7 @@ def class_tables(weights: str, classes: Mapping[str, ClassResult]) -> dict[str, 
 
 
 def scopes(classes: pd.DataFrame) -> list[str]:
-    """What is reported of one network: its only class; else all classes pooled, and each where their sizes differ.
-
-    Args:
-        classes: The rows of the network in classes.csv.
-    """
+    """What is reported of one network: its only class; else all classes pooled, and each where their sizes differ."""
     names = classes["image_class"].tolist()
     if len(names) == 1:
         return names

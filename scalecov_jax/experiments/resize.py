@@ -121,9 +121,7 @@ def check(settings: Settings) -> dict[str, Network]:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Classify the same images at many sizes.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run; classified/ in it keeps two numbers per image, network, size and filter.
+    classified/ in the folder keeps two numbers per image, network, size and filter.
 
     Returns:
         resize, curves, plateaus, filters and grid, see `resize_maths`; networks: weights, architecture, input_size (pixels);

@@ -133,10 +133,8 @@ def dry_run(settings: Settings) -> str:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Fine-tune a detector, and read texture from the random, the pretrained and the fine-tuned network.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run; keeps the training (tuning/), the detector (fine_tuned/), measures, features and R2 of each network
-            (features/), gradients, maps, and what is drawn (pictures/).
+    The folder keeps the training (tuning/), the detector (fine_tuned/), measures, features and R2 of each network (features/),
+    gradients, maps, and what is drawn (pictures/).
 
     Returns:
         scores (see `maths.score_texture`), sensitivity (of the logit to each concept, at one layer), detector (one row: what it

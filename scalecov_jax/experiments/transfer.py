@@ -146,9 +146,7 @@ def check(settings: Settings) -> dict[str, Network]:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Patches, the three models of every network on them, their errors and tests.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run; patches/, features/ and training/ in it are not made again.
+    patches/, features/ and training/ in the folder are not made again.
 
     Returns:
         transfer (errors by model, seed and magnification; the weights of the network from scratch are called "random (NAME)"),

@@ -35,20 +35,14 @@ REDIRECTED = 16  # first steps, in which dead ReLUs pass gradients
 
 @dataclass(frozen=True)
 class Objective:
-    """Something to maximise; several are summed.
+    """Something to maximise; several are summed."""
 
-    Attributes:
-        kind: direction: mean over the map of a . v (a channel, where v is a unit vector of the axes). neuron: a . v at the
-            centre of the map. layer: mean of a^2.
-        layer: Where a is the output.
-        vectors: v of each of M objectives; [M, 0] for a layer.
-        weight: In the sum.
-    """
-
+    # direction: mean over the map of a . v (a channel, where v is a unit vector of the axes). neuron: a . v at the centre of
+    # the map. layer: mean of a^2
     kind: Kind
-    layer: str
-    vectors: Any
-    weight: Any = 1.0
+    layer: str  # where a is the output
+    vectors: Any  # v of each of M objectives; [M, 0] for a layer
+    weight: Any = 1.0  # in the sum
 
 
 jax.tree_util.register_dataclass(Objective, data_fields=["vectors", "weight"], meta_fields=["kind", "layer"])
@@ -56,21 +50,13 @@ jax.tree_util.register_dataclass(Objective, data_fields=["vectors", "weight"], m
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of an optimisation with Adam.
+    """A part of an optimisation with Adam."""
 
-    Attributes:
-        steps: Their number.
-        learning_rate: Of Adam, whose state starts at 0.
-        total_variation: Weight of the penalty, see `fourier_image.total_variation`.
-        transforms: What the images must survive.
-        diversity: Weight of the penalty on images of one objective that resemble each other.
-    """
-
-    steps: int = 512
-    learning_rate: float = 0.05
-    total_variation: float = 0.0
-    transforms: Transforms = STANDARD
-    diversity: float = 0.0
+    steps: int = 512  # their number
+    learning_rate: float = 0.05  # of Adam, whose state starts at 0
+    total_variation: float = 0.0  # weight of the penalty, see `fourier_image.total_variation`
+    transforms: Transforms = STANDARD  # what the images must survive
+    diversity: float = 0.0  # weight of the penalty on images of one objective that resemble each other
 
 
 LUCID = (Stage(),)
@@ -84,21 +70,13 @@ RECIPES = {"lucid": LUCID, "imvip": IMVIP}
 
 
 class State(NamedTuple):
-    """Where an optimisation stands, for M objectives of K images.
+    """Where an optimisation stands, for M objectives of K images."""
 
-    Attributes:
-        spectra: See `fourier_image.random_spectra`.
-        moments: Of Adam.
-        keys: Randomness of each objective.
-        step: Steps done, over all stages.
-        values: Sum of the objectives at the last step; the mean over the K images.
-    """
-
-    spectra: Float[Array, "M K F size 3 2"]
-    moments: Any
-    keys: Key[Array, " M"]
-    step: int
-    values: Float[Array, " M"]
+    spectra: Float[Array, "M K F size 3 2"]  # see `fourier_image.random_spectra`
+    moments: Any  # of Adam
+    keys: Key[Array, " M"]  # randomness of each objective
+    step: int  # steps done, over all stages
+    values: Float[Array, " M"]  # sum of the objectives at the last step; the mean over the K images
 
 
 def channel(layer: str, channels: Sequence[int], width: int, weight: float = 1.0) -> Objective:
@@ -124,13 +102,7 @@ def whole_layer(layer: str, count: int = 1, weight: float = 1.0) -> Objective:
 
 
 def start(objectives: Sequence[Objective], *, size: int = 128, images: int = 1, seed: int = 0) -> State:
-    """The state before the first step.
-
-    Args:
-        objectives: To be summed, all for the same number M of images.
-        size: Height and width of the images in pixels.
-        images: K, for each of the M.
-        seed: An objective's images depend on it and on its place among the M.
+    """The state before the first step; an objective's images depend on the seed and on its place among the M.
 
     Raises:
         ValueError: No objective, or objectives for different numbers of images.
@@ -154,16 +126,7 @@ def advance(
     state: State,
     steps: int,
 ) -> State:
-    """Go on for some steps, or to the end of the stage.
-
-    Args:
-        module: The network; images may be of another size than its own as long as the layers are reached.
-        variables: Its variables.
-        preprocessing: What they expect.
-        objectives: See `start`.
-        recipe: Stages in their order.
-        state: From `start` or `advance`.
-        steps: At most.
+    """Go on for some steps, or to the end of the stage; images may be of another size than the network's own.
 
     Raises:
         ValueError: The network has no such layer, or vectors of another width than it.
@@ -211,20 +174,9 @@ def visualise(
     chunk: int = 64,
     each_chunk: Callable[[State], None] | None = None,
 ) -> State:
-    """Optimise to the end of a recipe; see `start` and `advance`.
+    """Optimise K = `images` images for each of M objectives to the end of a recipe; see `start` and `advance`.
 
-    Args:
-        module: The network.
-        variables: Its variables.
-        preprocessing: What they expect.
-        objectives: To be summed.
-        recipe: `LUCID`, `IMVIP` or other stages.
-        size: Height and width of the images in pixels.
-        images: For each of the M.
-        seed: Of the first images and of the transformations.
-        state: Where to go on, if not from the beginning.
-        chunk: Steps between two calls of `each_chunk`.
-        each_chunk: Called with the state, to show progress and to keep it.
+    Goes on from `state`, if there is one; `each_chunk` is called with the state after every `chunk` steps.
 
     Source: Olah, Mordvintsev and Schubert 2017, Feature Visualization; Graziani et al. 2019 (IMVIP) for the recipe of that name.
     """
@@ -320,11 +272,7 @@ def _resemblance(output: Array) -> Array:
 
 @jax.custom_vjp
 def redirected_relu(x: Array, on: Float[Array, ""]) -> Array:
-    """ReLU that, where no gradient at all gets through an image's maps, passes that part which would push them up.
-
-    Args:
-        x: Input.
-        on: 1, or 0 for the ordinary gradient.
+    """ReLU that, where no gradient at all gets through an image's maps, passes that part which would push them up, if `on` is 1.
 
     Source: Lucid (gradient override of the first 16 steps).
     """

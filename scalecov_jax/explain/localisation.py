@@ -18,37 +18,23 @@ Mask = Bool[np.ndarray, "H W"] | Integer[np.ndarray, "H W"]
 
 
 class Located(NamedTuple):
-    """How well a map finds the lesions of an image.
+    """How well a map finds the lesions of an image."""
 
-    Attributes:
-        hit: Whether its highest pixel lies in a lesion; see `lesion_hit`.
-        recall: Share of lesions that are marked; see `lesion_recall`.
-        precision: Area under precision and recall of the pixels; see `average_precision`.
-    """
-
-    hit: float
-    recall: float
-    precision: float
+    hit: float  # whether its highest pixel lies in a lesion; see `lesion_hit`
+    recall: float  # share of lesions that are marked; see `lesion_recall`
+    precision: float  # area under precision and recall of the pixels; see `average_precision`
 
 
 class Compared(NamedTuple):
-    """A method over images, beside the reference.
+    """A method over images, beside the reference."""
 
-    Attributes:
-        mean: Over images.
-        interval: 95 %, by the bootstrap over patients; None with fewer than two patients, as the next four.
-        difference: Mean of the method minus the reference.
-        difference_interval: 95 %, of this.
-        p: Exact Wilcoxon signed-rank test of the patients' mean differences.
-        holm: p adjusted for the number of methods.
-    """
-
-    mean: float
+    mean: float  # over images
+    # 95 %, by the bootstrap over patients; None with fewer than two patients, as the next four
     interval: Interval | None
-    difference: float | None = None
-    difference_interval: Interval | None = None
-    p: float | None = None
-    holm: float | None = None
+    difference: float | None = None  # mean of the method minus the reference
+    difference_interval: Interval | None = None  # 95 %, of this
+    p: float | None = None  # exact Wilcoxon signed-rank test of the patients' mean differences
+    holm: float | None = None  # p adjusted for the number of methods
 
 
 def lesions(mask: Mask) -> Integer[np.ndarray, "H W"]:
@@ -105,14 +91,7 @@ def average_precision(scores: Map, mask: Mask) -> float:
 
 
 def locate(scores: Map, mask: Mask, marked: Bool[np.ndarray, "H W"], tolerance: int = 0) -> Located:
-    """All three measures of a map.
-
-    Args:
-        scores: The map.
-        mask: Lesions, of the size of the map.
-        marked: Pixels that stand out; see `score_maps.binary_map`.
-        tolerance: See `lesion_hit`.
-    """
+    """All three measures of a map, with the pixels `marked` that stand out; see `score_maps.binary_map`."""
     return Located(
         float(lesion_hit(scores, mask, tolerance)),
         lesion_recall(marked, mask),
@@ -142,12 +121,6 @@ def compare_methods(
     """Means of a measure over images, and each method's difference to a reference on the same images.
 
     The images of a patient are drawn together by the bootstrap, and enter the test as their mean.
-
-    Args:
-        values: Of each method, an image a value.
-        reference: One of the methods.
-        patients: Of each image.
-        seed: Of the bootstrap.
     """
     names, of = np.unique(np.asarray(patients), return_inverse=True)
     first, groups = values[reference], [np.asarray(patients)]

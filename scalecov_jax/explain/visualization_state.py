@@ -23,13 +23,7 @@ def save_state(path: Path, state: State) -> None:
 
 
 def load_state(path: Path, objectives: Sequence[Objective], *, size: int, images: int = 1) -> State | None:
-    """Read a state; nothing where there is no file.
-
-    Args:
-        path: From `save_state`.
-        objectives: Those of the state.
-        size: Of its images in pixels.
-        images: For each objective.
+    """Read a state of `save_state`, of these objectives, size and number of images; nothing where there is no file.
 
     Raises:
         ValueError: The file is damaged or holds the state of other objectives.

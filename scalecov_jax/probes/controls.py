@@ -14,13 +14,6 @@ def pixel_features(
 ) -> Float[np.ndarray, "N width"]:
     """A random projection of the pixels of small copies of the images, x W / sqrt(3072) with standard normal W.
 
-    Args:
-        source: Examples.
-        indices: Those to take; they must be readable.
-        width: Number of features.
-        seed: Of the projection.
-        progress: Label of a progress bar on stderr; none when absent.
-
     Source: Hewitt & Liang 2019, Designing and Interpreting Probes with Control Tasks (a probe is worth what it reads beyond a
         control); random projection: Johnson & Lindenstrauss 1984.
     """

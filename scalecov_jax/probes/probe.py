@@ -59,17 +59,8 @@ def cross_validate(
     It is compiled once for each width of a layer and size of the training part. The probe is traced on all of them before
     anything is computed.
 
-    Args:
-        probe: One of `PROBES`, or your own.
-        features: Of each layer; divided here by their sd over all images, and centred by the training part of each split.
-        targets: Concept measures; each split has its own, so that one may hold shuffled ones.
-        splits: True marks the training part. The parts may differ in size.
-        scaling: See `ridge.standardisation`.
-        score: Predictions and held-out targets to one number a target.
-        progress: Label of a progress bar on stderr; none when absent.
-
-    Returns:
-        Scores in the order of `features`.
+    Each split has its own targets, so that one may hold shuffled ones. Features are divided here by their sd over all images, and
+    centred by the training part of each split. `score` makes one number a target of predictions and held-out targets.
 
     Raises:
         ValueError: See `check_problem`; or the probe fails, is not traceable, or returns another shape or values that are not

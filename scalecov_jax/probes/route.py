@@ -16,19 +16,12 @@ LARGE = 5000  # images, from which one decomposition of images x images a split 
 
 
 class Route(NamedTuple):
-    """How to probe.
-
-    Attributes:
-        name: memory or streamed.
-        reason: Why, as the end of a sentence.
-        memory_bytes: What the way through memory takes at its largest, the network aside.
-        streamed_bytes: What streaming takes, the network aside.
-    """
+    """How to probe."""
 
     name: Literal["memory", "streamed"]
-    reason: str
-    memory_bytes: int
-    streamed_bytes: int
+    reason: str  # why, as the end of a sentence
+    memory_bytes: int  # what the way through memory takes at its largest, the network aside
+    streamed_bytes: int  # what streaming takes, the network aside
 
 
 def choose_route(
@@ -99,13 +92,7 @@ def streamed_bytes(
     """Bytes that streaming takes: sums of all folds, one fold on the device with room for its products, and the solution of
     the widest layer; the order of the images in every permutation.
 
-    Args:
-        images: Number of images N; only permutations grow with it.
-        widths: Features of each layer D.
-        folds: Number of folds K.
-        measures: Number of concept measures.
-        permutations: Of the measures.
-        rows: Images added at a time.
+    Only permutations grow with the number of images; `rows` of them are added at a time.
     """
     targets = measures * (1 + folds + permutations)  # as they are, shuffled for each fold, permuted
     sums = (folds + 3) * bytes_of(widths, targets)

@@ -31,23 +31,14 @@ class SizeScore(NamedTuple):
 
 
 class Dip(NamedTuple):
-    """Where the median R2 of least squares over splits is lowest along n_train, at one layer.
-
-    Attributes:
-        layer: The layer.
-        width: Its features D.
-        rank: How many of them are linearly independent.
-        n_train: Size of the training part at the lowest median.
-        ols: The median there.
-        ridge: The median of ridge at the same size.
-    """
+    """Where the median R2 of least squares over splits is lowest along n_train, at one layer."""
 
     layer: str
-    width: int
-    rank: int
-    n_train: int
-    ols: float
-    ridge: float
+    width: int  # its features D
+    rank: int  # how many of them are linearly independent
+    n_train: int  # size of the training part at the lowest median
+    ols: float  # the median there
+    ridge: float  # the median of ridge at the same size
 
 
 def usable_sizes(sizes: Sequence[int], count: int) -> list[int]:
@@ -83,17 +74,8 @@ def sweep(
     where their number meets n_train, on any layer and even on noise. If the dip is an artefact of the estimator, it moves with
     n_train; if it belonged to the layer it would stay.
 
-    Args:
-        features: Pooled features of each layer.
-        measures: The concept measure of each image.
-        sizes: Numbers of training images; those that leave fewer than `MIN_HELD_OUT` images are passed over. The images of a
-            small part are among those of every larger one.
-        weights: Name of the weights, for the rows.
-        image_class: Name of the images, for the rows.
-        splits: Random orders of the images.
-        seed: Of the orders.
-        alphas: Penalties of ridge.
-        progress: Label of a progress bar on stderr; none when absent.
+    Sizes that leave fewer than `MIN_HELD_OUT` images are passed over. The images of a small part, the first in one of `splits`
+    random orders, are among those of every larger one.
 
     Raises:
         ValueError: See `usable_sizes`.
@@ -138,11 +120,7 @@ def medians(
 
 
 def dips(rows: Sequence[SizeScore]) -> list[Dip]:
-    """The dip of each layer whose rank lies inside the range of sizes (elsewhere it cannot be seen).
-
-    Args:
-        rows: Of one class and one set of weights.
-    """
+    """The dip of each layer of one class and network whose rank lies inside the range of sizes; elsewhere it cannot be seen."""
     layers = {row.layer: (row.width, row.rank) for row in rows}
     found = []
     for layer, (width, rank) in layers.items():

@@ -64,13 +64,9 @@ def share_groups(groups: Sequence[str] | np.ndarray) -> bool:
 
 
 def random_splits(count: int, splits: int, seed: int, held_out: float = HELD_OUT) -> Bool[np.ndarray, "S N"]:
-    """Independent random splits.
+    """Independent random splits; `held_out` of the images, rounded up, are held out.
 
-    Args:
-        count: Number of images N.
-        splits: Number of splits S.
-        seed: Split s depends on (seed, s) alone, so that more splits leave the first ones as they were.
-        held_out: Share of the images that is held out, rounded up to a whole number of images.
+    Split s depends on (seed, s) alone, so that more splits leave the first ones as they were.
 
     Raises:
         ValueError: Fewer than two images would lie on one side.
@@ -96,15 +92,9 @@ def stratified_splits(
 ) -> Bool[np.ndarray, "S N"]:
     """Independent random splits with the same distribution of a measure on both sides.
 
-    Each bin gives its share to the held-out part, to within one image. As many images are held out as in `random_splits`.
-
-    Args:
-        values: The measure or class of each image. At most `bins` distinct values, and names, are classes with a bin each;
-            more are parted by rank into bins of equal size, equal values never.
-        splits: Number of splits S.
-        seed: Split s depends on (seed, s) alone.
-        held_out: Share of the images that is held out.
-        bins: Number of bins.
+    Each bin gives its share to the held-out part, to within one image. As many images are held out as in `random_splits`, and
+    split s depends on (seed, s) alone. At most `bins` distinct values, and names, are classes with a bin each; more are parted by
+    rank into bins of equal size, equal values never.
 
     Raises:
         ValueError: Fewer than two images would lie on one side, values that are not finite, or no bin.
@@ -143,14 +133,7 @@ def grouped_splits(
     """Independent random splits that keep every group on one side, and have every class on both.
 
     Groups are assigned at random until the held-out part has `held_out` of the groups (rounded, at least one); an assignment
-    that leaves a class out of one part is drawn again.
-
-    Args:
-        groups: Patient, slide or source image of each image.
-        splits: Number of splits S.
-        seed: Split s depends on (seed, s) alone.
-        held_out: Share of the groups that is held out.
-        classes: Class of each image, such as its magnification; when absent, nothing but the groups counts.
+    that leaves out one of the `classes` (such as magnifications) of one part is drawn again. Split s depends on (seed, s) alone.
 
     Raises:
         ValueError: Fewer than two groups, a class that occurs in one group only, or no split found that has every class on both

@@ -34,14 +34,10 @@ class Estimate(NamedTuple):
 
 
 class PeakSet(NamedTuple):
-    """Which layers may be the best one.
+    """Which layers may be the best one."""
 
-    Attributes:
-        p: For each layer, p of the hypothesis that no layer is better.
-        members: Layers with p above 5 %: with 95 % confidence the best one is among them.
-    """
-
-    p: Float[np.ndarray, " L"]
+    p: Float[np.ndarray, " L"]  # for each layer, p of the hypothesis that no layer is better
+    # layers with p above 5 %: with 95 % confidence the best one is among them
     members: Bool[np.ndarray, " L"]
 
 
@@ -140,13 +136,7 @@ def peak_set(
     For layer l the statistic is the largest of (theta_k - theta_l) / se_kl over the others k, and p the share of bootstrap
     replicates of the centred differences (`bootstrap`) whose largest is at least that. If l is the best layer, it is left out
     with a probability of 5 % at most, whatever the others are.
-
-    Args:
-        values: Of each layer, such as mean R2.
-        deviation: Of each layer, over the same groups.
-        replicates: Of the bootstrap.
-        seed: Of the bootstrap.
-        level: Confidence.
+    with a probability of 5 % at most, whatever the others are. All deviations are over the same groups.
 
     Source: Hsu 1984, Constrained Simultaneous Confidence Intervals for Multiple Comparisons with the Best.
     """
@@ -176,10 +166,7 @@ def _drawn(groups: int, replicates: int, seed: int) -> Float[np.ndarray, "B G"]:
 def draw_groups(groups: int, resamples: int, seed: int | np.random.Generator) -> Int[np.ndarray, "B G"]:
     """How often each of G groups comes in each of B resamples of G draws: the weight of each of its images there.
 
-    Args:
-        groups: Number of groups, G.
-        resamples: Their number, B.
-        seed: Of the draws; resamples with the same seed are paired.
+    Resamples with the same seed are paired.
     """
     return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), resamples)
 
@@ -203,13 +190,8 @@ def clustered_bootstrap(
     Patches of one source image err alike, so images are drawn: each replicate draws C of the C images with replacement and takes
     sum_c w_c sum(a - b)_c / sum_c w_c n_c, with w_c how often image c was drawn and n_c its patches over all seeds. It is the
     interval for new images, with the seeds as they are; with fewer than about 20 images it is too narrow.
-
-    Args:
-        errors_a: Absolute errors of one network: for each seed, a value a test patch.
-        errors_b: Of the other, for the same patches.
-        clusters: Source images (numbers or names) of these patches.
-        replicates: Number of bootstrap replicates.
-        seed: Of the random numbers.
+    interval for new images, with the seeds as they are; with fewer than about 20 images it is too narrow. Errors are absolute,
+    for each seed one a test patch, of the same patches for both networks.
 
     Raises:
         ValueError: Numbers of seeds or patches differ, values are not finite, or fewer than 2 source images.

@@ -43,13 +43,7 @@ def r2_by_layer(
 
     The ordinate is exp(R2 - 1), so that no far negative R2 hides the others; R2 itself stands on the right.
 
-    Args:
-        frame: Columns series, layer and r2, a row per split; layers that a series has not are left out of its line.
-        layers: From input to output.
-        name: Of the files.
-        caption: Under the figure.
-        blank: Layers to shade.
-        blank_label: Why, for the legend.
+    The columns are series, layer and r2, a row per split; layers that a series has not are left out of its line.
     """
     quartiles = (
         frame.groupby(["series", "layer"], sort=False)["r2"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
@@ -80,14 +74,8 @@ def predicted_against_true(
     Large marks are the split of median R2, whose R2 stands above; small marks all splits. What lies outside the axes is drawn at
     their edge.
 
-    Args:
-        frame: Columns panel, split, true and predicted.
-        panels: Titles by the values of the column panel, from left to right.
-        unit: What is predicted, and its unit, such as "width (px)".
-        name: Of the files.
-        caption: Under the figure.
-        empty: Stands in a panel that has no rows.
-        log: Whether the axes are logarithmic; true values are then positive.
+    The columns are panel, split, true and predicted; titles are by panel, from left to right, and `empty` stands in one without
+    rows. True values on logarithmic axes are positive.
 
     Source: Graziani et al. 2021, Figure 7.
     """
@@ -153,12 +141,7 @@ def curves(
 def bars(frame: pd.DataFrame, *, x: str, name: str, caption: str, digits: int = 2) -> Image:
     """Horizontal bars with intervals: a group per label, a colour per series.
 
-    Args:
-        frame: Columns label, value, low and high; series where there are several. A missing value leaves its place empty.
-        x: What the bars measure, with its unit.
-        name: Of the files.
-        caption: Under the figure.
-        digits: Of the numbers in the alt text.
+    The columns are label, value, low and high, and series where there are several. A missing value leaves its place empty.
     """
     frame = frame if "series" in frame else frame.assign(series="")
     cells = frame[["label", "series", "value", "low", "high"]].to_numpy().tolist()
@@ -182,15 +165,7 @@ def matrix(
 ) -> Image:
     """Matrices of numbers in colour, one above the other; up to ten columns each cell holds its number.
 
-    Args:
-        tables: By the titles of the panels; index and columns are the names along the axes.
-        rows: What the rows are.
-        columns: What the columns are.
-        name: Of the files.
-        caption: Under the figure.
-        limits: Of the colours.
-        digits: Of the numbers in the cells.
-        texts: What stands in the cells instead of the numbers.
+    `texts` stand in the cells instead of the numbers; `limits` are those of the colours.
     """
     said = [
         f"{title + ', ' if title else ''}{row}: "
@@ -221,15 +196,8 @@ def image_grid(
 ) -> Image:
     """Pictures in rows, each with a title.
 
-    Args:
-        rows: By the names at their left. A picture is RGB in uint8 [H, W, 3], or a map of floats [H, W], drawn in the colours of
-            `scale`.
-        alt: What the pictures show, from the data.
-        name: Of the files.
-        caption: Under the figure.
-        width: Of a picture, in inches.
-        scale: Smallest and largest value of maps, and the name of matplotlib's colours.
-        label: Of the colour bar; without one, none is drawn.
+    A picture is RGB in uint8 [H, W, 3], or a map of floats [H, W], drawn in the colours of `scale` (smallest and largest value,
+    and matplotlib's name); without a `label` no colour bar is drawn. `width` is that of a picture, in inches.
     """
     return _image(_grid(rows, width, scale, label), alt, caption, name)
 
@@ -237,8 +205,7 @@ def image_grid(
 def median_split(frame: pd.DataFrame) -> tuple[int, float]:
     """The split whose R2 is the median (the lower of the middle two), and that R2.
 
-    Args:
-        frame: Columns split, true and predicted.
+    The columns are split, true and predicted.
 
     Raises:
         ValueError: No rows.

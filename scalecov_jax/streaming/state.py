@@ -24,9 +24,7 @@ def resume(folder: Path, fingerprint: Mapping[str, str]) -> State:
     What cannot be read is moved to `damaged_N` beside `folder`, with a warning: nothing is deleted, whatever the cause. All hosts
     read together, from a folder that they share.
 
-    Args:
-        folder: The states, one folder each.
-        fingerprint: What determines the sums, by name: images, weights, settings.
+    A fingerprint holds what determines the sums, by name: images, weights, settings.
 
     Raises:
         ValueError: The states were made with another fingerprint; names every difference.

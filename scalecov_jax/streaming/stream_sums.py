@@ -27,15 +27,10 @@ FLUSH = 500  # batches
 
 
 class Targets(NamedTuple):
-    """What is regressed; columns are those of `values`, then those of every permutation.
+    """What is regressed; columns are those of `values`, then those of every permutation."""
 
-    Attributes:
-        values: One row an image.
-        permuted: Permutations of the measures, if any.
-    """
-
-    values: Float[np.ndarray, "N M"]
-    permuted: Permuted | None = None
+    values: Float[np.ndarray, "N M"]  # one row an image
+    permuted: Permuted | None = None  # permutations of the measures, if any
 
     def rows(self, taken: Int[np.ndarray, " R"]) -> Float[np.ndarray, "R T"]:
         """The targets of some images."""
@@ -115,10 +110,7 @@ def stream_sums(
         state: Where an earlier pass over the same images was broken off.
         keep: Called with every new state, on every host.
         workers: Processes that decode; see `batching.batches`.
-        progress: Label of a progress bar on stderr of the first host; none when absent.
-
-    Returns:
-        The state after the last image.
+        progress: Label of a progress bar of the first host.
 
     Raises:
         ValueError: See `check_request`; most images of a stretch cannot be read, as when a disk or a shard vanishes.

@@ -66,16 +66,7 @@ def fine_tune_detector(
 ) -> tuple[Network, Float[np.ndarray, " m"]]:
     """Fine-tune all weights for the second class: loss -y log p - (1 - y) log(1 - p) with p = sigmoid(logit).
 
-    Args:
-        network: Where to start; see `with_one_output`.
-        source: Patches.
-        train: Indices of the training patches.
-        test: Those of the others.
-        folder: See `fine_tuning.fine_tune`, as for all that follows.
-        size: Of the patches in pixels.
-        seed: Of the head and the order of the patches.
-        recipe: With the loss sigmoid_cross_entropy.
-        progress: Label of the progress bar.
+    Start, folder and recipe (with the loss sigmoid_cross_entropy) are those of `fine_tuning.fine_tune`; see `with_one_output`.
 
     Returns:
         The network with its head, and the logit of each held-out patch.
@@ -118,12 +109,6 @@ def detected(
     """Accuracy at p = 0.5 and AUC = P(logit of class 1 > logit of class 0), ties counting half.
 
     Intervals are percentiles over 1000 resamples of whole patients; a resample without both classes is left out.
-
-    Args:
-        logits: Finite.
-        classes: 0 or 1.
-        groups: Patient of each patch.
-        seed: Of the resampling.
 
     Raises:
         ValueError: One class is missing.

@@ -60,16 +60,7 @@ def fine_tuned(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Fine-tune the three models with every seed; a finished training in `folder` is read, an unfinished goes on.
 
-    Args:
-        network: Pretrained.
-        name: Of its weights.
-        patches: All patches.
-        train: The training part of each seed.
-        layers: Where the pruned network is cut, for each seed.
-        folder: For the trainings, a folder each.
-        size: Height and width of the patches in pixels.
-        recipe: How to train.
-        preprocessing: In place of that of the weights.
+    `layers` says where the pruned network is cut for each seed; `preprocessing` takes the place of that of the weights.
 
     Returns:
         Predictions, see `metrics.held_out`; and weights, model, seed, epoch, mse (training, px^2) and mae (held-out, px), which
@@ -124,15 +115,7 @@ def heads_compared(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train a head on every layer, for all seeds together, by gradient descent and in closed form.
 
-    Args:
-        features: Pooled features of every layer, the whole network's last, under trained and random_weights.
-        patches: All patches.
-        train: The training part of each seed.
-        layers: Where the pruned network is cut, for each seed.
-        architecture: Name of the family.
-        weights: Name of the weights.
-        progress: Whether to show progress bars.
-        descent: epochs, batch_size and learning_rate of `heads.train_heads`.
+    Features of the whole network come last; `descent` is epochs, batch_size and learning_rate of `heads.train_heads`.
 
     Returns:
         Predictions of the three models by both heads, see `metrics.held_out`; and `metrics.layer_scores`.
@@ -172,11 +155,8 @@ def select_cuts(
 
     The whole network is no candidate: what is chosen is where to cut, and whether cutting helps is tested.
 
-    Args:
-        features: Of every layer at which the network can be cut, the whole last.
-        patches: All patches; those outside the training part of a seed have no influence on its choice.
-        train: The training part of each seed, which is also the seed of the inner splits.
-        splits: Inner splits by source image, for each seed.
+    Features of the whole come last; patches outside the training part of a seed, which is also the seed of the inner splits, have
+    no influence on its choice.
 
     Raises:
         ValueError: A training part has too few source images for an inner split, see `grouped_splits`.

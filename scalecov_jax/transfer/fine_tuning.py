@@ -31,40 +31,29 @@ LOG_EVERY = 10  # steps between looks at the loss
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to fine-tune. The published recipe: 5 epochs, batch 32, Adam 1e-4, targets in pixels, raw inputs, running statistics.
+    """How to fine-tune; as published 5 epochs, batch 32, Adam 1e-4, targets in pixels, raw inputs, running statistics."""
 
-    Attributes:
-        epochs: Passes over the training patches; the last one is evaluated.
-        batch_size: Patches a step, over all devices; the rest of an epoch that fills no batch is left out.
-        learning_rate: Of Adam, constant.
-        targets: Regress pixels as they are (the published way: slow, as the head must grow to hundreds), or standardised by the
-            training part and predicted back in pixels.
-        batch_norm: Statistics used for prediction: the running ones (published), or averages over one more pass
-            through the training patches with the final weights, which short trainings need; or `frozen`: the normalisation
-            is that of the weights from beginning to end.
-        loss: Squared error; or the cross-entropy of two classes, 0 and 1, whose logit the head then gives.
-    """
-
-    epochs: int = 5
+    epochs: int = 5  # passes over the training patches; the last one is evaluated
+    # patches a step, over all devices; the rest of an epoch that fills no batch is left out
     batch_size: int = 32
-    learning_rate: float = 1e-4
+    learning_rate: float = 1e-4  # of Adam, constant
+    # regress pixels as they are (the published way: slow, as the head must grow to hundreds), or standardised by the training
+    # part and predicted back in pixels
     targets: Literal["pixels", "standardised"] = "pixels"
+    # statistics used for prediction: the running ones (published), or averages over one more pass through the training patches
+    # with the final weights, which short trainings need; or `frozen`: the normalisation is that of the weights from beginning
+    # to end
     batch_norm: Literal["running", "recomputed", "frozen"] = "running"
+    # squared error; or the cross-entropy of two classes, 0 and 1, whose logit the head then gives
     loss: Loss = "squared_error"
 
 
 class Regressor(NamedTuple):
-    """What of the fitted function is not learnt: area = offset + scale head(pool(trunk(preprocess(image)))).
+    """What of the fitted function is not learnt: area = offset + scale head(pool(trunk(preprocess(image))))."""
 
-    Attributes:
-        trunk: Network stopped after the layer of the cut.
-        preprocessing: Of the images.
-        loss: See `Recipe`.
-    """
-
-    trunk: nn.Module
-    preprocessing: Preprocessing
-    loss: Loss = "squared_error"
+    trunk: nn.Module  # network stopped after the layer of the cut
+    preprocessing: Preprocessing  # of the images
+    loss: Loss = "squared_error"  # see `Recipe`
 
 
 class Units(NamedTuple):
@@ -75,19 +64,13 @@ class Units(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """A fine-tuned network.
+    """A fine-tuned network."""
 
-    Attributes:
-        params: Of trunk and head.
-        batch_stats: Used for prediction.
-        predicted: Area of every held-out patch, in pixels; or its logit.
-        curve: Epoch, training MSE (px^2) and held-out MAE (px), which chose nothing; or training cross-entropy (nats) and share
-            of held-out patches whose class is wrong.
-    """
-
-    params: Any
-    batch_stats: Any
-    predicted: Float[np.ndarray, " n"]
+    params: Any  # of trunk and head
+    batch_stats: Any  # used for prediction
+    predicted: Float[np.ndarray, " n"]  # area of every held-out patch, in pixels; or its logit
+    # epoch, training MSE (px^2) and held-out MAE (px), which chose nothing; or training cross-entropy (nats) and share of
+    # held-out patches whose class is wrong
     curve: tuple[tuple[int, float, float], ...]
 
 
@@ -135,7 +118,7 @@ def fine_tune(
         seed: Of the head and of the order of the patches.
         recipe: How to train.
         preprocessing: In place of the one of the network's card: `raw` is the published way.
-        progress: Label of the progress bar on stderr; none when absent.
+        progress: Label of the progress bar.
 
     Raises:
         ValueError: Areas that are not finite, too few patches for one batch, a batch that the devices cannot share, or a patch

@@ -27,16 +27,11 @@ MOMENT_ROWS = 128
 
 
 class Heads(NamedTuple):
-    """Trained heads; predictions in px are features @ kernel.T + bias.
+    """Trained heads; predictions in px are features @ kernel.T + bias."""
 
-    Attributes:
-        kernel: In px a unit of the raw feature.
-        bias: In px.
-        losses: Mean squared error in px^2 on the training rows of each epoch, measured batch by batch before each step.
-    """
-
-    kernel: Float[Array, "R D"]
-    bias: Float[Array, " R"]
+    kernel: Float[Array, "R D"]  # in px a unit of the raw feature
+    bias: Float[Array, " R"]  # in px
+    # mean squared error in px^2 on the training rows of each epoch, measured batch by batch before each step
     losses: Float[Array, "R E"]
 
 
@@ -56,14 +51,8 @@ def train_heads(
     the initial bias 0. The rows of all seeds come in one order, the same in every call, new in each epoch; what remains after
     the last full batch is left out of that epoch. In each batch the error of a seed is the mean over the rows of its part.
 
-    Args:
-        features: Pooled features.
-        targets: In px.
-        train: One row a seed; 1 or True marks its training part. Other rows have no influence.
-        seeds: Of the initial kernels.
-        epochs: Passes over the rows. A weight moves by about learning_rate / 2 a step at most: few rows need more.
-        batch_size: Rows of a batch, at most N are used; a seed sees its own part of them.
-        learning_rate: Of the first step.
+    A mask is one row a seed, 1 or True in its training part; other rows have no influence. Targets are in px. A weight moves by
+    about learning_rate / 2 a step at most: few rows need more epochs. Of batches at most N rows are used.
 
     Raises:
         ValueError: Values that are not finite, a mask of other values than 0 and 1, a training part of fewer than two rows or
@@ -178,13 +167,7 @@ def _moments(
 def checked_arrays(
     features: Mapping[str, AnyArray], targets: AnyArray, train: AnyArray, seeds: Sequence[int] | None = None
 ) -> tuple[dict[str, np.ndarray], np.ndarray, Bool[np.ndarray, "R N"]]:
-    """All arrays on the host and the masks as booleans.
-
-    Args:
-        features: By layer, [N D]; the names appear in the error.
-        targets: In px, [N].
-        train: One row a seed, [R N].
-        seeds: Only their number is checked.
+    """All arrays on the host and the masks as booleans; only the number of seeds is checked.
 
     Raises:
         ValueError: Whatever `train_heads` does not accept, every problem at once.

@@ -36,17 +36,11 @@ COMPARED += ("low", "high", "wins", "seeds", "p", "p_holm", "smallest_p")
 def held_out(
     patches: Patches, train: Bool[np.ndarray, " N"], predicted: Float[np.ndarray, " n"], **columns: Any
 ) -> pd.DataFrame:
-    """What a model says of the patches outside a training part.
-
-    Args:
-        patches: All patches.
-        train: The training part.
-        predicted: Mean nucleus areas in pixels of the other patches, in their order.
-        columns: Those of `KEYS`.
+    """What a model says of the patches outside a training part; `predicted` are their mean nucleus areas in pixels, in order.
 
     Returns:
-        These, patch (its index), group (source image or patient), magnification, area (px, true), predicted (px) and nearest, the
-        magnification whose mean area in the training part is nearest to the prediction.
+        Columns `KEYS`, patch (its index), group (source image or patient), magnification, area (px, true), predicted (px) and
+        nearest, the magnification whose mean area in the training part is nearest to the prediction.
 
     Raises:
         ValueError: Predictions that are not finite.
@@ -66,10 +60,6 @@ def held_out(
 
 def scores(predictions: pd.DataFrame, classes: Sequence[float] | np.ndarray) -> pd.DataFrame:
     """MAE = mean |true - predicted|, and kappa between true and nearest magnification, of every model and seed.
-
-    Args:
-        predictions: See `held_out`.
-        classes: All magnifications, rising.
 
     Returns:
         Columns `KEYS`, magnification (first "all", then each that is present), n (patches), mae (px), kappa and kappa_quadratic
@@ -122,16 +112,10 @@ def layer_scores(
     train: Mapping[int, Bool[np.ndarray, " N"]],
     **columns: Any,
 ) -> pd.DataFrame:
-    """Held-out errors of heads on every layer.
-
-    Args:
-        predicted: Areas in pixels of all patches by the head of each seed, by layer.
-        patches: All patches.
-        train: The training part of each seed.
-        columns: weights, condition (trained or random_weights) and head (ridge or head).
+    """Held-out errors of heads on every layer, from the areas in pixels of all patches predicted by the head of each seed.
 
     Returns:
-        These, layer, seed, mae and macro_mae (px, see `totals`).
+        The given columns, layer, seed, mae and macro_mae (px, see `totals`).
     """
     frames = []
     for layer, values in predicted.items():
@@ -148,10 +132,6 @@ def compare_models(predictions: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFr
 
     Where every seed gives the same predictions for the same patches, as ridge on a single split, there is no comparison: a
     test would count the same result many times as evidence. A single seed and an undefined kappa are not compared either.
-
-    Args:
-        predictions: See `held_out`.
-        scores: Of these predictions.
 
     Returns:
         Columns `COMPARED`: metric is mae (px), kappa or kappa_quadratic; means and sample sd are over seeds; difference is the

@@ -21,10 +21,6 @@ def restore(folder: Path, state: TrainState) -> tuple[TrainState, int]:
     """The newest state that can be read, and its epoch; `state` and 0 where there is none.
 
     What cannot be read is moved to `damaged_N` beside `folder`, with a warning: nothing is deleted, whatever the cause.
-
-    Args:
-        folder: The checkpoints, one folder an epoch.
-        state: A state of the same training, for shapes and sharding.
     """
     found = sorted((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), reverse=True)
     for epoch in found:

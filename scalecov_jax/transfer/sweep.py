@@ -21,19 +21,10 @@ def sweep(
     progress: bool = False,
     **settings: Any,
 ) -> dict[str, Float[np.ndarray, "R N"]]:
-    """Predictions in px of every seed's head for every row, layer by layer.
+    """Predictions in px of every seed's head for every row, by layer; one layer's do not depend on the others.
 
-    Args:
-        features: Of each layer; layers of equal width share one compilation.
-        targets: In px.
-        train: As in `train_heads`.
-        seeds: As in `train_heads`; for ridge regression only their number matters.
-        head: "ridge" for `evaluate.fit` (penalties by leave-one-out), "head" for `train_heads`.
-        progress: Show a bar over the layers on stderr.
-        **settings: Of that function: `alphas`, or `epochs`, `batch_size` and `learning_rate`.
-
-    Returns:
-        In the order of `features`; a layer's predictions do not depend on the other layers.
+    The head is "ridge" for `evaluate.fit` (penalties by leave-one-out; only the number of seeds matters) or "head" for
+    `train_heads`; settings are those of that function. Layers of equal width share one compilation.
 
     Raises:
         ValueError: As `train_heads` and `evaluate.fit`, for all layers at once; another `head`.
