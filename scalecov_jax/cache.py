@@ -92,15 +92,10 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], *, shared: bool = False)
 
 
 class FeatureStore(NamedTuple):
-    """A folder of pooled features, one file an image, by `image_key`.
+    """A folder of pooled features, one file an image, by `image_key`."""
 
-    Attributes:
-        folder: Made when it is first written to.
-        limit: Bytes that `trim` leaves at most.
-    """
-
-    folder: Path
-    limit: int = LIMIT
+    folder: Path  # made when it is first written to
+    limit: int = LIMIT  # bytes that `trim` leaves at most
 
     def read(self, key: str, layers: Sequence[str]) -> dict[str, Float[np.ndarray, " D"]] | None:
         """The features of an image at all of `layers`, or None."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -100,7 +100,7 @@ def weigh(
         shuffled: For each split the measures in another order, as a control of the scores; least squares is scored only with it.
         groups: See `evaluate.infer`; permutations keep to them too (`permutation`).
         random_weights: Features of the same layers with random weights, as a control.
-        pixels: Features made of the pixels alone, as a control (`controls.pixel_features`).
+        pixels: Features made of the pixels alone, as a control (`probe_memory.pixel_features`).
         nuisances: Measures that should not matter: a control by themselves (least squares), and what `partial` is beyond.
         permutations: For the tests; none if 0.
         alphas: Penalties of ridge to choose from.
@@ -130,9 +130,8 @@ def weigh(
         rows = [index for index, kind in enumerate(kinds) if kind == name]
         controls[name] = Known(everything.value[rows], everything.deviation[rows], sample)
     own = slice(0, len(layers))
-    trained = evaluate.Inference(
-        *(getattr(found, name) if name == "defined" else getattr(found, name)[own] for name in found._fields)
-    )
+    of_layers = {*found._fields} - {"defined"}
+    trained = found._replace(**{name: getattr(found, name)[own] for name in of_layers})
     partial = None
     if nuisances is not None and nuisances.shape[1]:
         nothing = {"nuisances": np.zeros((count, 1))}
@@ -201,26 +200,13 @@ def pool(classes: Sequence[Evidence]) -> Evidence:
     Raises:
         ValueError: The classes differ in layers, measures, splits or controls.
     """
+
+    def kind(one: Evidence) -> tuple[Any, ...]:
+        there = {*one.controls}, one.partial is None, one.permutation is None
+        return one.layers, one.concepts, len(one.chosen), *there
+
     first = classes[0]
-    if any(
-        (
-            one.layers,
-            one.concepts,
-            len(one.chosen),
-            {*one.controls},
-            one.partial is None,
-            one.permutation is None,
-        )
-        != (
-            first.layers,
-            first.concepts,
-            len(first.chosen),
-            {*first.controls},
-            first.partial is None,
-            first.permutation is None,
-        )
-        for one in classes
-    ):
+    if any(kind(one) != kind(first) for one in classes):
         raise ValueError("Only classes with the same layers, measures, splits and controls can be pooled.")
 
     def mean(parts: Sequence[Known]) -> Known:
@@ -238,22 +224,21 @@ def pool(classes: Sequence[Evidence]) -> Evidence:
             if one.permutation is not None
         ]
         tests = compare_orders(np.mean(orders, axis=0))._replace(permuted=first.permutation.permuted)
+
+    def each(name: str) -> list[Any]:
+        return [getattr(one, name) for one in classes]
+
     return first._replace(
-        images=sum(one.images for one in classes),
-        groups=sum(one.groups for one in classes),
-        n_train=float(np.mean([one.n_train for one in classes])),
-        n_test=float(np.mean([one.n_test for one in classes])),
-        r2=mean([one.r2 for one in classes]),
-        splits=np.mean([one.splits for one in classes], axis=0),
-        nested=mean([one.nested for one in classes]),
-        chosen=np.concatenate([one.chosen for one in classes]),
-        controls={name: mean([one.controls[name] for one in classes]) for name in first.controls},
+        **{name: sum(each(name)) for name in ("images", "groups")},
+        **{name: float(np.mean(each(name))) for name in ("n_train", "n_test")},
+        **{name: np.mean(each(name), axis=0) for name in ("splits", "r2_left_out", "dof")},
+        **{name: mean(each(name)) for name in ("r2", "nested")},
+        chosen=np.concatenate(each("chosen")),
+        controls={name: mean([of[name] for of in each("controls")]) for name in first.controls},
         by_split={},
-        partial=None if first.partial is None else mean([one.partial for one in classes if one.partial]),
+        partial=None if first.partial is None else mean(each("partial")),
         permutation=tests,
-        r2_left_out=np.mean([one.r2_left_out for one in classes], axis=0),
-        dof=np.mean([one.dof for one in classes], axis=0),
-        alpha=np.exp(np.mean([np.log(one.alpha) for one in classes], axis=0)),
+        alpha=np.exp(np.mean(np.log(each("alpha")), axis=0)),
         dual=None,
         cases=None,
     )

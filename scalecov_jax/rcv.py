@@ -1,12 +1,14 @@
 """Regression concept vectors: the directions in a layer along which a concept measure grows, and what they were fitted on."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
 
 from scalecov_jax.atomic import replacing
@@ -299,27 +301,19 @@ def load_rcv(
     )
 
 
-class RcvRow(NamedTuple):
-    """How far a vector can be relied on (a row of rcvs.csv)."""
-
-    weights: str  # name of the weights
-    concept: str  # what it reads
-    image_class: str  # the images it was fitted on
-    layer: str  # where
-    norm: float  # length of the filter, in units of the measure per unit of the features
-    r2: float  # mean held-out R2 over splits
-    alpha: float  # penalty of the fit to all images
-    # mean angle in degrees between the filters of different splits; None for a single split
-    mean_angle: float | None
-    largest_angle: float | None  # largest of these angles
-    mean_cosine: float | None  # mean cosine with the filters of the other classes; None for a single class
-    least_cosine: float | None  # least of these cosines
-
-
-def rcv_rows(
+def rcv_table(
     rcvs: Mapping[str, Sequence[Rcv]], by_split: Mapping[str, Mapping[str, Float[np.ndarray, "S D M"]]]
-) -> list[RcvRow]:
-    """One row for each class, layer and concept, the concepts of a layer in the order of the filters `by_split`."""
+) -> pd.DataFrame:
+    """How far each vector can be relied on (rcvs.csv).
+
+    Of each class RCVs layer by layer, the concepts of a layer in the order of the filters `by_split`.
+
+    Returns:
+        Columns weights, concept, image_class, layer, norm (of the filter, in units of the measure per unit of the features), r2
+        (held out, mean over splits), alpha (penalty of the fit to all images), mean_angle and largest_angle (degrees, between
+        the filters of different splits; missing for a single split), mean_cosine and least_cosine (with the filters of the other
+        classes; missing for a single class).
+    """
     rows = []
     for image_class, own in rcvs.items():
         seen: dict[str, int] = {}
@@ -328,20 +322,16 @@ def rcv_rows(
             angles = np.degrees(np.arccos(_cosines(by_split[image_class][one.layer][:, :, column])))
             others = [every[at].weights for name, every in rcvs.items() if name != image_class]
             cosines = _cosines(np.stack([one.weights, *others]))[: len(others)]
-            rows.append(
-                RcvRow(
-                    one.weights_name,
-                    one.measure,
-                    image_class,
-                    one.layer,
-                    float(np.linalg.norm(one.weights)),
-                    one.r2,
-                    one.alpha,
-                    *((float(angles.mean()), float(angles.max())) if angles.size else (None, None)),
-                    *((float(cosines.mean()), float(cosines.min())) if cosines.size else (None, None)),
-                )
-            )
-    return rows
+            row = {"weights": one.weights_name, "concept": one.measure, "image_class": image_class}
+            row |= {"layer": one.layer, "norm": np.linalg.norm(one.weights), "r2": one.r2, "alpha": one.alpha}
+            row |= dict(zip(("mean_angle", "largest_angle"), _extent(angles, np.max), strict=True))
+            row |= dict(zip(("mean_cosine", "least_cosine"), _extent(cosines, np.min), strict=True))
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _extent(values: np.ndarray, end: Any) -> tuple[float, float]:
+    return (values.mean(), end(values)) if values.size else (math.nan, math.nan)
 
 
 def _cosines(vectors: Float[np.ndarray, "K D"]) -> Float[np.ndarray, " P"]:

@@ -13,7 +13,7 @@ Example:
 import dataclasses
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -104,6 +104,19 @@ def parse(kind: type[_Settings], given: Mapping[str, Any], prefix: str = "") -> 
         except SettingsError as error:
             wrong = error.problems
     raise SettingsError([*problems, *unread, *wrong], prefix)
+
+
+def together(*steps: Callable[[], Any]) -> list[Any]:
+    """What each step returns; where some refuse, all are tried and one ValueError has their messages."""
+    done, problems = [], []
+    for step in steps:
+        try:
+            done.append(step())
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError(" ".join(dict.fromkeys(problems)))
+    return done
 
 
 def flag_values(settings: Base) -> dict[str, Any]:

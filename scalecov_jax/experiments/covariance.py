@@ -25,7 +25,7 @@ from scalecov_jax.experiments.covariance_maths import MEASURES, METRICS, Seen
 from scalecov_jax.features import cached_features, compute_features
 from scalecov_jax.images import scenes
 from scalecov_jax.images.example import MIN_IMAGES, Example, encode_jpeg, resize_image
-from scalecov_jax.models.architecture import available_layers, check_layer, plain_name
+from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.receptive_field import check_size
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
@@ -34,7 +34,7 @@ from scalecov_jax.report.page import Image, Page, Section, Table, render_text
 from scalecov_jax.scores import Condition, Estimator
 from scalecov_jax.selection import interpolates
 from scalecov_jax.settings import Base, setting
-from scalecov_jax.tables import rows_of
+from scalecov_jax.tables import labelled, network_names, rows_of, stacked
 
 PICTURE = Path("figures", "growing.jpg")  # in the folder of a run
 CLASSES = ("striped_disc", "ringed_star", "checkered_triangle")
@@ -115,7 +115,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     # The same scenes for every network of the same input size.
     render = lru_cache(maxsize=1)(lambda size: _render(settings, size))
     parts = maths.halves(settings.scenes, settings.splits, settings.seed)
-    tables: dict[str, list[pd.DataFrame]] = {}
+    tables: list[tuple[str, pd.DataFrame]] = []
     for name, network in check(settings).items():
         source = render(_size(network, settings))
         shares, sizes = _by_class(measure_all(get_measures(("scale",)), source).values[:, 0], settings)
@@ -130,12 +130,11 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
             design: Any = {"parts": parts, "estimators": settings.estimators, "seed": settings.seed}
             frames = maths.measure(seen, settings.classes, targets, sizes, **design, name=name)
             named = {"architecture": network.architecture.name, "weights": name}
-            for table, frame in frames.items():
-                tables.setdefault(table, []).append(frame.assign(**named)[[*named, *frame]])
+            tables += [(table, labelled(frame, **named)) for table, frame in frames.items()]
         if folder:
             (folder / PICTURE).parent.mkdir(exist_ok=True)
             (folder / PICTURE).write_bytes(encode_jpeg(_sheet(source, settings)))
-    joined = {table: pd.concat(frames, ignore_index=True) for table, frames in tables.items()}
+    joined = stacked(tables)
     return joined | {"readings": joined["readings"].merge(peaks(joined["linearity"]))}
 
 
@@ -259,9 +258,7 @@ class _Report:
         self.tables["transfer"] = transfer.assign(own=transfer["image_class"] == transfer["test_class"])
         self.layers = change["layer"].unique().tolist()
         self.widths = change.groupby("layer", sort=False)["width"].first()
-        self.name = plain_name(architecture := change["architecture"].iloc[0])
-        if (tables["change"].groupby("architecture")["weights"].nunique() > 1)[architecture]:
-            self.name += f" ({self.weights})"  # else findings of two networks could not be told apart
+        self.name = network_names(tables["change"])[self.weights]
 
     def by_layer(self, table: str, column: str = "value", **wanted: Any) -> pd.DataFrame:
         """Mean over classes or pairs of them (value) and range (low, high), of trained networks unless wanted otherwise."""
@@ -406,10 +403,8 @@ class _Report:
             values = 100 * values if table == "change" else values
             columns[heading] = values.map(lambda value: number(value, _digits(value)))
         del columns[""]
-        frame = pd.DataFrame(columns, index=self.layers)
         caption = f"{self.name}, {self.how}: r. RCV to chance: % of the change of features (standardised unless raw)."
-        strong = [self.layers.index(self.peak)]
-        return Table(caption, ("layer", *map(str, frame)), [*frame.itertuples(name=None)], strong)
+        return Table.by_layer(caption, columns, self.layers, [self.peak])
 
     def neighbours(self) -> Table:
         """How alike the probes of neighbouring layers are."""

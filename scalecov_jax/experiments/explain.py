@@ -21,6 +21,7 @@ from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import number
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
 from scalecov_jax.report.pictures import POSITIVE, SIGNED, Album
+from scalecov_jax.tables import stacked
 
 __all__ = ["METHODS", "Settings", "check", "plan", "report", "run"]
 
@@ -68,11 +69,10 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
         (held-out R2 of the RCVs in use) and skipped (images left out, reason and detail).
     """
     subjects, left_out = _open(settings)
-    album, tables = Album(folder), {"skipped": [_skipped(left_out)]}
+    album, tables = Album(folder), [("skipped", _skipped(left_out))]
     for subject in subjects:
-        for name, table in _explain(subject, subject is subjects[0], album, folder).items():
-            tables.setdefault(name, []).append(table)
-    joined = {name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
+        tables += _explain(subject, subject is subjects[0], album, folder).items()
+    joined = stacked(tables)
     joined["skipped"] = joined["skipped"].drop_duplicates()
     if settings.locates:
         joined["methods"] = explain_checks.compare_maps(joined["localisation"], settings.seed)

@@ -26,6 +26,7 @@ from scalecov_jax.explain.score_propagation import propagate_scores
 from scalecov_jax.explain.target import Target
 from scalecov_jax.features import Features, cached_features
 from scalecov_jax.models.folding import fold
+from scalecov_jax.tables import kept_table
 
 REFERENCE = "score_propagation"
 MEASURES = Located._fields
@@ -48,16 +49,9 @@ def localise(subject: Subject, folder: Path | None) -> pd.DataFrame:
         ValueError: Nothing is left of the masks at the size of the network.
     """
     path = folder and folder / "localised" / f"{subject.name}.csv"
-    if not path:
-        return _localise(subject)
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(".partial")
-        _localise(subject).to_csv(partial, index=False)
-        partial.replace(path)
     texts = ("weights", "image", "patient", "label", "method", "target", "explained")
-    missing = {measure: [""] for measure in _OTHER}
-    return pd.read_csv(path, dtype=dict.fromkeys(texts, "str"), keep_default_na=False, na_values=missing)
+    reading: Any = {"dtype": dict.fromkeys(texts, "str"), "na_values": {name: [""] for name in _OTHER}}
+    return kept_table(path, lambda: _localise(subject), **reading)
 
 
 def compare_maps(located: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -38,7 +38,7 @@ from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.preprocessing import preprocess
 from scalecov_jax.rcv import Rcv, Vector, load_rcvs, strip
-from scalecov_jax.settings import Base, setting
+from scalecov_jax.settings import Base, setting, together
 
 Method = Literal[grad_cam.Method, "sensitivity", "feature_visualization", "score_propagation"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -234,24 +234,11 @@ def open_inputs(settings: Settings) -> tuple[list[Subject], tuple[Skipped, ...]]
             for name, network in networks.items()
         ]
     if settings.method == "feature_visualization":
-        return _each(subjects, _with_objective), ()
-    subjects = _each(subjects, _with_targets)
+        return together(*(partial(_with_objective, subject) for subject in subjects)), ()
+    subjects = together(*(partial(_with_targets, subject) for subject in subjects))
     source, skipped = _open_images(subjects)
     masked = with_masks(source, settings.images) if settings.locates else ()
     return [dataclasses.replace(subject, source=source, masked=masked) for subject in subjects], skipped
-
-
-def _each(subjects: Sequence[Subject], complete: Callable[[Subject], Subject]) -> list[Subject]:
-    """All subjects completed; what is refused is raised in one message."""
-    completed, problems = [], []
-    for subject in subjects:
-        try:
-            completed.append(complete(subject))
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError(" ".join(dict.fromkeys(problems)))
-    return completed
 
 
 def _with_objective(subject: Subject) -> Subject:

@@ -14,9 +14,8 @@ from tqdm import tqdm
 
 from scalecov_jax.experiments.explain_inputs import Subject
 from scalecov_jax.explain import faithfulness, feature_visualization, grad_cam, sensitivity
-from scalecov_jax.explain.feature_visualization import RECIPES, Stage
+from scalecov_jax.explain.feature_visualization import RECIPES, Stage, load_state, save_state
 from scalecov_jax.explain.gradients import LayerGradients, check_gradients, layer_gradients
-from scalecov_jax.explain.visualization_state import load_state, save_state
 from scalecov_jax.features import Features, cached_features
 from scalecov_jax.images.example import Box, Skipped, resize_image
 from scalecov_jax.rcv import STRIP

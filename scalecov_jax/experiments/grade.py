@@ -26,7 +26,7 @@ from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.model_card import curve_image
 from scalecov_jax.report.numbers import number
 from scalecov_jax.report.page import DE_LA_TORRE, Image, Page, Section, Table, render_text
-from scalecov_jax.settings import setting
+from scalecov_jax.settings import setting, together
 from scalecov_jax.training import TrainingSettings
 
 # de la Torre, Valls, Puig 2020, on photographs of EyePACS, by part, classifier and score.
@@ -86,17 +86,10 @@ def check(settings: Settings) -> dict[str, Network]:
     Raises:
         ValueError: See `eyes.open_eyes` and `training.classifier`; a part lacks a grade.
     """
-    problems = []
-    for refuse in (
+    together(
         lambda: training.classifier(settings, GRADES),
         lambda: _check_grades(settings, _listed(_open(settings))),
-    ):
-        try:
-            refuse()
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError(" ".join(problems))
+    )
     return {}
 
 
@@ -197,10 +190,9 @@ def _open(settings: Settings) -> dict[str, Eyes]:
 
 def _listed(opened: Mapping[str, Eyes]) -> dict[str, pd.DataFrame]:
     """Names, patients, sides and grades of the eyes of each part."""
+    columns = {"image": "names", "patient": "patients", "side": "sides", "grade": "grades"}
     return {
-        part: pd.DataFrame(
-            {"image": eyes.names, "patient": eyes.patients, "side": eyes.sides, "grade": eyes.grades}
-        )
+        part: pd.DataFrame({column: getattr(eyes, name) for column, name in columns.items()})
         for part, eyes in opened.items()
     }
 
@@ -228,18 +220,13 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     images = [_confusion(tables["confusion"]), *_roc(settings, tables)]
     shown = [_score_table(scores)]
     if len(left_out):
-        rows = [
-            (
-                str(part),
-                str(reason),
-                str(len(group)),
-                "; ".join(group["name"].head(20)),
-                str(group["detail"].iloc[0]),
-            )
-            for (part, reason), group in left_out.groupby(["part", "reason"], sort=False)
-        ]
-        columns = ("part", "reason", "number", "the first 20", "the first in detail")
-        shown.append(Table("Left out; left_out.csv names all.", columns, rows))
+        groups = left_out.groupby(["part", "reason"], sort=False)
+        columns = {
+            "number": groups.size().astype(str),
+            "the first 20": groups["name"].agg(lambda names: "; ".join(names.head(20))),
+            "the first in detail": groups["detail"].first(),
+        }
+        shown.append(Table.of("Left out; left_out.csv names all.", pd.DataFrame(columns).reset_index()))
     sections = [
         Section("Grades", "", images, shown, text),
         Section("Training", "", [curve_image(tables["curve"], settings, "QWK", held_out)]),
@@ -285,10 +272,7 @@ def _findings(settings: Settings, scores: pd.DataFrame) -> Iterator[Finding]:
 def _cautions(settings: Settings, scores: pd.DataFrame, left_out: pd.DataFrame) -> Iterator[Finding]:
     """What the eyes are, and what could not be judged or only badly."""
     test = _scores_of(scores, "test")["value"]
-    patients, undefined = (
-        test["patients"],
-        [NAMES[str(name)] for name, value in test.items() if np.isnan(value)],
-    )
+    patients, undefined = test["patients"], [NAMES[str(name)] for name, x in test.items() if np.isnan(x)]
     few = f"With fewer than {FEW_PATIENTS} patients the intervals are too narrow."
     division = f"They would need a division by 0: {'; '.join(undefined)}."
     not_judged = left_out.loc[left_out["reason"] == NOT_JUDGED, "detail"]

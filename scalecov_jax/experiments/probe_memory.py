@@ -7,21 +7,22 @@ import numpy as np
 import pandas as pd
 from absl import logging
 from jaxtyping import Float
+from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network, random_network
 from scalecov_jax.concepts.compute import Measured, check_measures
 from scalecov_jax.evidence import Evidence, weigh
 from scalecov_jax.experiments.probe_settings import Settings, layers_to_probe, measure
-from scalecov_jax.experiments.probe_tables import ClassResult, score_table
+from scalecov_jax.experiments.probe_tables import ClassResult, both_estimators, score_table
 from scalecov_jax.features import Features, cached_features, compute_features
-from scalecov_jax.images.example import Source
+from scalecov_jax.images.example import Source, resize_image
 from scalecov_jax.probes import evaluate, sample_size
-from scalecov_jax.probes.controls import pixel_features
 from scalecov_jax.probes.permutation import shuffled
 from scalecov_jax.probes.probe import PROBES, cross_validate
-from scalecov_jax.probes.splits import make_splits
 from scalecov_jax.rcv import make_rcvs
 from scalecov_jax.scores import CONDITIONS, Condition
+
+SIDE = 32  # pixels of the copies that stand for the images themselves; 3072 values each
 
 
 def probe(
@@ -92,9 +93,7 @@ def probe_class(
         {layer: values[columns] for layer, values in some.values.items()}
         for some in (trained, random_weights)
     )
-    splits = make_splits(
-        settings.splitting, len(kept), settings.splits, seed, groups=groups, values=measures[:, 0]
-    )
+    splits = settings.split(measures[:, 0], groups)
     label = f"{names['weights']} {names['image_class']}"
     logging.info(
         "Solving %d layers x %d splits x %d penalties x %d measures for %s.",
@@ -138,33 +137,43 @@ def probe_class(
         image_class=names["image_class"],
         pooling=trained.pooling,
     )
-    swept = []
+    swept = None
     if settings.n_train:
-        swept = sample_size.sweep(
-            of_trained,
-            measures[:, 0],
-            settings.n_train,
-            weights=names["weights"],
-            image_class=names["image_class"],
-            seed=seed,
-            alphas=alphas,
-            progress=f"{label} by n_train" if progress else None,
-        )
+        bar = f"{label} by n_train" if progress else None
+        one = {"seed": seed, "alphas": alphas, "progress": bar}
+        swept = sample_size.sweep(of_trained, measures[:, 0], settings.n_train, **one)
     return ClassResult(
-        _scores(evidence, further, names),
-        evidence,
-        None,
-        kept,
-        images,
-        groups,
-        int(splits[0].sum()),
-        {layer: values.shape[1] for layer, values in of_trained.items()},
-        _independent(of_trained),
-        trained.skipped,
-        swept,
-        rcvs,
-        {layer: filters[1:] for layer, (filters, _, _) in fits.items()},
+        scores=_scores(evidence, further, names),
+        indices=kept,
+        names=images,
+        groups=groups,
+        n_train=int(splits[0].sum()),
+        widths={layer: values.shape[1] for layer, values in of_trained.items()},
+        ranks=_independent(of_trained),
+        skipped=trained.skipped,
+        rcvs=rcvs,
+        split_rcvs={layer: filters[1:] for layer, (filters, _, _) in fits.items()},
+        evidence=evidence,
+        sizes=swept,
     )
+
+
+def pixel_features(
+    source: Source, indices: np.ndarray, width: int = 1024, seed: int = 0, *, progress: str | None = None
+) -> Float[np.ndarray, "N width"]:
+    """A random projection of the pixels of small copies of the images, x W / sqrt(3072) with standard normal W.
+
+    Source: Hewitt & Liang 2019, Designing and Interpreting Probes with Control Tasks (a probe is worth what it reads beyond a
+        control); random projection: Johnson & Lindenstrauss 1984.
+    """
+    pixels = np.stack(
+        [
+            resize_image(source[int(index)].image, SIDE).ravel() / 255.0
+            for index in tqdm(indices, desc=progress, unit="img", disable=progress is None)
+        ]
+    )
+    projection = np.random.default_rng((seed, 4)).normal(size=(pixels.shape[1], width))
+    return (pixels @ projection / np.sqrt(pixels.shape[1])).astype(np.float32)
 
 
 def _independent(features: Mapping[str, Float[np.ndarray, "N _"]]) -> dict[str, int]:
@@ -181,11 +190,7 @@ def _scores(
 ) -> pd.DataFrame:
     """Both estimators under three conditions, and the further probes on the trained network."""
     common = {"layers": evidence.layers, "concepts": evidence.concepts, **names}
-    tables = []
-    for condition in CONDITIONS:
-        ols, ridge, alpha = evidence.by_split[condition]
-        tables.append(score_table(ols, None, condition=condition, estimator="ols", **common))
-        tables.append(score_table(ridge, alpha, condition=condition, estimator="ridge", **common))
+    tables = [table for x in CONDITIONS for table in both_estimators(evidence.by_split[x], x, **common)]
     for name, r2 in further.items():
         tables.append(score_table(r2, None, condition="trained", estimator=name, **common))
     return pd.concat(tables, ignore_index=True)

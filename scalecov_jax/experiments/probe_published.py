@@ -62,11 +62,8 @@ def over_classes(scores: pd.DataFrame, repetitions: int = published.REPETITIONS)
     Source: the authors' notebook Averaging_results (medgift/scale_covariant_pruning).
     """
     some = scores[scores["split"] < repetitions]
-    runs = (
-        np.exp(some["r2"] - 1)
-        .groupby([some[name] for name in ("condition", "estimator", "layer")], sort=False)
-        .agg(["mean", "std"])
-    )
+    groups = some.assign(r2=np.exp(some["r2"] - 1)).groupby(["condition", "estimator", "layer"], sort=False)
+    runs = groups["r2"].agg(["mean", "std"])
     # Far negative R2 underflow to exp = 0: the smallest double keeps the logarithm finite.
     mean = runs["mean"].clip(lower=np.finfo(float).tiny)
     return pd.DataFrame({"r2": np.log(mean) + 1, "sd": runs["std"].fillna(0.0)})
@@ -127,13 +124,8 @@ def _rows(
     found = dict(zip(ours.index, ours.to_numpy().tolist(), strict=True))
     for condition, by_layer in printed.items():
         for layer, (value, sd) in by_layer.items():
-            row = {
-                "source": source,
-                "condition": condition,
-                "layer": layer,
-                "published": value,
-                "published_sd": sd,
-            }
+            row = {"source": source, "condition": condition, "layer": layer}
+            row |= {"published": value, "published_sd": sd}
             if layer not in own:
                 why = f"not measured here: the last layer probed is {own.index[-1]}"
                 missing = dict.fromkeys(("ours", "ours_sd", "ridge"), np.nan)
@@ -200,16 +192,12 @@ def findings(name: str, architecture: str, rows: pd.DataFrame) -> Iterator[Findi
         )
     away = measured[~measured["interpolates"]].dropna(subset=["published"])
     if len(away) > 2:
-        at, source = f"{name}, {len(away)} layers away from D = n_train", CURVE
-        yield Finding(
-            "correlation of R² by least squares with the published curve",
-            at,
-            float(np.corrcoef(away["ours"], away["published"])[0, 1]),
-            source=source,
-        )
+        at = f"{name}, {len(away)} layers away from D = n_train"
+        alike = float(away["ours"].corr(away["published"]))
         apart = float((away["ours"] - away["published"]).abs().median())
+        yield Finding("correlation of R² by least squares with the published curve", at, alike, source=CURVE)
         yield Finding(
-            "median distance of R² by least squares from the published curve", at, apart, source=source
+            "median distance of R² by least squares from the published curve", at, apart, source=CURVE
         )
 
 
@@ -226,20 +214,12 @@ def section(
                 columns[f"{label}: {column}"] = own[column].map(number)
         trained = some[some["condition"] == "trained"].set_index("layer")
         columns["explanation (trained)"] = trained["explanation"]
-        frame = pd.DataFrame(columns)
         caption = f"{name}, {source}. Ours: least squares, averaged as published. A dash: not probed, or below what it can show."
-        tables.append(Table(caption, ("layer", *map(str, frame)), [*frame.itertuples(name=None)]))
-    text = render_text(
-        "probe.html",
-        "published",
-        classes=classes.to_dict("records"),
-        runs=scores["split"].nunique(),
-        reference=reference_class(classes),
-        table=RUNS in rows["source"].tolist(),
-    )
-    return Section(
-        f"Published and ours: {name}", "", [_curves(weights, rows[rows["source"] == CURVE])], tables, text
-    )
+        tables.append(Table.by_layer(caption, columns, trained.index.tolist()))
+    values = {"classes": classes.to_dict("records"), "reference": reference_class(classes)}
+    values |= {"runs": scores["split"].nunique(), "table": RUNS in rows["source"].tolist()}
+    text, curve = render_text("probe.html", "published", **values), rows[rows["source"] == CURVE]
+    return Section(f"Published and ours: {name}", "", [_curves(weights, curve)], tables, text)
 
 
 def _curves(weights: str, curve: pd.DataFrame) -> Image:

@@ -1,13 +1,14 @@
 """What is probed, on which images, and how: the settings of the main experiment, and what they name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from scalecov_jax.cache import FeatureStore
 from scalecov_jax.checkpoints import Network
@@ -26,7 +27,7 @@ from scalecov_jax.probes.permutation import Permuted
 from scalecov_jax.probes.probe import PROBES
 from scalecov_jax.probes.route import Asked
 from scalecov_jax.probes.splits import Kind, make_splits
-from scalecov_jax.settings import Base, setting
+from scalecov_jax.settings import Base, setting, together
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,10 @@ class Settings(Base):
         """Of ridge."""
         return np.geomspace(self.alpha_min, self.alpha_max, self.alphas)
 
+    def split(self, values: Float[np.ndarray, " N"], groups: Sequence[str]) -> Bool[np.ndarray, "S N"]:
+        """Splits of images with these values of the first concept and these groups; see `splits.make_splits`."""
+        return make_splits(self.splitting, len(values), self.splits, self.seed, groups=groups, values=values)
+
     @property
     def group_column(self) -> tuple[str, str]:
         """File and column of the groups; empty where they are not given, or not as csv:PATH:COLUMN."""
@@ -183,25 +188,16 @@ def open_images(settings: Settings) -> tuple[dict[str, Source], list[Skipped]]:
     Raises:
         ValueError: See `sources.open_source` and `sources.regroup`; what is wrong with all classes.
     """
-    sources, skipped, problems = {}, [], []
-    read = csv_text(*settings.group_column) if settings.groups else None
-    for image_class in settings.image_class:
-        try:
-            source, left_out = open_source(
-                settings.images,
-                image_class,
-                count=settings.scenes,
-                seed=settings.seed,
-                size=settings.input_size,
-            )
-            sources[image_class] = regroup(source, lambda name: read(name)[0]) if read else source
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        skipped += left_out
-    if problems:
-        raise ValueError(" ".join(dict.fromkeys(problems)))
-    return sources, skipped
+    read: Any = csv_text(*settings.group_column) if settings.groups else None
+    rendered: Any = {"count": settings.scenes, "seed": settings.seed, "size": settings.input_size}
+
+    def opened(image_class: str) -> tuple[Source, Sequence[Skipped]]:
+        source, left_out = open_source(settings.images, image_class, **rendered)
+        return regroup(source, lambda name: read(name)[0]) if read else source, left_out
+
+    found = together(*(partial(opened, image_class) for image_class in settings.image_class))
+    sources = {name: source for name, (source, _) in zip(settings.image_class, found, strict=True)}
+    return sources, [image for _, left_out in found for image in left_out]
 
 
 def count_images(settings: Settings) -> dict[str, int]:
@@ -236,14 +232,7 @@ def measure(
     for values in measures.T:
         check_measures(values, measured.names)
     # Refused here and not after the forward passes.
-    make_splits(
-        settings.splitting,
-        len(measures),
-        settings.splits,
-        settings.seed,
-        groups=measured.groups,
-        values=measures[:, 0],
-    )
+    settings.split(measures[:, 0], measured.groups)
     if settings.permutations:
         Permuted.draw(measures, 1, settings.seed, measured.groups)
     if settings.n_train:
@@ -262,11 +251,8 @@ def layers_to_probe(network: Network, settings: Settings) -> tuple[tuple[str, ..
         ValueError: A layer that the network has not, images too small for the network, or a pooling that is not defined at a
             layer asked for, or at none.
     """
-    known, size, pooling = (
-        available_layers(network.architecture, network.module),
-        settings.input_size,
-        settings.pooling,
-    )
+    known, size = available_layers(network.architecture, network.module), settings.input_size
+    pooling = settings.pooling
     if settings.layers or not POOLINGS[pooling].clean:
         layers = tuple(check_layer(network.architecture, layer, known[-1]) for layer in settings.layers)
         check_request(network, layers or known, size, pooling)

@@ -16,14 +16,13 @@ from absl import logging
 from scalecov_jax.checkpoints import Network, fingerprints, random_network
 from scalecov_jax.concepts.compute import Measured
 from scalecov_jax.experiments.probe_settings import Settings, layers_to_probe, measure
-from scalecov_jax.experiments.probe_tables import ClassResult, fold_table, score_table
+from scalecov_jax.experiments.probe_tables import ClassResult, both_estimators, fold_table
 from scalecov_jax.features import pooled_features
 from scalecov_jax.hosts import check_agreement, gather_text, is_first, on_first
 from scalecov_jax.images.example import ImageError, Skipped, Source
 from scalecov_jax.probes.contract import check_problem
 from scalecov_jax.probes.evaluate import ProbeScores
 from scalecov_jax.probes.permutation import Permuted, shuffled
-from scalecov_jax.probes.splits import make_splits
 from scalecov_jax.probes.streamed_ridge import FoldRcvs, FoldScores, score_folds
 from scalecov_jax.probes.sums import Products, fold_of
 from scalecov_jax.rcv import Rcv
@@ -136,25 +135,19 @@ def _class_result(
     random = solved["random_weights"].scores
     # Every fold has a shuffled measure of its own.
     place = count * (1 + np.arange(splits))[:, None] + np.arange(count)
-    control = ProbeScores(
-        *(
-            np.take_along_axis(values, np.broadcast_to(place, (len(layers), splits, count)), 2)
-            for values in (trained.ols, trained.ridge, trained.alpha)
-        )
-    )
+    place = np.broadcast_to(place, (len(layers), splits, count))
+    every = (trained.ols, trained.ridge, trained.alpha)
     conditions: dict[Condition, ProbeScores] = {
         "trained": own,
-        "shuffled_measure": control,
+        "shuffled_measure": ProbeScores(*(np.take_along_axis(values, place, 2) for values in every)),
         "random_weights": ProbeScores(random.ols, random.ridge, random.alpha),
     }
-    scores = []
-    for condition, (ols, ridge, alpha) in conditions.items():
-        common = {"layers": layers, "concepts": concepts, "condition": condition, **names}
-        both = (
-            score_table(ols, None, estimator="ols", **common),
-            score_table(ridge, alpha, estimator="ridge", **common),
-        )
-        scores.append(pd.concat(both).sort_index(kind="stable"))  # split by split
+    common = {"layers": layers, "concepts": concepts, **names}
+    # Split by split.
+    scores = [
+        pd.concat(both_estimators(of, condition, **common)).sort_index(kind="stable")
+        for condition, of in conditions.items()
+    ]
     kept = np.ones(len(folds), bool)
     kept[[image.row for image in unreadable]] = False
     rows = np.flatnonzero(kept)
@@ -165,24 +158,18 @@ def _class_result(
         permuted = trained.ridge.mean(1)[:, count * (1 + splits) :].reshape(len(layers), -1, count)
     origins = fingerprints(network, layers)
     return ClassResult(
-        pd.concat(scores, ignore_index=True),
-        None,
-        fold_table(
-            own, trained.inner[..., measures], permuted, images=len(rows), layers=layers, concepts=concepts,
-            weights=names["weights"], image_class=names["image_class"],
-        ),
-        measured.indices[rows],
-        [measured.names[row] for row in rows],
-        [measured.groups[row] for row in rows],
-        n_train,
-        widths,
-        {
+        scores=pd.concat(scores, ignore_index=True),
+        indices=measured.indices[rows],
+        names=[measured.names[row] for row in rows],
+        groups=[measured.groups[row] for row in rows],
+        n_train=n_train,
+        widths=widths,
+        ranks={
             layer: int(rank) if rank < n_train - 1 else widths[layer]
             for layer, rank in zip(layers, trained.rank.max(1), strict=True)
         },
-        [Skipped(image.name, image.reason, image.detail) for image in unreadable],
-        (),
-        [
+        skipped=[Skipped(image.name, image.reason, image.detail) for image in unreadable],
+        rcvs=[
             Rcv(
                 concept, names["image_class"], names["weights"], layer, origins[layer], settings.pooling,
                 float(fit.alpha[m]), float(own.ridge[row, :, m].mean()), float(fit.sigma[m]),
@@ -191,30 +178,26 @@ def _class_result(
             for row, (layer, fit) in enumerate(vectors.items())
             for m, concept in enumerate(concepts)
         ],
-        {layer: fit.weights[1:] for layer, fit in vectors.items()},
+        split_rcvs={layer: fit.weights[1:] for layer, fit in vectors.items()},
+        folds=fold_table(
+            own, trained.inner[..., measures], permuted, images=len(rows), layers=layers, concepts=concepts,
+            weights=names["weights"], image_class=names["image_class"],
+        ),
     )  # fmt: skip
 
 
 def _targets(measured: Measured, settings: Settings) -> tuple[Targets, np.ndarray]:
     """Measures, the same shuffled for each fold, and permuted; the fold of each image."""
-    measures, count = measured.values, len(measured.values)
-    splits = make_splits(
-        settings.splitting,
-        count,
-        settings.splits,
-        settings.seed,
-        groups=measured.groups,
-        values=measures[:, 0],
-    )
+    measures = measured.values
+    splits = settings.split(measures[:, 0], measured.groups)
     folds = fold_of(splits)
     check_problem({"measures": measures}, np.broadcast_to(measures, (len(splits), *measures.shape)), splits)
     control = shuffled(measures, len(splits), settings.seed, measured.groups)
     values = np.concatenate([measures, *control], axis=1)
     if not settings.permutations:
         return Targets(values), folds
-    return Targets(
-        values, Permuted.draw(measures, settings.permutations, settings.seed, measured.groups)
-    ), folds
+    drawn = Permuted.draw(measures, settings.permutations, settings.seed, measured.groups)
+    return Targets(values, drawn), folds
 
 
 def _facts(

@@ -6,7 +6,7 @@ where classes are pooled), layer.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,9 @@ from scalecov_jax.evidence import Evidence, Known, pool
 from scalecov_jax.images.example import Skipped
 from scalecov_jax.probes.evaluate import ProbeScores
 from scalecov_jax.probes.permutation import compare_orders
-from scalecov_jax.probes.sample_size import SizeScore
 from scalecov_jax.probes.statistics import bootstrap, corrected_resampled_t, jackknife, peak_set
 from scalecov_jax.rcv import Rcv
+from scalecov_jax.tables import labelled, stacked
 
 ALL = "all"  # the name of pooled classes
 SHOWN = 6  # images that raise the lead, and as many that lower it
@@ -36,8 +36,6 @@ class ClassResult(NamedTuple):
     """What one network gave on the images of one class, in memory or streamed."""
 
     scores: pd.DataFrame  # see `score_table`
-    evidence: Evidence | None  # see `evidence.weigh`; None where images were streamed
-    folds: pd.DataFrame | None  # see `fold_table`; None where they were not
     indices: np.ndarray  # which examples of the source were used
     names: Sequence[str]  # of these images
     groups: Sequence[str]  # of these images
@@ -46,10 +44,12 @@ class ClassResult(NamedTuple):
     # how many of them are linearly independent, as far as the images can tell: D where more would need more images
     ranks: Mapping[str, int]
     skipped: Sequence[Skipped]  # images left out because they could not be decoded
-    sizes: Sequence[SizeScore]  # R2 against the number of training images, if that was asked for
     rcvs: Sequence[Rcv]  # of every concept and layer, fitted to all images
     # of every layer the filters [S, D, M] fitted to the training parts
     split_rcvs: Mapping[str, Float[np.ndarray, "S D M"]]
+    evidence: Evidence | None = None  # see `evidence.weigh`; None where images were streamed
+    folds: pd.DataFrame | None = None  # see `fold_table`; None where they were not
+    sizes: pd.DataFrame | None = None  # see `sample_size.sweep`, if that was asked for
 
 
 def score_table(
@@ -69,6 +69,12 @@ def score_table(
     values = {"alpha": np.full(r2.shape, math.nan) if alpha is None else alpha, "r2": r2}
     table = _tidy({name: np.moveaxis(array, -1, 0) for name, array in values.items()}, axes)
     return table.assign(**names)[[*_SCORES]]
+
+
+def both_estimators(scores: ProbeScores, condition: str, **names: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`score_table` of least squares and of ridge."""
+    ols = score_table(scores.ols, None, condition=condition, estimator="ols", **names)
+    return ols, score_table(scores.ridge, scores.alpha, condition=condition, estimator="ridge", **names)
 
 
 def layer_table(evidence: Evidence, weights: str, image_class: str) -> pd.DataFrame:
@@ -228,7 +234,6 @@ def fold_table(
 
     `r2` is the mean over folds, `r2_sd` their sd (ddof 1), `lowest` and `highest` the extremes; `inner` is read by the training
     folds of each other; `alpha` is a geometric mean; `p` and `p_family` as in `permutation.Permutation`.
-
     """
     r2 = ridge.ridge
     missing = np.full((len(layers), len(concepts)), math.nan)
@@ -255,34 +260,24 @@ def fold_table(
 
 def class_tables(weights: str, classes: Mapping[str, ClassResult]) -> dict[str, pd.DataFrame]:
     """Tables of one network: scores, classes, sizes, and of the evidence or of the folds."""
-    tables: dict[str, list[pd.DataFrame]] = {"scores": [one.scores for one in classes.values()]}
+    tables = [("scores", one.scores) for one in classes.values()]
     evidence = {name: one.evidence for name, one in classes.items() if one.evidence is not None}
     if len(evidence) > 1:
         evidence[ALL] = pool([*evidence.values()])
     kinds = {"layers": layer_table, "contrasts": contrast_table, "choices": choice_table}
     for table, make in kinds.items() if evidence else ():
-        tables[table] = [make(one, weights, name) for name, one in evidence.items()]
+        tables += [(table, make(one, weights, name)) for name, one in evidence.items()]
     for name, one in classes.items():
         if one.folds is not None:
-            tables.setdefault("layers", []).append(one.folds)
-        if one.sizes:
-            tables.setdefault("sample_size", []).append(pd.DataFrame(one.sizes))
+            tables.append(("layers", one.folds))
+        if one.sizes is not None:
+            tables.append(("sample_size", labelled(one.sizes, weights=weights, image_class=name)))
         if one.evidence is not None:
-            images = image_table(one.evidence, weights, name, one.names, one.groups)
-            tables.setdefault("images", []).append(images)
-    tables["classes"] = [
-        pd.DataFrame(
-            {
-                "weights": weights,
-                "image_class": [*classes],
-                "images": [len(one.indices) for one in classes.values()],
-                "groups": [len({*one.groups}) for one in classes.values()],
-                "n_train": [one.n_train for one in classes.values()],
-                "permuted": [_permuted(one.evidence) for one in classes.values()],
-            }
-        )
-    ]
-    return {name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
+            tables.append(("images", image_table(one.evidence, weights, name, one.names, one.groups)))
+        row = {"weights": weights, "image_class": name, "images": len(one.indices)}
+        row |= {"groups": len({*one.groups}), "n_train": one.n_train, "permuted": _permuted(one.evidence)}
+        tables.append(("classes", pd.DataFrame([row])))
+    return stacked(tables)
 
 
 def scopes(classes: pd.DataFrame) -> list[str]:

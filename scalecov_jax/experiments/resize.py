@@ -22,13 +22,12 @@ from scalecov_jax.images.example import FILTERS, MIN_IMAGES, Filter, count_reaso
 from scalecov_jax.images.labelled import Label, LabelledImages, Square
 from scalecov_jax.images.scenes import CLASSES
 from scalecov_jax.images.sources import SCENES
-from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import interval, number
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
-from scalecov_jax.settings import Base, setting
-from scalecov_jax.tables import rows_of
+from scalecov_jax.settings import Base, setting, together
+from scalecov_jax.tables import network_names, rows_of
 
 # Graziani et al. 2021, section 4.1 and Figure 6: the mean probability of the true class is flat between these sizes, top-5 from
 # above the other. The networks of the paper were trained at 224 (ResNet50) and 299 px (InceptionV3).
@@ -98,24 +97,17 @@ def check(settings: Settings) -> dict[str, Network]:
         ValueError: Folders that hold no network, or no whole one, two of one name, sizes that a network cannot take; images that
             cannot be read, too few of them, labels that are no class of a network. Says all.
     """
-    labels, networks, problems = [], {}, []
-    try:
-        scenes = [Label(name, name, None, 1, 1) for name in CLASSES]
-        labels = scenes if settings.images == SCENES else [*_open(settings).labels]
-    except ValueError as error:
-        problems.append(str(error))
+    labels: list[Label] = []
+
+    def open_labels() -> None:
+        scenes = (Label(name, name, None, 1, 1) for name in CLASSES)
+        labels.extend(scenes if settings.images == SCENES else _open(settings).labels)
 
     def fits(name: str, network: Network) -> None:
         _truth(network, name, labels, settings)
         maths.check_sizes(network, name, settings.sizes)
 
-    try:
-        networks = load_networks(settings.weights, check=fits)
-    except ValueError as error:
-        problems.append(str(error))
-    if problems:
-        raise ValueError(" ".join(problems))
-    return networks
+    return together(open_labels, lambda: load_networks(settings.weights, check=fits))[1]
 
 
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
@@ -136,19 +128,12 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     groups = maths.group_images(images.labels, settings.filled)
     parts, skipped = [], dict.fromkeys(images.skipped)
     for name, network in networks.items():
-        part, unread = maths.classify(
-            network,
-            name,
-            images,
-            _truth(network, name, images.labels, settings),
-            groups,
-            sizes=sorted(settings.sizes),
-            filters=[name for name in FILTERS if name in settings.filters],
-            batch_size=settings.batch_size,
-            dtype=getattr(jnp, settings.dtype),
-            cache=folder and folder / "classified",
-            progress=True,
-        )
+        truth, options = _truth(network, name, images.labels, settings), {}
+        options["sizes"] = sorted(settings.sizes)
+        options["filters"] = [name for name in FILTERS if name in settings.filters]
+        options |= {"batch_size": settings.batch_size, "dtype": getattr(jnp, settings.dtype)}
+        options |= {"cache": folder and folder / "classified", "progress": True}
+        part, unread = maths.classify(network, name, images, truth, groups, **options)
         parts.append(part)
         skipped |= dict.fromkeys(unread)
     rows = pd.concat(parts, ignore_index=True)
@@ -203,11 +188,8 @@ class _Report:
     """
 
     def __init__(self, weights: str, tables: Mapping[str, pd.DataFrame]):
-        card = _row(rows_of(tables["networks"], weights=weights))
-        self.weights, self.name = weights, plain_name(card["architecture"])
-        self.input_size: int = card["input_size"]
-        if len(rows_of(tables["networks"], architecture=card["architecture"])) > 1:
-            self.name += f" ({weights})"  # else findings of two networks could not be told apart
+        self.weights, self.name = weights, network_names(tables["networks"])[weights]
+        self.input_size: int = _row(rows_of(tables["networks"], weights=weights))["input_size"]
         self.curves, self.plateaus, self.differences, self.losses = (
             rows_of(tables[name], weights=weights) for name in ("curves", "plateaus", "filters", "grid")
         )

@@ -38,7 +38,7 @@ from scalecov_jax.report.numbers import number
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
 from scalecov_jax.report.pictures import POSITIVE, Album, overlay, picture_figures
 from scalecov_jax.settings import Base, setting
-from scalecov_jax.tables import rows_of
+from scalecov_jax.tables import kept_table, rows_of
 from scalecov_jax.transfer.classification import detected, fine_tune_detector, with_one_output
 from scalecov_jax.transfer.fine_tuning import Recipe
 
@@ -172,7 +172,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
         features = cached_features(path, partial(compute, network, held_out, plan.layers)).values
         probe = partial(maths.score_sizes, name, features, measures, groups, settings.sizes)
         path = path.with_name(f"{name}_scores.csv")
-        scores.append(_cached_table(path, partial(probe, splits=settings.splits, seed=seed)))
+        scores.append(kept_table(path, partial(probe, splits=settings.splits, seed=seed)))
         targets[name] = class_logit(network, 0)
         if name != "fine_tuned":  # which alone was trained on the classes: the others get a linear head
             labels = classes[:, None].astype(np.float64)
@@ -254,14 +254,6 @@ def _patches(settings: Settings) -> tuple[ClassImages, np.ndarray, np.ndarray]:
     if 0 < settings.limit < len(source):
         used = np.unique(np.linspace(0, len(source) - 1, settings.limit).round().astype(int))
     return source, used[train[used]], used[~train[used]]
-
-
-def _cached_table(path: Path, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    if not path.exists():
-        partial_path = path.with_suffix(".partial")
-        compute().to_csv(partial_path, index=False, lineterminator="\n")
-        partial_path.replace(path)
-    return pd.read_csv(path, keep_default_na=False)
 
 
 # Report
@@ -431,5 +423,5 @@ def _sensitivity(concepts: pd.DataFrame) -> Table:
     texts = concepts[[*names]].map(
         lambda cell: cell if isinstance(cell, str) else f"{cell:.3g}".replace("-", "−")
     )
-    rows = [*texts.itertuples(index=False, name=None)]
-    return Table("What concepts do to the logit of the fine-tuned network.", [*names.values()], rows)
+    caption = "What concepts do to the logit of the fine-tuned network."
+    return Table.of(caption, texts.rename(columns=names))

@@ -10,8 +10,9 @@ import tempfile
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +36,8 @@ from scalecov_jax.images.patches import (
 from scalecov_jax.models.architecture import check_layer, get_architecture
 from scalecov_jax.models.cost import measure_cost
 from scalecov_jax.probes.splits import grouped_splits
-from scalecov_jax.settings import Base, setting
+from scalecov_jax.settings import Base, setting, together
+from scalecov_jax.tables import labelled, stacked
 from scalecov_jax.transfer import comparison, metrics
 from scalecov_jax.transfer.fine_tuning import Recipe
 
@@ -127,20 +129,12 @@ def check(settings: Settings) -> dict[str, Network]:
     def fits(name: str, network: Network) -> None:
         _cut(settings, name, network)
 
-    networks, problems = {}, []
-    try:
-        _source(settings)
-    except ValueError as error:
-        problems.append(str(error))
-    try:
+    def networks() -> dict[str, Network]:
         if settings.architecture:
             get_architecture(settings.architecture)
-        networks = load_networks(settings.weights, settings.architecture, fits)
-    except ValueError as error:
-        problems.append(str(error))
-    if problems:
-        raise ValueError(" ".join(problems))
-    return networks
+        return load_networks(settings.weights, settings.architecture, fits)
+
+    return together(lambda: _source(settings), networks)[1]
 
 
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
@@ -168,17 +162,12 @@ def _run(settings: Settings, folder: Path) -> dict[str, pd.DataFrame]:
         logging.info("Left out: %d x %s.", count, reason)
     logging.info("%d patches of %d source images or patients.", len(patches), len(np.unique(patches.group)))
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    train = {
-        seed: grouped_splits(
-            patches.group,
-            1,
-            settings.seed if settings.fixed_split else seed,
-            settings.held_out,
-            classes=patches.magnification,
-        )[0]
-        for seed in seeds
-    }
-    parts: dict[str, list[pd.DataFrame]] = {"predictions": [], "models": []}
+    train = {}
+    for seed in seeds:
+        drawn = settings.seed if settings.fixed_split else seed
+        split = partial(grouped_splits, patches.group, 1, drawn, settings.held_out)
+        (train[seed],) = split(classes=patches.magnification)
+    parts: list[tuple[str, pd.DataFrame]] = []
     for name, network in networks.items():
         head, layer = settings.trainable == "head", _cut(settings, name, network)
         conditions = ("trained", "random_weights") if head else ("trained",) if layer is None else ()
@@ -196,23 +185,16 @@ def _run(settings: Settings, folder: Path) -> dict[str, pd.DataFrame]:
                 features, patches, train, layers, **named, **given, progress=True
             )
         else:
+            recipe = Recipe(**given, targets=settings.targets, batch_norm=settings.batch_norm)
+            options: Any = {"size": settings.size, "recipe": recipe}
+            options["preprocessing"] = "raw" if settings.inputs == "raw" else None
             predictions, further = comparison.fine_tuned(
-                network,
-                name,
-                patches,
-                train,
-                layers,
-                folder / "training",
-                size=settings.size,
-                recipe=Recipe(**given, targets=settings.targets, batch_norm=settings.batch_norm),
-                preprocessing="raw" if settings.inputs == "raw" else None,
+                network, name, patches, train, layers, folder / "training", **options
             )
-        parts["predictions"].append(predictions)
-        parts.setdefault("sweep" if head else "learning", []).append(further)
-        parts["models"].append(
-            _models(settings, name, network, Counter(layers.values()).most_common(1)[0][0])
-        )
-    tables = {kind: pd.concat(frames, ignore_index=True) for kind, frames in parts.items()}
+        models = _models(settings, name, network, Counter(layers.values()).most_common(1)[0][0])
+        parts += [("predictions", predictions), ("models", models)]
+        parts.append(("sweep" if head else "learning", further))
+    tables = stacked(parts)
     scores = metrics.scores(tables["predictions"], np.unique(patches.magnification))
     called = scores["weights"].where(scores["model"] != "scratch", "random (" + scores["weights"] + ")")
     return {
@@ -264,17 +246,11 @@ def _features(
         network = random_network(network, settings.seed)
     if settings.inputs == "raw":
         network = network._replace(card=dataclasses.replace(network.card, preprocessing="raw"))
+    options: Any = {"size": settings.size, "batch_size": settings.batch_size}
+    options |= {"dtype": getattr(jnp, settings.dtype), "progress": f"{name} {condition}"}
     features = cached_features(
         folder / "features" / f"{name}-{condition}.npz",
-        lambda: compute_features(
-            network,
-            patches,
-            layers,
-            size=settings.size,
-            batch_size=settings.batch_size,
-            dtype=getattr(jnp, settings.dtype),
-            progress=f"{name} {condition}",
-        ),
+        partial(compute_features, network, patches, layers, **options),
     )
     if features.skipped:
         first = features.skipped[0]
@@ -292,14 +268,12 @@ def _models(settings: Settings, name: str, network: Network, layer: str) -> pd.D
         rows.append((model, last, *measure_cost(start.module, start.variables, settings.size)))
     frame = pd.DataFrame(rows, columns=["model", "layer", "parameters", "flops"])
     named = {"architecture": network.architecture.name, "weights": name}
-    return frame.assign(**named)[[*named, *frame]]
+    return labelled(frame, **named)
 
 
 def _magnifications(patches: Patches) -> pd.DataFrame:
     frame = pd.DataFrame({"kind": patches.magnification, "group": patches.group, "area": patches.area})
-    each = frame.assign(kind=frame["kind"].map("{:g}".format)).sort_values(
-        "kind", key=lambda kind: kind.astype(float)
-    )
+    each = frame.sort_values("kind", kind="stable").assign(kind=lambda rows: rows["kind"].map("{:g}".format))
     groups = pd.concat([frame.assign(kind="all"), each]).groupby("kind", sort=False)
     counts = groups.agg(
         patches=("area", "size"), sources=("group", "nunique"), area=("area", "mean"), sd=("area", "std")

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Integer
 from scipy.ndimage import maximum_filter
 from scipy.special import gammaln
 from skimage.measure import label
+from sklearn.metrics import average_precision_score
 
 from scalecov_jax.explain.faithfulness import points
 from scalecov_jax.probes.statistics import Interval, clustered_bootstrap
@@ -83,11 +84,7 @@ def average_precision(scores: Map, mask: Mask) -> float:
     inside = np.asarray(mask).ravel() > 0
     if not inside.any():
         raise ValueError("A mask without any lesion has no precision; leave such images out.")
-    flat = np.asarray(scores).ravel()
-    order = np.argsort(flat)[::-1]
-    last = np.append(np.flatnonzero(np.diff(flat[order])), len(flat) - 1)  # of every run of equal values
-    found = np.cumsum(inside[order])[last]
-    return float((np.diff(found, prepend=0) * found / (last + 1)).sum() / inside.sum())
+    return float(average_precision_score(inside, np.asarray(scores).ravel()))
 
 
 def locate(scores: Map, mask: Mask, marked: Bool[np.ndarray, "H W"], tolerance: int = 0) -> Located:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import pandas as pd
 from markupsafe import Markup
 
 from scalecov_jax.report.findings import Finding, table
@@ -31,6 +32,23 @@ class Table(NamedTuple):
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     strong: Collection[int] = ()
+
+    @classmethod
+    def of(cls, caption: str, frame: pd.DataFrame, strong: Collection[int] = ()) -> "Table":
+        """The cells of a data frame of texts, without its index."""
+        return cls(caption, [*map(str, frame)], [*frame.itertuples(index=False, name=None)], strong)
+
+    @classmethod
+    def by_layer(
+        cls,
+        caption: str,
+        columns: Mapping[str, pd.Series],
+        layers: Sequence[str],
+        strong: Collection[str] = (),
+    ) -> "Table":
+        """A row per layer, a dash where a column has none; the layers `strong` are emphasised."""
+        frame = pd.DataFrame(dict(columns), index=pd.Index(layers, name="layer")).astype(object).fillna("–")
+        return cls.of(caption, frame.reset_index(), [at for at, x in enumerate(layers) if x in strong])
 
 
 class Section(NamedTuple):

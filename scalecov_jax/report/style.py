@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-_Draw = TypeVar("_Draw", bound=Callable[..., Figure])
+_Draw = TypeVar("_Draw", bound=Callable[..., Any])
 
 # Okabe-Ito colours; markers and dashes differ too, so that the curves can be told apart in grey.
 BLUE, ORANGE, RED, GREEN, DARK = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#3c3c3c"
@@ -34,7 +34,7 @@ def styled(draw: _Draw) -> _Draw:
     """Draw with matplotlib's own defaults, whatever the user's matplotlibrc says."""
 
     @functools.wraps(draw)
-    def wrapped(*args: Any, **kwargs: Any) -> Figure:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         with matplotlib.rc_context(_STYLE):
             return draw(*args, **kwargs)
 

@@ -76,18 +76,9 @@ def fine_tune_detector(
     if recipe.loss != "sigmoid_cross_entropy":
         raise ValueError(f"recipe.loss is {recipe.loss!r}; a detector needs 'sigmoid_cross_entropy'.")
     whole = with_one_output(network, seed)
-    fitted = fine_tune(
-        pruned_network(whole, WHOLE),
-        source,
-        np.array(source.classes, float),
-        train,
-        test,
-        folder,
-        size=size,
-        seed=seed,
-        recipe=recipe,
-        progress=progress,
-    )
+    options: Any = {"size": size, "seed": seed, "recipe": recipe, "progress": progress}
+    areas = np.array(source.classes, float)
+    fitted = fine_tune(pruned_network(whole, WHOLE), source, areas, train, test, folder, **options)
     head = {"kernel": fitted.params["head"]["kernel"][:, None], "bias": fitted.params["head"]["bias"][None]}
     variables: dict[str, Any] = {"params": {**fitted.params["trunk"], HEAD: head}}
     if fitted.batch_stats:

@@ -17,9 +17,10 @@ from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.preprocessing import Preprocessing
 from scalecov_jax.probes.splits import grouped_splits
+from scalecov_jax.tables import labelled
 from scalecov_jax.transfer import metrics
 from scalecov_jax.transfer.fine_tuning import Recipe, fine_tune
-from scalecov_jax.transfer.sweep import sweep
+from scalecov_jax.transfer.heads import sweep
 
 Model = Literal["whole", "pruned", "scratch"]
 MODELS: tuple[Model, ...] = ("whole", "pruned", "scratch")
@@ -76,19 +77,9 @@ def fine_tuned(
         finished = where / "predictions.npz"
         if not finished.exists():
             inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)
-            fitted = fine_tune(
-                start,
-                patches,
-                patches.area,
-                inside,
-                outside,
-                where,
-                size=size,
-                seed=seed,
-                recipe=recipe,
-                preprocessing=preprocessing,
-                progress=f"{name} {model} {last} seed {seed}",
-            )
+            options: Any = {"size": size, "seed": seed, "recipe": recipe, "preprocessing": preprocessing}
+            options["progress"] = f"{name} {model} {last} seed {seed}"
+            fitted = fine_tune(start, patches, patches.area, inside, outside, where, **options)
             with replacing(finished) as partial:
                 np.savez(partial, area=fitted.predicted, curve=np.array(fitted.curve))
         with np.load(finished, allow_pickle=False) as file:
@@ -96,9 +87,7 @@ def fine_tuned(
             columns = {**named, "layer": last, "trainable": "all", "seed": seed}
             predictions.append(metrics.held_out(patches, mask, file["area"], **columns))
             curve = pd.DataFrame(file["curve"], columns=["epoch", "mse", "mae"]).astype({"epoch": int})
-        learning.append(
-            curve.assign(weights=name, model=model, seed=seed)[["weights", "model", "seed", *curve]]
-        )
+        learning.append(labelled(curve, weights=name, model=model, seed=seed))
     return pd.concat(predictions, ignore_index=True), pd.concat(learning, ignore_index=True)
 
 
@@ -130,9 +119,8 @@ def heads_compared(
         for head, settings in settings_of.items()
     }
     predictions = []
-    for head, (row, (seed, mask)), model in itertools.product(
-        ("head", "ridge"), enumerate(train.items()), MODELS
-    ):
+    rows = enumerate(train.items())
+    for head, (row, (seed, mask)), model in itertools.product(("head", "ridge"), rows, MODELS):
         layer = layers[seed] if model == "pruned" else [*features["trained"]][-1]
         area = swept["random_weights" if model == "scratch" else "trained", head][layer][row, ~mask]
         named = {"architecture": architecture, "weights": weights, "model": model, "layer": layer}

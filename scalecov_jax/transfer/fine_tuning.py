@@ -1,5 +1,7 @@
 """Fine-tuning a whole or a pruned network, with a linear head, for the mean nucleus area of a patch or for one of two classes."""
 
+import hashlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,20 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
+from absl import logging
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
-from scalecov_jax.checkpoints import Network
+from scalecov_jax.atomic import replacing
+from scalecov_jax.checkpoints import Network, check_files
 from scalecov_jax.compilation import jit
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.example import Example, Skipped, Source
 from scalecov_jax.models.layers import MOMENTUM, global_average_pool
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.training import TrainState
-from scalecov_jax.transfer import resume
 
 Loss = Literal["squared_error", "sigmoid_cross_entropy"]
 LOG_EVERY = 10  # steps between looks at the loss
@@ -141,8 +145,9 @@ def fine_tune(
     steps = len(train) // recipe.batch_size
     folder.mkdir(parents=True, exist_ok=True)
     states = (folder / "states").absolute()
-    state, done = resume.restore(states, state)
-    curve = [row for row in resume.read_curve(folder / "curve.csv") if row[0] <= done] if done else []
+    state, done = _restore(states, state)
+    before = pd.read_csv(folder / "curve.csv").itertuples(index=False, name=None) if done else ()
+    curve: list[Any] = [row for row in before if row[0] <= done]
 
     def stream(order: np.ndarray) -> Any:
         unreadable: list[Skipped] = []
@@ -151,16 +156,11 @@ def fine_tune(
                 raise ValueError(f"{unreadable[0].name}: {unreadable[0].detail}")
             yield batch
 
+    shown: Any = {"desc": progress, "unit": "step", "disable": progress is None}
     latest: Any = ocp.training.preservation_policies.LatestN(2)
     with (
         ocp.training.Checkpointer(str(states), preservation_policy=latest) as checkpointer,
-        tqdm(
-            total=recipe.epochs * steps,
-            initial=done * steps,
-            desc=progress,
-            unit="step",
-            disable=progress is None,
-        ) as bar,
+        tqdm(total=recipe.epochs * steps, initial=done * steps, **shown) as bar,
     ):
         for epoch in range(done + 1, recipe.epochs + 1):
             order = np.random.default_rng((seed, epoch)).permutation(train)[: steps * recipe.batch_size]
@@ -188,8 +188,9 @@ def fine_tune(
             mae = float(error.mean())
             curve.append((epoch, float(np.mean(jax.device_get(losses))), mae))
             columns = ("cross_entropy", "test_wrong") if classes else ("train_mse", "test_mae")
-            resume.write_curve(folder / "curve.csv", curve, columns)
-            checkpointer.save(epoch, state, custom_metadata={"sha256": resume.digest(state)})
+            with replacing(folder / "curve.csv") as partly:
+                pd.DataFrame(curve, columns=["epoch", *columns]).to_csv(partly, index=False)
+            checkpointer.save(epoch, state, custom_metadata={"sha256": digest(state)})
     batch_stats = state.batch_stats
     if recipe.batch_norm == "recomputed":
         batch_stats = _recompute(regressor, state, units, stream(train[: steps * recipe.batch_size]), split)
@@ -200,6 +201,43 @@ def fine_tune(
         )
     params, batch_stats = jax.device_get((state.params, batch_stats))
     return Fitted(params, batch_stats, predicted, tuple(curve))
+
+
+def _restore(folder: Path, state: TrainState) -> tuple[TrainState, int]:
+    """The newest state that can be read, and its epoch; `state` and 0 where there is none.
+
+    What cannot be read is moved to `damaged_N` beside `folder`, with a warning: nothing is deleted, whatever the cause.
+    """
+    found = sorted((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), reverse=True)
+    for epoch in found:
+        try:
+            check_files(folder / str(epoch))
+            with ocp.training.Checkpointer(str(folder)) as checkpointer:
+                loaded = checkpointer.load(epoch, abstract_state=state)
+                noted: Any = checkpointer.metadata(epoch).custom_metadata
+            if noted["sha256"] != digest(loaded):
+                raise ValueError("its values are not those that were written")
+        except Exception as error:
+            problem = " ".join(str(error).split())[:200]
+            aside = folder.parent / f"damaged_{epoch}"
+            damaged = "The checkpoint of epoch %d in %s is damaged and set aside as %s (%s)."
+            logging.warning(damaged, epoch, folder, aside.name, problem)
+            shutil.rmtree(aside, ignore_errors=True)
+            (folder / str(epoch)).rename(aside)
+        else:
+            logging.info("Going on after epoch %d of %s.", epoch, folder)
+            return loaded, epoch
+    if found:
+        logging.warning("No checkpoint in %s could be read; training begins again.", folder)
+    return state, 0
+
+
+def digest(state: TrainState) -> str:
+    """SHA-256 of all values, which orbax itself does not check."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(state)):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def initial_state(network: Network, learning_rate: float, seed: int) -> TrainState:

@@ -14,23 +14,16 @@ from sklearn.metrics import cohen_kappa_score
 from scalecov_jax.concepts.nuclei import class_means, nearest_class
 from scalecov_jax.images.patches import Patches
 from scalecov_jax.probes.statistics import clustered_bootstrap
+from scalecov_jax.tables import labelled
 from scalecov_jax.transfer import significance
 
 KEYS = ("architecture", "weights", "model", "layer", "trainable", "seed")
 BASES = ("whole", "scratch")
 KAPPAS = {"kappa": None, "kappa_quadratic": "quadratic"}
 COMPARED = (
-    "weights",
-    "trainable",
-    "metric",
-    "base",
-    "base_mean",
-    "base_sd",
-    "pruned_mean",
-    "pruned_sd",
-    "difference",
+    *("weights", "trainable", "metric", "base", "base_mean", "base_sd", "pruned_mean", "pruned_sd"),
+    *("difference", "low", "high", "wins", "seeds", "p", "p_holm", "smallest_p"),
 )
-COMPARED += ("low", "high", "wins", "seeds", "p", "p_holm", "smallest_p")
 
 
 def held_out(
@@ -47,15 +40,10 @@ def held_out(
     """
     patch = np.flatnonzero(~train)
     means = class_means(patches.area[train], patches.magnification[train])
-    frame = {
-        "patch": patch,
-        "group": patches.group[patch],
-        "magnification": patches.magnification[patch],
-        "area": patches.area[patch],
-        "predicted": predicted.astype(np.float64),
-        "nearest": nearest_class(predicted.astype(np.float64), means),
-    }
-    return pd.DataFrame(frame).assign(**columns)[[*columns, *frame]]
+    of_patches = {name: getattr(patches, name)[patch] for name in ("group", "magnification", "area")}
+    areas = predicted.astype(np.float64)
+    said = {"predicted": areas, "nearest": nearest_class(areas, means)}
+    return labelled(pd.DataFrame({"patch": patch, **of_patches, **said}), **columns)
 
 
 def scores(predictions: pd.DataFrame, classes: Sequence[float] | np.ndarray) -> pd.DataFrame:
@@ -123,7 +111,7 @@ def layer_scores(
         errors = errors.mask(np.stack([*train.values()]).T)
         macro = errors.groupby(patches.magnification).mean().mean()
         frame = pd.DataFrame({"mae": errors.mean(), "macro_mae": macro}).reset_index()
-        frames.append(frame.assign(layer=layer, **columns)[[*columns, "layer", *frame]])
+        frames.append(labelled(frame, **columns, layer=layer))
     return pd.concat(frames, ignore_index=True)
 
 
