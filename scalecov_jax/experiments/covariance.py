@@ -37,6 +37,7 @@ from scalecov_jax.settings import Base, setting
 from scalecov_jax.tables import labelled, network_names, rows_of, stacked
 
 PICTURE = Path("figures", "growing.jpg")  # in the folder of a run
+SIDE = 128  # pixels of a picture in it
 CLASSES = ("striped_disc", "ringed_star", "checkered_triangle")
 
 
@@ -163,13 +164,13 @@ def _render(settings: Settings, size: int) -> list[Example]:
     return source
 
 
-def _sheet(source: Sequence[Example], settings: Settings, side: int = 128) -> np.ndarray:
+def _sheet(source: Sequence[Example], settings: Settings) -> np.ndarray:
     """The first object of each class at every size, or at some ten of them [H, W, 3]."""
     each, step = len(source) // len(settings.classes), -(-settings.ratios // 10)
     rows = []
     for first in range(settings.scenes, len(source), each):
         views = source[first : first + settings.ratios : step]
-        rows.append(np.hstack([resize_image(view.image, side) for view in views]))
+        rows.append(np.hstack([resize_image(view.image, SIDE) for view in views]))
     return np.vstack(rows)
 
 

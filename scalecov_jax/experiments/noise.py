@@ -134,18 +134,9 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
         if settings.random_weights:
             conditions["random_weights"] = random_network(network, settings.seed)
         for condition, variant in conditions.items():
-            features = noise_features(
-                variant,
-                clean,
-                sizes,
-                settings.per_size,
-                settings.seed,
-                batch_size=settings.batch_size,
-                dtype=getattr(jnp, settings.dtype),
-                cache=folder and folder / "features",
-                name=f"{name}-{condition}",
-                progress=True,
-            )
+            options: Any = {"batch_size": settings.batch_size, "dtype": getattr(jnp, settings.dtype)}
+            options |= {"cache": folder and folder / "features", "name": f"{name}-{condition}"}
+            features = noise_features(variant, clean, sizes, settings.per_size, settings.seed, **options)
             some = probed if condition == "trained" else probed[:1]
             add("noise", maths.score_noise(features, some, design), **named, condition=condition)
             add("effects", maths.measure_effects(features, clean, some), **named, condition=condition)

@@ -121,7 +121,6 @@ def noise_features(
     dtype: Any = jnp.float32,
     cache: Path | None = None,
     name: str = "noise",
-    progress: bool = False,
 ) -> NoiseFeatures:
     """Both poolings of noise images of every width, in one forward pass per image and one compilation per width.
 
@@ -152,7 +151,7 @@ def noise_features(
         return Features(values, np.arange(per_size), tuple(skipped))
 
     parts: list[dict[str, np.ndarray]] = []
-    with tqdm(total=len(sizes) * per_size, desc=name, unit="img", disable=not progress) as bar:
+    with tqdm(total=len(sizes) * per_size, desc=name, unit="img") as bar:
         for size in sizes:
             path = cache and cache / f"{name}-{size}.npz"
             parts.append(cached_features(path, partial(of_size, size)).values)

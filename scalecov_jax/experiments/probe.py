@@ -142,7 +142,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
             kept = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, network in networks.items():
             way = probe_streamed.probe if route.name == "streamed" else probe_memory.probe
-            classes = way(network, name, sources, settings, kept, progress=True)  # pyright: ignore[reportArgumentType]
+            classes = way(network, name, sources, settings, kept)  # pyright: ignore[reportArgumentType]
             found = class_tables(name, classes)
             vectors = {name: one.rcvs for name, one in classes.items()}
             found["rcvs"] = rcv_table(vectors, {name: one.split_rcvs for name, one in classes.items()})

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from absl import logging
 from jaxtyping import Float
-from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network, random_network
 from scalecov_jax.concepts.compute import Measured, check_measures
@@ -22,6 +21,7 @@ from scalecov_jax.probes.probe import PROBES, cross_validate
 from scalecov_jax.rcv import make_rcvs
 from scalecov_jax.scores import CONDITIONS, Condition
 
+WIDTH = 1024  # features made of the pixels alone
 SIDE = 32  # pixels of the copies that stand for the images themselves; 3072 values each
 
 
@@ -31,7 +31,6 @@ def probe(
     sources: Mapping[str, Source],
     settings: Settings,
     folder: Path | None = None,
-    progress: bool = False,
 ) -> dict[str, ClassResult]:
     """Regress concept measures from every layer of a network, of the same network with random weights, and shuffled.
 
@@ -44,7 +43,7 @@ def probe(
     """
     layers, _ = layers_to_probe(network, settings)
     cache = folder and folder / "features"
-    measured = {name: measure(source, settings, cache, progress) for name, source in sources.items()}
+    measured = {name: measure(source, settings, cache) for name, source in sources.items()}
     networks: dict[Condition, Network] = {
         "trained": network,
         "random_weights": random_network(network, settings.seed),
@@ -54,7 +53,7 @@ def probe(
     for image_class, source in sources.items():
         features: dict[Condition, Features] = {}
         for condition, variant in networks.items():
-            label = f"{weights} {image_class} {condition}" if progress else None
+            label = f"{weights} {image_class} {condition}"
             features[condition] = cached_features(
                 cache and cache / f"{weights}-{image_class}-{condition}{pooled}.npz",
                 lambda variant=variant, source=source, label=label: compute_features(
@@ -62,9 +61,7 @@ def probe(
                 ),
             )
         names = {"architecture": network.architecture.name, "weights": weights, "image_class": image_class}
-        classes[image_class] = probe_class(
-            features, measured[image_class], source, settings, names, progress=progress
-        )
+        classes[image_class] = probe_class(features, measured[image_class], source, settings, names)
     return classes
 
 
@@ -74,7 +71,6 @@ def probe_class(
     source: Source,
     settings: Settings,
     names: Mapping[str, str],
-    progress: bool = False,
 ) -> ClassResult:
     """Probe the features of the images of one class; measures are of concepts, then of nuisances.
 
@@ -107,19 +103,17 @@ def probe_class(
         shuffled=shuffled(measures, len(splits), seed, groups),
         groups=groups,
         random_weights=of_random,
-        pixels=pixel_features(source, kept, seed=seed) if settings.pixels else None,
+        pixels=pixel_features(source, kept, seed) if settings.pixels else None,
         nuisances=nuisances if settings.nuisances else None,
         permutations=settings.permutations,
         alphas=alphas,
         seed=seed,
-        progress=label if progress else None,
+        progress=label,
     )
     assert evidence.dual is not None
     real = np.tile(measures, (len(splits), 1, 1))
     further = {
-        name: cross_validate(
-            PROBES[name], of_trained, real, splits, progress=f"{label} {name}" if progress else None
-        )
+        name: cross_validate(PROBES[name], of_trained, real, splits, progress=f"{label} {name}")
         for name in settings.probes
     }
     fits = {
@@ -139,8 +133,7 @@ def probe_class(
     )
     swept = None
     if settings.n_train:
-        bar = f"{label} by n_train" if progress else None
-        one = {"seed": seed, "alphas": alphas, "progress": bar}
+        one = {"seed": seed, "alphas": alphas, "progress": f"{label} by n_train"}
         swept = sample_size.sweep(of_trained, measures[:, 0], settings.n_train, **one)
     return ClassResult(
         scores=_scores(evidence, further, names),
@@ -158,21 +151,14 @@ def probe_class(
     )
 
 
-def pixel_features(
-    source: Source, indices: np.ndarray, width: int = 1024, seed: int = 0, *, progress: str | None = None
-) -> Float[np.ndarray, "N width"]:
+def pixel_features(source: Source, indices: np.ndarray, seed: int) -> Float[np.ndarray, "N _"]:
     """A random projection of the pixels of small copies of the images, x W / sqrt(3072) with standard normal W.
 
     Source: Hewitt & Liang 2019, Designing and Interpreting Probes with Control Tasks (a probe is worth what it reads beyond a
         control); random projection: Johnson & Lindenstrauss 1984.
     """
-    pixels = np.stack(
-        [
-            resize_image(source[int(index)].image, SIDE).ravel() / 255.0
-            for index in tqdm(indices, desc=progress, unit="img", disable=progress is None)
-        ]
-    )
-    projection = np.random.default_rng((seed, 4)).normal(size=(pixels.shape[1], width))
+    pixels = np.stack([resize_image(source[int(index)].image, SIDE).ravel() / 255.0 for index in indices])
+    projection = np.random.default_rng((seed, 4)).normal(size=(pixels.shape[1], WIDTH))
     return (pixels @ projection / np.sqrt(pixels.shape[1])).astype(np.float32)
 
 

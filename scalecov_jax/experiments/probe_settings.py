@@ -213,9 +213,7 @@ def count_images(settings: Settings) -> dict[str, int]:
     return {image_class: len(source) for image_class, source in open_images(settings)[0].items()}
 
 
-def measure(
-    source: Source, settings: Settings, cache: Path | None = None, progress: bool = False
-) -> Measured:
+def measure(source: Source, settings: Settings, cache: Path | None) -> Measured:
     """Concept and nuisance measures of a source, before any forward pass.
 
     Raises:
@@ -226,7 +224,7 @@ def measure(
         get_measures((*settings.concept, *settings.nuisances)),
         source,
         cache=cache and cache / "measures.csv",
-        progress="measures" if progress else None,
+        progress="measures",
     )
     measures = measured.values[:, : len(settings.concept)]
     for values in measures.T:

@@ -47,7 +47,6 @@ def probe(
     sources: Mapping[str, Source],
     settings: Settings,
     folder: Path,
-    progress: bool = False,
 ) -> dict[str, ClassResult]:
     """Regress concept measures from every layer, in one pass over the images with trained and one with random weights.
 
@@ -61,7 +60,7 @@ def probe(
     layers, _ = layers_to_probe(network, settings)
     concepts = dataclasses.replace(settings, nuisances=())
     cache = folder if is_first() else None
-    measured = {name: measure(source, concepts, cache, progress) for name, source in sources.items()}
+    measured = {name: measure(source, concepts, cache) for name, source in sources.items()}
     networks: dict[Condition, Network] = {
         "trained": network,
         "random_weights": random_network(network, settings.seed),
@@ -79,21 +78,11 @@ def probe(
             facts = _facts(variant, source, of_class, folds, kept, layers)
             facts |= {name: str(value) for name, value in forward.items() if name != "dtype"}
             facts |= {"dtype": settings.dtype, "products": products, "flush": str(settings.flush)}
-            label = f"{weights} {image_class} {condition}" if progress else None
-            stream = partial(
-                stream_sums,
-                variant,
-                source,
-                of_class.indices,
-                folds,
-                kept,
-                layers,
-                products=products,
-                flush=settings.flush,
-                workers=settings.workers,
-                progress=label,
-                **forward,
-            )
+            label = f"{weights} {image_class} {condition}"
+            options = {**forward, "products": products, "flush": settings.flush}
+            options |= {"workers": settings.workers, "progress": label}
+            images = variant, source, of_class.indices
+            stream = partial(stream_sums, *images, folds, kept, layers, **options)
             at = folder / f"{weights}-{image_class}-{condition}"
             solved[condition] = _once(at, facts, settings, stream, products, label)
         names = {"architecture": network.architecture.name, "weights": weights, "image_class": image_class}
@@ -240,7 +229,7 @@ def _once(
     settings: Settings,
     stream: Callable[..., State],
     products: Products,
-    label: str | None,
+    label: str,
 ) -> Solved:
     """Scores of a pass, from disk if they lie there."""
     check_agreement(facts)
@@ -250,7 +239,7 @@ def _once(
         return _read(path, noted)
     state = resume(folder / "states", facts)
     state = stream(state=state, keep=keeper(folder / "states", facts))
-    solving = f"{label}: solving" if label and is_first() else None
+    solving = f"{label}: solving" if is_first() else None
     count = len(settings.concept)
     scores, rcvs = score_folds(
         state.sums, settings.penalties, products=products, rcvs=count, progress=solving

@@ -132,7 +132,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
         options["sizes"] = sorted(settings.sizes)
         options["filters"] = [name for name in FILTERS if name in settings.filters]
         options |= {"batch_size": settings.batch_size, "dtype": getattr(jnp, settings.dtype)}
-        options |= {"cache": folder and folder / "classified", "progress": True}
+        options |= {"cache": folder and folder / "classified"}
         part, unread = maths.classify(network, name, images, truth, groups, **options)
         parts.append(part)
         skipped |= dict.fromkeys(unread)

@@ -147,7 +147,6 @@ def classify(
     batch_size: int = 16,
     dtype: Any = jnp.float32,
     cache: Path | None = None,
-    progress: bool = False,
 ) -> tuple[pd.DataFrame, tuple[Skipped, ...]]:
     """Probability and rank of the true class of every image at every size with every filter.
 
@@ -185,9 +184,7 @@ def classify(
         {"weights": weights, "image": names, "group": groups, "object_ratio": object_ratios(images.labels)}
     )
     parts, skipped = [], {}
-    with tqdm(
-        total=len(images) * len(sizes) * len(filters), desc=weights, unit="img", disable=not progress
-    ) as bar:
+    with tqdm(total=len(images) * len(sizes) * len(filters), desc=weights, unit="img") as bar:
         for size, resize_filter in itertools.product(sizes, filters):
             path = cache and cache / f"{weights}-{size}-{resize_filter}.npz"
             features = cached_features(path, functools.partial(compute, size, resize_filter))

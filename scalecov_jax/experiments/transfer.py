@@ -182,7 +182,7 @@ def _run(settings: Settings, folder: Path) -> dict[str, pd.DataFrame]:
         if head:
             named = {"architecture": network.architecture.name, "weights": name}
             predictions, further = comparison.heads_compared(
-                features, patches, train, layers, **named, **given, progress=True
+                features, patches, train, layers, **named, **given
             )
         else:
             recipe = Recipe(**given, targets=settings.targets, batch_norm=settings.batch_norm)

@@ -115,10 +115,10 @@ def hits(
     return _inside(*points(maps), boxes, tolerance)
 
 
-def centre_hits(height: int, width: int, boxes: Sequence[Box], tolerance: int = 0) -> Bool[np.ndarray, " N"]:
+def centre_hits(height: int, width: int, boxes: Sequence[Box]) -> Bool[np.ndarray, " N"]:
     """Whether the centre of each image lies in its box: what pointing achieves without looking."""
     count = len(boxes)
-    return _inside(np.full(count, (width + 1) / 2), np.full(count, (height + 1) / 2), boxes, tolerance)
+    return _inside(np.full(count, (width + 1) / 2), np.full(count, (height + 1) / 2), boxes, 0)
 
 
 def pointing_game(hit: Bool[np.ndarray, " N"], centre: Bool[np.ndarray, " N"]) -> Pointing:

@@ -201,15 +201,15 @@ def save_state(path: Path, state: State) -> None:
         np.savez(partial, step=state.step, keys=keys, **named)
 
 
-def load_state(path: Path, objectives: Sequence[Objective], *, size: int, images: int = 1) -> State | None:
-    """Read a state of `save_state`, of these objectives, size and number of images; nothing where there is no file.
+def load_state(path: Path, objectives: Sequence[Objective], *, size: int) -> State | None:
+    """Read a state of `save_state`, of one image of this size for each objective; nothing where there is no file.
 
     Raises:
         ValueError: The file is damaged or holds the state of other objectives.
     """
     if not path.exists():
         return None
-    fresh = start(objectives, size=size, images=images)
+    fresh = start(objectives, size=size)
     expected, tree = jax.tree.flatten((fresh.spectra, fresh.moments, fresh.values))
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:

@@ -82,21 +82,18 @@ def tcav(sensitivities: Float[np.ndarray, "N C"] | Float[Array, "N C"]) -> Float
 def tcav_test(
     gradients: Float[Array, "N H W D"] | Float[Array, "N D"],
     directions: Float[Array, "C D"] | Float[np.ndarray, "C D"],
-    random: Float[np.ndarray, "R D"] | None = None,
-    *,
     seed: int = 0,
 ) -> TcavTest:
     """TCAV scores against those of random directions on the same images.
 
     Gradients of images resemble each other, so scores of random directions spread far around 0.5: behind the last non-linearity
     each of them is 0 or 1. A test against 0.5 that takes images for independent would call most of them significant. Random
-    directions, such as RCVs of shuffled measures, are 1000 from the unit sphere when absent.
+    directions are 1000 from the unit sphere.
 
     Source: Kim et al. 2018, section 3.3 (random concepts as the reference), with a permutation p value.
     """
     pooled = pooled_gradients(gradients)
-    if random is None:
-        random = random_directions(RANDOM_DIRECTIONS, pooled.shape[1], seed)
+    random = random_directions(RANDOM_DIRECTIONS, pooled.shape[1], seed)
     score = tcav(sensitivities(pooled, jnp.asarray(directions)))
     reference = tcav(sensitivities(pooled, jnp.asarray(random)))
     as_far = np.abs(reference[None] - 0.5) >= np.abs(score[:, None] - 0.5) - 1e-9

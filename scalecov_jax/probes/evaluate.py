@@ -263,17 +263,6 @@ def grouping(groups: Sequence[Any] | np.ndarray | None, count: int) -> split_rid
     return split_ridge.Groups(rows, weight, of)  # pyright: ignore[reportArgumentType]
 
 
-def plan_memory(layers: int, images: int, splits: int, groups: int, measures: int, held_out: int) -> int:
-    """Bytes that `infer` takes at its largest on a machine with as many workers as layers run side by side.
-
-    For each worker the Gram matrix, its eigenvectors and the operator with room for temporaries (8 N^2), the solves of one split
-    (4 T N + 2 T G); and the results of all layers.
-    """
-    worker = 8 * images**2 + 4 * held_out * images + 2 * held_out * groups + splits * held_out * measures
-    results = layers * measures * (splits * (3 + groups + images) + 3 * images)
-    return 8 * ((_workers() or layers) * worker + results)
-
-
 class _Problem(NamedTuple):
     """What is the same for all layers: targets of all splits and those of each, splits, penalties, unpenalised columns."""
 
@@ -292,15 +281,10 @@ def _problem(
     nuisances: np.ndarray | None = None,
     allow_constant: bool = False,
 ) -> _Problem:
-    if targets.ndim == 2:
-        # One target at a time as a view: check_problem wants the targets of every split.
-        check_problem(
-            features, np.broadcast_to(targets, (len(splits), *targets.shape)), splits, allow_constant
-        )
-        shared, own = targets, np.empty((*splits.shape, 0))
-    else:
-        check_problem(features, targets, splits, allow_constant)
-        shared, own = np.empty((splits.shape[1], 0)), targets
+    common, empty = targets.ndim == 2, np.empty((*splits.shape, 0))
+    of_splits = np.broadcast_to(targets, (len(splits), *targets.shape)) if common else targets  # a view
+    check_problem(features, of_splits, splits, allow_constant)
+    shared, own = (targets, empty) if common else (np.empty((splits.shape[1], 0)), targets)
     return _Problem(
         np.asarray(shared, np.float64),
         np.asarray(own, np.float64),
@@ -333,7 +317,7 @@ def _every_layer(
 
     with float64(), tqdm(total=len(features), desc=progress, unit="layer", disable=progress is None) as bar:
         device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-        if not (workers := _workers()):
+        if not (workers := layers_at_once()):
             grams = jnp.stack(
                 [_gram(values.astype(np.float64), scaling=scaling) for values in features.values()]
             )
@@ -354,7 +338,7 @@ def _vectorised(one: Callable[..., Any]) -> Callable[..., Any]:
     return jit(lambda grams, *shared: jax.vmap(one, (0, *(None for _ in shared)))(grams, *shared))
 
 
-def _workers() -> int:
+def layers_at_once() -> int:
     """Layers that run side by side, 0 where all of them are one call."""
     return min(8, os.cpu_count() or 1) if jax.default_backend() in ("cpu", "tpu") else 0
 

@@ -32,7 +32,6 @@ def concept_activation_vector(
     features: Float[np.ndarray, "N D"],
     targets: Float[np.ndarray, "N M"],
     alphas: Sequence[float] | np.ndarray = ALPHAS,
-    scaling: ridge.Scaling = "each",
 ) -> ridge.Linear:
     """The concept activation vector (CAV): `weights` of a logistic regression, in the units of the features.
 
@@ -51,7 +50,7 @@ def concept_activation_vector(
     penalties = check_positive("Penalties", np.asarray(alphas))
     with float64():
         x = jnp.asarray(features, np.float64)
-        by = ridge.standardisation(x, scaling=scaling)
+        by = ridge.standardisation(x)
         fit = jit(fit_logistic)(ridge.standardise(x, by), np.asarray(targets, np.float64), penalties)
         return jax.tree.map(np.asarray, ridge.in_feature_units(fit, by))
 

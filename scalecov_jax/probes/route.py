@@ -59,7 +59,7 @@ def choose_route(
     limit = limit or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     held = images // splits if splitting in FOLDS else math.ceil(HELD_OUT * images)
     memory = 16 * images * sum(widths)  # two conditions in float32, one of them in float64 while it is solved
-    memory += evaluate.plan_memory(len(widths), images, splits, images, measures, held)
+    memory += memory_bytes(len(widths), images, splits, images, measures, held)
     streamed = streamed_bytes(images, widths, splits, measures, permutations)
     obstacle = ""
     if splitting not in FOLDS:
@@ -86,22 +86,31 @@ def choose_route(
     return Route("streamed", reason, memory, streamed)
 
 
-def streamed_bytes(
-    images: int, widths: Sequence[int], folds: int, measures: int, permutations: int, rows: int = ROWS
-) -> int:
+def streamed_bytes(images: int, widths: Sequence[int], folds: int, measures: int, permutations: int) -> int:
     """Bytes that streaming takes: sums of all folds, one fold on the device with room for its products, and the solution of
     the widest layer; the order of the images in every permutation.
 
-    Only permutations grow with the number of images; `rows` of them are added at a time.
+    Only permutations grow with the number of images; `sums.ROWS` of them are added at a time.
     """
     targets = measures * (1 + folds + permutations)  # as they are, shuffled for each fold, permuted
     sums = (folds + 3) * bytes_of(widths, targets)
     widest = max(widths)
     solved = 8 * (8 * widest**2 + 3 * 15 * widest * targets)
     order = images * (4 * permutations + 8 * 2 * measures)
-    return sums + solved + order + 12 * rows * (sum(widths) + targets)
+    return sums + solved + order + 12 * ROWS * (sum(widths) + targets)
 
 
 def describe(count: int) -> str:
     """Bytes in the unit that a person would take."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def memory_bytes(layers: int, images: int, splits: int, groups: int, measures: int, held_out: int) -> int:
+    """Bytes that `evaluate.infer` takes at its largest on a machine with as many workers as layers run side by side.
+
+    For each worker the Gram matrix, its eigenvectors and the operator with room for temporaries (8 N^2), the solves of one split
+    (4 T N + 2 T G); and the results of all layers.
+    """
+    worker = 8 * images**2 + 4 * held_out * images + 2 * held_out * groups + splits * held_out * measures
+    results = layers * measures * (splits * (3 + groups + images) + 3 * images)
+    return 8 * ((evaluate.layers_at_once() or layers) * worker + results)

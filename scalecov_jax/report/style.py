@@ -56,16 +56,10 @@ def r2_axis(axes: Axes, top: float) -> None:
     axes.axhline(np.exp(-1), color="#707070", linewidth=1, label="R² = 0: no better than the mean")
 
 
-def name_layers(axes: Axes, names: Sequence[str], marked: int | None = None) -> None:
-    """Name the layers along the abscissa: all, or where they are too many every n-th and the marked one, which is bold."""
-    step = -(-len(names) // MOST_NAMES)
-    shown = list(range(len(names) - 1, -1, -step))
-    if marked is not None:
-        shown = [marked, *(at for at in shown if abs(at - marked) >= step)]
-    shown.sort()
+def name_layers(axes: Axes, names: Sequence[str]) -> None:
+    """Name the layers along the abscissa: all, or where they are too many every n-th, the last among them."""
+    shown = range(len(names) - 1, -1, -len(names) // MOST_NAMES)[::-1]
     axes.set_xticks(shown, [names[at] for at in shown], rotation=90)
-    if marked is not None:
-        axes.get_xticklabels()[shown.index(marked)].set_fontweight("bold")
 
 
 def render(figure: Figure, image_format: Literal["png", "svg"]) -> bytes:

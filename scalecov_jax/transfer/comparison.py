@@ -99,7 +99,6 @@ def heads_compared(
     *,
     architecture: str,
     weights: str,
-    progress: bool = False,
     **descent: Any,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train a head on every layer, for all seeds together, by gradient descent and in closed form.
@@ -112,9 +111,7 @@ def heads_compared(
     masks = np.stack([*train.values()])
     settings_of: dict[Literal["head", "ridge"], Mapping[str, Any]] = {"ridge": {}, "head": descent}
     swept = {
-        (condition, head): sweep(
-            values, patches.area, masks, [*train], head=head, progress=progress, **settings
-        )
+        (condition, head): sweep(values, patches.area, masks, [*train], head=head, progress=True, **settings)
         for condition, values in features.items()
         for head, settings in settings_of.items()
     }
