@@ -57,9 +57,7 @@ class Settings(Base):
     ratios: int = setting(8, low=2, help="Sizes at which each object is seen, equally spaced in logarithms.")
     smallest: float = setting(0.02, help="Of these sizes, as a share of the image.")
     largest: float = setting(0.9, help="Of these sizes, as a share of the image.")
-    size: int = setting(
-        0, low=0, help="Pixels of a scene; the network's own when 0; 224 for ImageNet weights."
-    )
+    size: int = setting(0, low=0, help="Pixels of a scene; the network's own when 0 (224 for ImageNet).")
     layers: tuple[str, ...] = setting((), distinct=True, help="Layers to probe; all when empty.")
     estimators: tuple[Estimator, ...] = setting(
         ("ridge", "ols"), least=1, distinct=True, help="Probes, ridge or ols; figures show the first."

@@ -67,9 +67,7 @@ class Settings(Base):
     image_class: str = setting("striped_disc", help="Class of scenes and of folders with boxes.")
     scenes: int = setting(24, low=1, help="How many scenes or retinas are rendered.")
     limit: int = setting(0, low=0, help="Images, evenly spread over the list; all when 0.")
-    layer: tuple[str, ...] = setting(
-        ("add_16",), least=1, help="Where maps are drawn; several for localisation alone."
-    )
+    layer: tuple[str, ...] = setting(("add_16",), least=1, help="Of maps; several for localisation alone.")
     target: str = setting(
         "predicted",
         help="predicted; logit:CLASS or probability:CLASS (index or name); logit:CLASS,CLASS (their largest); severity (of "
@@ -97,9 +95,7 @@ class Settings(Base):
         (0.0,), low=0, least=1, help="Of the maps before that: sd of a Gaussian in pixels."
     )
     signed: bool = setting(False, help="Whether maps keep what speaks against the target.")
-    faithfulness: bool = setting(
-        True, help="Whether to measure insertion and deletion (the pointing game needs boxes alone)."
-    )
+    faithfulness: bool = setting(True, help="Whether to measure insertion and deletion beside pointing.")
     randomisation: bool = setting(
         False,
         help="Whether to draw maps as layers become random from the output down: one more pass over all images a layer.",
@@ -110,12 +106,8 @@ class Settings(Base):
         "",
         help="For sensitivity, the objective rcv and rcv targets: rcvs.npz of a run of scripts/probe.py with these weights.",
     )
-    rcv_class: str = setting(
-        "", help="Whose RCVs, where the file has several classes; those of image_class when empty."
-    )
-    vector: Vector = setting(
-        "filter", help="Of an RCV: what reads the concept, or how features change with it."
-    )
+    rcv_class: str = setting("", help="Whose RCVs, if the file has several classes; image_class when empty.")
+    vector: Vector = setting("filter", help="Of an RCV: what reads the concept, or how features follow it.")
     concepts: tuple[str, ...] = setting((), help="Of that file; all when empty.")
     objective: Literal["channel", "neuron", "layer", "rcv"] = setting(
         "channel", help="For feature_visualization; rcv goes from -v to +v."
@@ -123,9 +115,7 @@ class Settings(Base):
     channels: tuple[int, ...] = setting(
         tuple(range(8)), low=0, help="Channels to visualise; of the objective layer, how many images."
     )
-    recipe: Literal["lucid", "imvip"] = setting(
-        "lucid", help="One stage of 512 steps, or three of 2048 in all."
-    )
+    recipe: Literal["lucid", "imvip"] = setting("lucid", help="512 steps, or three stages of 2048 in all.")
     steps: int = setting(0, low=0, help="Steps of lucid in place of 512 when above 0.")
     size: int = setting(0, low=0, help="Pixels; when 0 the network's own, and 128 for feature_visualization.")
     batch_size: int = setting(16, low=1, help="Images per pass.")

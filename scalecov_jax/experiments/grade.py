@@ -74,9 +74,7 @@ class Settings(TrainingSettings):
     train: int = setting(4000, low=1, help="Rendered eyes to train on; folders and tfds are read whole.")
     validation: int = setting(500, low=1, help="Rendered eyes to follow the training on.")
     test: int = setting(1000, low=1, help="Rendered eyes of the test.")
-    validation_share: float = setting(
-        0.1, low=0, high=1, help="Of the patients of a folder; tfds has its own parts."
-    )
+    validation_share: float = setting(0.1, low=0, high=1, help="Of patients in a folder; tfds has its own.")
     test_share: float = setting(0.1, low=0, high=1, help="Of the patients of a folder.")
 
 

@@ -46,9 +46,7 @@ READABLE = 0.3  # R2 above which corrected GAP counts as telling the width
 class Settings(Base):
     """What determines the results."""
 
-    title: str = setting(
-        "Can the width of white noise be read from a network?", help="Heading of the report."
-    )
+    title: str = setting("Can the width of white noise be read from a network?", help="Of the report.")
     weights: tuple[str, ...] = setting(("checkpoints/inception_v3",), least=1, help="Folders of checkpoints.")
     layers: tuple[str, ...] = setting((), help="Layers to probe; all that have a map when empty.")
     sizes: tuple[int, ...] = setting(

@@ -59,30 +59,22 @@ class Settings(Base):
         help="What is read: names of docs/measures.md or csv:PATH:COLUMN; the first decides where to cut.",
     )
     scenes: int = setting(447, low=1, help="Images of each class where they are rendered.")
-    layers: tuple[str, ...] = setting(
-        (), help="Layers to probe; all when empty (with corrected_gap all at which it is defined)."
-    )
+    layers: tuple[str, ...] = setting((), help="Layers to probe; all with a defined pooling when empty.")
     pooling: Pooling = setting(
         "gap",
         help="Of maps to features: gap, max, corrected_gap (the mean over the pixels that no padding reaches), or your own.",
     )
-    input_size: int = setting(
-        299, low=1, help="Width of the images in pixels; the published runs had 299 for both networks."
-    )
-    splitting: Kind = setting(
-        "auto", help="Kind of splits; auto is random, or grouped where images share a group."
-    )
+    input_size: int = setting(299, low=1, help="Width of images in pixels; published: 299 for both networks.")
+    splitting: Kind = setting("auto", help="Of splits; auto: random, or grouped where images share a group.")
     groups: str = setting(
         "",
         help="Patients or slides, csv:PATH:COLUMN, kept together in splits, intervals and tests; those of the images when empty.",
     )
     splits: int = setting(25, low=1, help="Splits or folds.")
     seed: int = setting(
-        0, low=0, help="Of splits, shuffling, permutations, random weights, scenes and projections of pixels."
+        0, low=0, help="Of splits, permutations, random weights, scenes and projected pixels."
     )
-    n_train: tuple[int, ...] = setting(
-        (), low=2, help="Training parts, such as 64,128,256 images, to show where least squares dips."
-    )
+    n_train: tuple[int, ...] = setting((), low=2, help="Training parts, such as 64,128,256, to show the dip.")
     alpha_min: float = setting(0.1, help="Smallest penalty of ridge.")
     alpha_max: float = setting(1e6, help="Largest penalty of ridge.")
     alphas: int = setting(15, low=1, help="Penalties to choose from, equally spaced in logarithm.")
@@ -90,24 +82,18 @@ class Settings(Base):
         (),
         help="Beside ols and ridge: kernel_ridge, local_ridge, logistic (of measures that are 0 or 1), or your own.",
     )
-    permutations: int = setting(
-        1000, low=0, help="Of the measures, for p values: 0 for none, or at least 19."
-    )
+    permutations: int = setting(1000, low=0, help="Of the measures, for p values: 0, or at least 19.")
     nuisances: tuple[str, ...] = setting(
         ("mean_red", "mean_green", "mean_blue", "box_centre_x", "box_centre_y"),
         help="Measures that should not matter.",
     )
-    pixels: bool = setting(
-        True, help="Whether to compare with what a probe reads from the pixels themselves."
-    )
+    pixels: bool = setting(True, help="Whether to compare with what a probe reads from the pixels.")
     route: Asked = setting(
         "auto",
         help="Features in memory, or many images streamed in folds (docs/streaming.md); auto chooses and says why.",
     )
     flush: int = setting(500, low=1, help="Batches after which a streamed run saves what it has summed.")
-    workers: int = setting(
-        0, low=0, help="Processes that decode the images of a streamed run; 0 for threads."
-    )
+    workers: int = setting(0, low=0, help="Processes that decode images of a streamed run; 0 for threads.")
     batch_size: int = setting(32, low=1, help="Images per forward pass.")
     dtype: Literal["float32", "bfloat16"] = setting("float32", help="Of the forward pass alone.")
     cache: str = setting(

@@ -42,9 +42,7 @@ MEAN = "the mean probability"
 class Settings(Base):
     """What determines the results."""
 
-    title: str = setting(
-        "Is the network indifferent to the size of its images?", help="Heading of the report."
-    )
+    title: str = setting("Is the network indifferent to the size of its images?", help="Of the report.")
     weights: tuple[str, ...] = setting(
         ("checkpoints/resnet50", "checkpoints/inception_v3"), least=1, help="Folders of whole networks."
     )
@@ -54,13 +52,9 @@ class Settings(Base):
         help="scenes, or a folder: with index.csv (columns file and class_index) and the images beside it or in images/, or, as "
         "VOC, with Annotations and JPEGImages, for which class_indices are needed.",
     )
-    class_indices: str = setting(
-        "", help="Class in the annotations : class of the network, as in n02058221:146,n04037443:751."
-    )
+    class_indices: str = setting("", help="Annotated:network class, as in n02058221:146,n04037443:751.")
     scenes: int = setting(20, low=1, help="Scenes of each of the 16 classes.")
-    scene_size: int = setting(
-        256, low=8, help="Pixels at which scenes are rendered, before they are resized."
-    )
+    scene_size: int = setting(256, low=8, help="Pixels at which scenes are rendered, before resizing.")
     sizes: tuple[int, ...] = setting(
         (75, 96, 112, 128, 129, 144, 160, 192, 224, 256),
         low=1,
@@ -69,9 +63,7 @@ class Settings(Base):
         help="Heights and widths in pixels; the embedded networks were trained at 128.",
     )
     filters: tuple[Filter, ...] = setting(FILTERS, least=1, help="Pillow's filters of resizing.")
-    square: Square = setting(
-        "crop", help="The central square, or the whole image, which stretching distorts."
-    )
+    square: Square = setting("crop", help="The central square, or the whole image, distorted by stretching.")
     filled: float = setting(
         0.6,
         low=0,

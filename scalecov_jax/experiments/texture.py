@@ -68,9 +68,7 @@ class Settings(Base):
     per_class: int = setting(4, low=1, help="Patches of each type of rendered tissue and patient.")
     size: int = setting(96, low=1, help="Pixels a side, of rendering and of the input of the networks.")
     limit: int = setting(0, low=0, help="Images, evenly spread over the list; all when 0.")
-    held_out: float = setting(
-        0.5, help="Share of the patients that fine-tuning does not see; all else is measured on them."
-    )
+    held_out: float = setting(0.5, help="Share of patients not fine-tuned on; all else is measured on them.")
     epochs: int = setting(8, low=1, help="Of fine-tuning.")
     batch_size: int = setting(16, low=1, help="Images per step of fine-tuning and per forward pass.")
     learning_rate: float = setting(1e-3, help="Of Adam.")

@@ -58,9 +58,7 @@ class Settings(Base):
         "target",
         help="What auto cuts by: how well nucleus area is read in the training part, or the layer that probe.py selected.",
     )
-    scores: str = setting(
-        "", help="For auto=scale: the --workdir of a run of probe.py or reproduce.py with these weights."
-    )
+    scores: str = setting("", help="For auto=scale: workdir of probe.py or reproduce.py with the weights.")
     inner_splits: int = setting(3, low=1, help="Splits of the training part for auto=target.")
     data: str = setting(TISSUE, help=f"Folder of annotated images, or {TISSUE} (rendered).")
     magnification: float = setting(0.0, low=0, help="Of the images of a folder that does not state it.")
@@ -76,18 +74,14 @@ class Settings(Base):
     trainable: Literal["head", "all"] = setting(
         "head", help="Whether heads are trained on features computed once, or all weights fine-tuned."
     )
-    seeds: int = setting(
-        10, low=1, help="Each draws a split by source image, a head and an order of the patches."
-    )
+    seeds: int = setting(10, low=1, help="Each draws a split by image, a head and an order of the patches.")
     seed: int = setting(0, low=0, help="The first of them.")
     held_out: float = setting(0.3, low=0.001, high=0.999, help="Share of the source images.")
     fixed_split: bool = setting(False, help="Whether all seeds share a split, as published.")
     inputs: Literal["weights", "raw"] = setting(
         "weights", help="Preprocessing of the weights, or values from 0 to 255 as published."
     )
-    head_epochs: int = setting(
-        100, low=1, help="Passes over the patches when a head is trained by gradient descent."
-    )
+    head_epochs: int = setting(100, low=1, help="Passes over the patches in gradient descent of a head.")
     head_batch_size: int = setting(32, low=1, help="Patches per step of such a head.")
     head_learning_rate: float = setting(3e-3, low=1e-12, help="Of the first step of such a head.")
     epochs: int = setting(5, low=1, help="Of fine-tuning.")
@@ -99,9 +93,7 @@ class Settings(Base):
     batch_norm: Literal["running", "recomputed", "frozen"] = setting(
         "running", help="Statistics used for prediction: running as published, or recomputed after training."
     )
-    dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", help="Of the forward pass when trainable=head."
-    )
+    dtype: Literal["float32", "bfloat16"] = setting("float32", help="Of the forward pass if trainable=head.")
 
     def problems(self) -> list[str]:
         """No data, and scale as the rule of the cut without the run that read it."""

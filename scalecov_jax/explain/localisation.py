@@ -120,19 +120,19 @@ def compare_methods(
     The images of a patient are drawn together by the bootstrap, and enter the test as their mean.
     """
     names, of = np.unique(np.asarray(patients), return_inverse=True)
-    first, groups = values[reference], [np.asarray(patients)]
+    first, groups = values[reference], np.asarray(patients)
     zero = np.zeros(len(of))
     found = {}
     for method, own in values.items():
         if len(names) < 2:
             found[method] = Compared(float(own.mean()), None)
             continue
-        one = Compared(float(own.mean()), clustered_bootstrap([own], [zero], groups, seed=seed))
+        one = Compared(float(own.mean()), clustered_bootstrap(own, zero, groups, seed=seed))
         if method != reference:
             means = [np.bincount(of, each) / np.bincount(of) for each in (own, first)]
             one = one._replace(
                 difference=float((own - first).mean()),
-                difference_interval=clustered_bootstrap([own], [first], groups, seed=seed),
+                difference_interval=clustered_bootstrap(own, first, groups, seed=seed),
                 p=compare(*means).p,
             )
         found[method] = one

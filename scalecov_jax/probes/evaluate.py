@@ -127,7 +127,8 @@ def held_out(
     scores = split_ridge.HeldOut(*(values[..., : count + problem.own.shape[2]] for values in joined))
     if not allow_constant:
         return scores
-    constant = np.stack([_constant(targets[mask]) | _constant(targets[~mask]) for mask in splits])
+    parts = [[np.ptp(targets[part], axis=0) == 0 for part in (mask, ~mask)] for mask in splits]
+    constant = np.array(parts).any(1)
     return scores._replace(r2=np.where(constant[None], np.nan, scores.r2))
 
 
@@ -292,10 +293,6 @@ def _problem(
         np.sort(check_positive("Penalties", alphas)),
         _unpenalised(nuisances, splits.shape[1]),
     )
-
-
-def _constant(values: np.ndarray) -> np.ndarray:
-    return np.ptp(values, axis=0) == 0
 
 
 def _every_layer(

@@ -176,4 +176,4 @@ def _interval(said: pd.DataFrame, base: str) -> tuple[float, float]:
     if len(np.unique(group)) < 2:
         return np.nan, np.nan
     first, second = (np.abs(said[model].to_numpy() - area) for model in ("pruned", base))
-    return clustered_bootstrap([first], [second], [group])
+    return clustered_bootstrap(first, second, group)
