@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -140,32 +140,36 @@ def make_rcvs(
     """
     targets = np.stack(list(measures.values()), 1).astype(np.float64)
     centred = targets - targets.mean(0)
+    named = {"image_class": image_class, "weights_name": weights_name, "pooling": pooling}
     found = []
     for at, (layer, values) in enumerate(features.items()):
         weights, intercept, scale = fits[layer]
         mean = values.mean(0, dtype=np.float64)
         with evaluate.float64():
             pattern = (values - mean).T @ centred / np.square(centred).sum(0)
-        found += [
-            Rcv(
-                name,
-                image_class,
-                weights_name,
-                layer,
-                (networks or {}).get(layer, ""),
-                pooling,
-                float(alpha[at, m]),
-                float(r2[at, m]),
-                float(targets[:, m].std()),
-                float(intercept[m]),
-                weights[:, m],
-                pattern[:, m],
-                scale,
-                mean,
-            )
-            for m, name in enumerate(measures)
-        ]
+        of_layer = {"layer": layer, "network": (networks or {}).get(layer, ""), "scale": scale, "mean": mean}
+        vectors = {"weights": weights, "pattern": pattern}
+        numbers = {"alpha": alpha[at], "r2": r2[at], "sigma": targets.std(0), "intercept": intercept}
+        found += layer_rcvs(measures, numbers, vectors, **named, **of_layer)
     return found
+
+
+def layer_rcvs(
+    measures: Iterable[str],
+    numbers: Mapping[str, np.ndarray],
+    vectors: Mapping[str, np.ndarray],
+    **common: Any,
+) -> list[Rcv]:
+    """RCVs of one layer from numbers [M], vectors [D, M], and what they have in `common`."""
+    return [
+        Rcv(
+            measure=name,
+            **common,
+            **{field: float(values[m]) for field, values in numbers.items()},
+            **{field: values[:, m] for field, values in vectors.items()},
+        )
+        for m, name in enumerate(measures)
+    ]
 
 
 def fit_rcvs(

@@ -251,9 +251,8 @@ def _sensitivity(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFr
     )
     if rows["br"].notna().any():
         caption = "95 % intervals over images; nothing where S is the same for all images."
-        part.images.append(
-            plots.bars(bars, x="bidirectional relevance Br", name="relevance", caption=caption)
-        )
+        relevance = plots.bars(bars, x="bidirectional relevance Br", name="relevance", caption=caption)
+        part.images.append(relevance)
     part.tables.append(_table("Random: 95 % of the TCAV scores of random directions.", rows))
 
 
@@ -304,10 +303,8 @@ def _methods(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]
             value = shown[column]
             bars.append(shown[["label"]].assign(series=name, value=value, low=value, high=value))
         caption = f"{at}: {MEASURES['precision']}, 95 % intervals over patients."
-        name = f"localisation_{count:02}"
-        part.images.append(
-            plots.bars(pd.concat(bars), x=MEASURES["precision"], name=name, caption=caption, digits=3)
-        )
+        drawn = {"x": MEASURES["precision"], "name": f"localisation_{count:02}", "caption": caption}
+        part.images.append(plots.bars(pd.concat(bars), **drawn, digits=3))
         cells = own.drop(columns=["weights", "target", "smoothing"])
         part.tables.append(_table(f"Maps beside masks: {at}.", cells))
     if images > used:

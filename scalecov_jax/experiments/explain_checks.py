@@ -92,10 +92,7 @@ def randomise(subject: Subject, folder: Path | None) -> pd.DataFrame:
     """
     path = folder and folder / "randomised" / f"{subject.name}.npz"
     found = cached_features(path, lambda: _correlations(subject)).values
-    rows = [
-        (subject.name, part, len(values), float(values.mean()), float(values.std()))
-        for part, values in found.items()
-    ]
+    rows = [(subject.name, part, len(x), float(x.mean()), float(x.std())) for part, x in found.items()]
     return pd.DataFrame(rows, columns=["weights", "layer", "images", "correlation", "sd"])
 
 
@@ -117,17 +114,10 @@ def _localise(subject: Subject) -> pd.DataFrame:
         where = {"weights": subject.name, "image": example.name, "patient": example.group}
         for names, (scores, high) in zip(named, maps, strict=True):
             random = chance(mask, int(high.sum()), tolerance)._asdict()
-            rows.append(
-                {
-                    **where,
-                    "label": example.label or "",
-                    **names,
-                    "marked": float(high.mean()),
-                    **locate(scores, mask, high, tolerance)._asdict(),
-                    **{f"{measure}_chance": value for measure, value in random.items()},
-                    **dict.fromkeys(_OTHER, np.nan),
-                }
-            )
+            row = {**where, "label": example.label or "", **names, "marked": float(high.mean())}
+            row |= locate(scores, mask, high, tolerance)._asdict()
+            row |= {f"{measure}_chance": value for measure, value in random.items()}
+            rows.append(row | dict.fromkeys(_OTHER, np.nan))
         if example.group != patient:
             before = here
         patient, here = example.group, maps

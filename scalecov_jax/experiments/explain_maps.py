@@ -124,19 +124,15 @@ def weigh_concepts(subject: Subject, folder: Path | None) -> tuple[pd.DataFrame,
 
     found = _kept_gradients(subject, folder and folder / "gradients", use)
     groups = [subject.source[int(index)].group for index in found.indices]
-    g, v = (
-        jnp.asarray(values)
-        for values in (found.values["gradients"], sensitivity.directions(rcvs, settings.vector))
-    )
+    g, v = jnp.asarray(found.values["gradients"]), jnp.asarray(sensitivity.directions(rcvs, settings.vector))
     s = np.asarray(sensitivity.sensitivities(g, v)).astype(np.float64)
     r2, test = np.array([rcv.r2 for rcv in rcvs]), sensitivity.tcav_test(g, v, seed=settings.seed)
     br, varying = np.full((3, len(rcvs)), np.nan), ~sensitivity.constant(s)
     if varying.any():
         s_varying, r2_varying = s[:, varying], r2[varying]
         br[0, varying] = sensitivity.bidirectional_relevance(s_varying, r2_varying)
-        br[1:, varying] = sensitivity.relevance_intervals(
-            s_varying, r2_varying, seed=settings.seed, groups=groups
-        )
+        drawn: Any = {"seed": settings.seed, "groups": groups}
+        br[1:, varying] = sensitivity.relevance_intervals(s_varying, r2_varying, **drawn)
     table = pd.DataFrame(
         {
             "weights": subject.name,
@@ -184,18 +180,10 @@ def visualise(subject: Subject, folder: Path | None) -> tuple[pd.DataFrame, np.n
                 save_state(path, state)
             bar.update(state.step - bar.n)
 
-        state = feature_visualization.visualise(
-            module,
-            variables,
-            subject.network.card.preprocessing,
-            objectives,
-            recipe=recipe,
-            size=subject.size,
-            seed=settings.seed,
-            state=state,
-            chunk=_CHUNK,
-            each_chunk=keep,
-        )
+        options: Any = {"recipe": recipe, "size": subject.size, "seed": settings.seed, "state": state}
+        options |= {"chunk": _CHUNK, "each_chunk": keep}
+        preprocessing = subject.network.card.preprocessing
+        state = feature_visualization.visualise(module, variables, preprocessing, objectives, **options)
     parts = [(settings.objective, str(part)) for part in settings.channels or (0,)]
     if settings.objective == "rcv":
         parts = [(f"rcv:{rcv.measure}", part) for rcv in subject.rcvs for part in STRIP]

@@ -16,6 +16,7 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from scalecov_jax import training
+from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments.grade_scores import REFERABLE, evaluate, two_eyes
 from scalecov_jax.experiments.grade_training import PREPROCESSING, eye_features, grade_probabilities, train
@@ -134,20 +135,18 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     for part in PARTS[1:]:
         path = folder / f"{part}_features.npy"
         if not path.exists():
-            partial = folder / "features.partial.npy"
-            np.save(partial, eye_features(module, variables, prepared[part].images, part))
-            partial.replace(path)
+            with replacing(path) as partial:
+                np.save(partial, eye_features(module, variables, prepared[part].images, part))
         features[part] = np.load(path)
         probabilities[part] = grade_probabilities(variables, features[part])
         evaluated = evaluate(grades[part], probabilities[part], eyes[part]["patient"].to_numpy(str))
         scores.append(evaluated.rename_axis("score").reset_index().assign(part=part, classifier="network"))
     seen = pd.DataFrame({"score": "eyes", "value": [float(len(eyes["train"]))]})
     scores.append(seen.assign(part="train", classifier="network"))
-    left_out = [
-        (part, *skipped)
-        for part in PARTS
-        for skipped in dict.fromkeys((*opened[part].skipped, *prepared[part].skipped))
-    ]
+    left_out = []
+    for part in PARTS:
+        skipped = dict.fromkeys((*opened[part].skipped, *prepared[part].skipped))
+        left_out += [(part, *one) for one in skipped]
     judged = {part: eyes[part] for part in PARTS[1:]}
     try:
         scores.append(two_eyes(judged, features, seed=settings.seed).assign(part="test"))

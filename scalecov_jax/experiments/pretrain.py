@@ -65,15 +65,9 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     module = training.classifier(settings, len(scenes.CLASSES))
     variables = train(module, folder, settings).variables
     accuracy = held_out_accuracy(module, variables, settings)
-    training.save_network(
-        variables,
-        settings,
-        folder,
-        class_names=scenes.CLASSES,
-        preprocessing=PREPROCESSING,
-        origin="trained on scenes by scripts/pretrain.py",
-        held_out_top1=float(accuracy["top1"].iloc[0]),
-    )
+    facts = {"class_names": scenes.CLASSES, "preprocessing": PREPROCESSING}
+    facts |= {"origin": "trained on scenes by scripts/pretrain.py"}
+    training.save_network(variables, settings, folder, **facts, held_out_top1=float(accuracy["top1"].iloc[0]))
     return {"curve": training.read_curve(folder), "held_out": accuracy}
 
 
@@ -81,16 +75,11 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     """Held-out accuracy, of all scenes and by the size of the object, and the curve of the training."""
     held_out = tables["held_out"]
     rows = held_out.to_numpy().tolist()
-    findings = [
-        Finding(
-            "held-out top-1",
-            f"{settings.architecture}, {'box ratio ' * (ratio != 'all')}{ratio}, {count:,} scenes",
-            100 * top1,
-            unit="%",
-            level="headline" if ratio == "all" else "result",
-        )
-        for ratio, top1, count in rows
-    ]
+    findings = []
+    for ratio, top1, count in rows:
+        at = f"{settings.architecture}, {'box ratio ' * (ratio != 'all')}{ratio}, {count:,} scenes"
+        level = "headline" if ratio == "all" else "result"
+        findings.append(Finding("held-out top-1", at, 100 * top1, unit="%", level=level))
     cells = [(ratio, f"{100 * top1:.1f} %", str(count)) for ratio, top1, count in rows]
     table = Table("Scenes never trained on.", ("box ratio", "top-1", "scenes"), cells)
     image = curve_image(tables["curve"], settings, "top-1", held_out["top1"].iloc[0])

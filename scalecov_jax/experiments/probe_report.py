@@ -11,7 +11,6 @@ from scalecov_jax.experiments import probe_published
 from scalecov_jax.experiments.probe_part import Part
 from scalecov_jax.experiments.probe_settings import Settings
 from scalecov_jax.experiments.probe_tables import scopes
-from scalecov_jax.images.boxes import OTHER_CLASS
 from scalecov_jax.probes.sample_size import dips
 from scalecov_jax.probes.splits import UNGROUPED
 from scalecov_jax.report import plots
@@ -46,9 +45,8 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
             f"{cut['parameters_before']:,} → {cut['parameters_after']:,}, without the head; the cut network, whose output "
             f"differs from the layer by at most {cut['max_difference']:.1g}, is in pruned/."
         )
-        findings.append(
-            Finding("share of the parameters that a cut there keeps", at, kept, unit="%", note=counted)
-        )
+        quantity = "share of the parameters that a cut there keeps"
+        findings.append(Finding(quantity, at, kept, unit="%", note=counted))
     if "published" in tables:
         for weights in map(str, tables["published"]["weights"].unique()):
             rows = rows_of(tables["published"], weights=weights)
@@ -62,15 +60,10 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
         sections += section
     findings += _cautions(settings, tables, parts, named)
     if folder and (folder / "scenes.jpg").exists():
-        sheet = Image(
-            (folder / "scenes.jpg").read_bytes(),
-            "A grid of rendered scenes: one row a class, the object growing from left to right.",
-            wide=True,
-        )
+        alt = "A grid of rendered scenes: one row a class, the object growing from left to right."
+        sheet = Image((folder / "scenes.jpg").read_bytes(), alt, wide=True)
         sections.append(Section("The scenes", "", [sheet], html=render_text("probe.html", "scenes")))
-    skipped = tables["skipped"][tables["skipped"]["reason"] != OTHER_CLASS].drop_duplicates(
-        ["image", "reason"]
-    )
+    skipped = tables["skipped"].query("reason != @OTHER_CLASS").drop_duplicates(["image", "reason"])
     left_out = {str(reason): sorted(rows["image"]) for reason, rows in skipped.groupby("reason")}
     facts = _facts(tables, [part for part in parts if part.main], settings)
     reading = render_text("probe.html", "reading")

@@ -25,7 +25,7 @@ from scalecov_jax.probes.evaluate import ProbeScores
 from scalecov_jax.probes.permutation import Permuted, shuffled
 from scalecov_jax.probes.streamed_ridge import FoldRcvs, FoldScores, score_folds
 from scalecov_jax.probes.sums import Products, fold_of
-from scalecov_jax.rcv import Rcv
+from scalecov_jax.rcv import layer_rcvs
 from scalecov_jax.scores import Condition
 from scalecov_jax.streaming.state import differences, digest, keeper, resume
 from scalecov_jax.streaming.stream_sums import State, Targets, Unreadable, stream_sums
@@ -145,7 +145,18 @@ def _class_result(
     permuted = None
     if settings.permutations:
         permuted = trained.ridge.mean(1)[:, count * (1 + splits) :].reshape(len(layers), -1, count)
-    origins = fingerprints(network, layers)
+    origins, rcvs = fingerprints(network, layers), []
+    named = {
+        "image_class": names["image_class"],
+        "weights_name": names["weights"],
+        "pooling": settings.pooling,
+    }
+    for row, (layer, fit) in enumerate(vectors.items()):
+        of_layer = {"layer": layer, "network": origins[layer], "scale": fit.scale, "mean": fit.mean}
+        numbers = {"alpha": fit.alpha, "r2": own.ridge[row].mean(0), "sigma": fit.sigma}
+        numbers["intercept"] = fit.intercept[0]
+        two = {"weights": fit.weights[0], "pattern": fit.pattern}
+        rcvs += layer_rcvs(concepts, numbers, two, **named, **of_layer)
     return ClassResult(
         scores=pd.concat(scores, ignore_index=True),
         indices=measured.indices[rows],
@@ -158,15 +169,7 @@ def _class_result(
             for layer, rank in zip(layers, trained.rank.max(1), strict=True)
         },
         skipped=[Skipped(image.name, image.reason, image.detail) for image in unreadable],
-        rcvs=[
-            Rcv(
-                concept, names["image_class"], names["weights"], layer, origins[layer], settings.pooling,
-                float(fit.alpha[m]), float(own.ridge[row, :, m].mean()), float(fit.sigma[m]),
-                float(fit.intercept[0, m]), fit.weights[0, :, m], fit.pattern[:, m], fit.scale, fit.mean,
-            )
-            for row, (layer, fit) in enumerate(vectors.items())
-            for m, concept in enumerate(concepts)
-        ],
+        rcvs=rcvs,
         split_rcvs={layer: fit.weights[1:] for layer, fit in vectors.items()},
         folds=fold_table(
             own, trained.inner[..., measures], permuted, images=len(rows), layers=layers, concepts=concepts,

@@ -92,10 +92,8 @@ def layer_table(evidence: Evidence, weights: str, image_class: str) -> pd.DataFr
         behind, peak = _behind_peak(r2), peak_set(r2.value, r2.deviation)
         every = [*zip(map(float, r2.value), r2.deviation, strict=True)]
         own = [jackknife(*one, most=1.0) for one in every]
-        lead = [
-            jackknife(*one).interval.high
-            for one in zip(map(float, behind.value), behind.deviation, strict=True)
-        ]
+        gaps = zip(map(float, behind.value), behind.deviation, strict=True)
+        lead = [jackknife(*one).interval.high for one in gaps]
         intervals = {
             "": [one.interval for one in own],
             "bootstrap_": [bootstrap(*one) for one in every],
@@ -111,12 +109,8 @@ def layer_table(evidence: Evidence, weights: str, image_class: str) -> pd.DataFr
         frame["p_family"] = nothing if tests is None else tests.p_family[:, m]
         frame["p_peak"], frame["may_be_best"] = peak.p, peak.members | (np.array(lead) >= 0)
         frames.append(frame)
-    names = {
-        "weights": weights,
-        "image_class": image_class,
-        "images": evidence.images,
-        "groups": evidence.groups,
-    }
+    names = {"weights": weights, "image_class": image_class}
+    names |= {"images": evidence.images, "groups": evidence.groups}
     table = pd.concat(frames, ignore_index=True).assign(**names)
     first = ["weights", "concept", "image_class", "layer", "images", "groups"]
     return table[[*first, *table.columns.drop(first)]]
@@ -140,9 +134,8 @@ def contrast_table(evidence: Evidence, weights: str, image_class: str) -> pd.Dat
             differences["beyond_nuisances"] = _measure(evidence.partial, m)
         for name, difference in differences.items():
             most = 1.0 if name == "beyond_nuisances" else math.inf
-            for layer, value, deviation in zip(
-                evidence.layers, difference.value, difference.deviation, strict=True
-            ):
+            each = zip(evidence.layers, difference.value, difference.deviation, strict=True)
+            for layer, value, deviation in each:
                 one = jackknife(float(value), deviation, most=most)
                 rows.append((weights, concept, image_class, layer, name, one.value, *one.interval))
     columns = ["weights", "concept", "image_class", "layer", "against", "difference", "low", "high"]
@@ -160,9 +153,8 @@ def choice_table(evidence: Evidence, weights: str, image_class: str) -> pd.DataF
         best = int(evidence.r2.value[:, m].argmax())
         one = jackknife(float(evidence.nested.value[0, m]), evidence.nested.deviation[0, m], most=1.0)
         counts = np.bincount(evidence.chosen[:, m], minlength=len(evidence.layers))
-        chosen = [
-            f"{evidence.layers[k]} {counts[k]}" for k in np.argsort(-counts, kind="stable") if counts[k]
-        ]
+        order = (k for k in np.argsort(-counts, kind="stable") if counts[k])
+        chosen = [f"{evidence.layers[k]} {counts[k]}" for k in order]
         reached = evidence.layers[best], float(evidence.r2.value[best, m])
         rows.append((weights, concept, image_class, *reached, one.value, *one.interval, ", ".join(chosen)))
     columns = ["weights", "concept", "image_class", "best", "best_r2", "r2", "low", "high", "chosen"]
@@ -206,14 +198,10 @@ def case_table(images: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
         peak, second = some.sort_values("r2", ascending=False, kind="stable")["layer"].iloc[:2]
         own = images[images["concept"] == concept]
         best, other = (own[own["layer"] == layer].reset_index(drop=True) for layer in (peak, second))
-        cases = best.drop(columns=["layer", "prediction", "influence"]).assign(
-            peak=peak,
-            second=second,
-            read_at_peak=best["prediction"],
-            read_at_second=other["prediction"],
-            lead=best["influence"] - other["influence"],
-            at=range(len(best)),
-        )
+        read = {"read_at_peak": best["prediction"], "read_at_second": other["prediction"]}
+        lead = best["influence"] - other["influence"]
+        cases = best.drop(columns=["layer", "prediction", "influence"])
+        cases = cases.assign(peak=peak, second=second, **read, lead=lead, at=range(len(best)))
         cases = cases.sort_values("leverage", ascending=False, kind="stable").drop_duplicates("group")
         cases = cases.sort_values("lead", ascending=False, kind="stable")
         rows += [cases[cases["lead"] > 0].head(SHOWN), cases[cases["lead"] < 0].tail(SHOWN)[::-1]]

@@ -27,16 +27,9 @@ def linear_ridge(alphas: Sequence[float] | np.ndarray = ALPHAS) -> Probe:
     return Probe("ridge", lambda z, targets: ridge.linear(z, targets, jnp.asarray(alphas)), ridge.predict)
 
 
-PROBES: dict[str, Probe] = {
-    probe.name: probe
-    for probe in (
-        linear_ridge(),
-        Probe("ols", ridge.linear, ridge.predict),
-        kernel_ridge(),
-        logistic(),
-        local_ridge(),
-    )
-}
+_OLS = Probe("ols", ridge.linear, ridge.predict)
+_PROBES = linear_ridge(), _OLS, kernel_ridge(), logistic(), local_ridge()
+PROBES: dict[str, Probe] = {probe.name: probe for probe in _PROBES}
 
 
 def r2(predictions: Float[Array, "K M"], targets: Float[Array, "K M"]) -> Float[Array, " M"]:

@@ -89,15 +89,9 @@ def score_folds(
     alphas = check_positive("Penalties", alphas)
     _check(layers)
     folds = len(next(iter(layers.values())))
-    with (
-        float64(threads=min(32, os.cpu_count() or 1)),
-        tqdm(
-            total=len(layers) * folds * (folds + 1) // 2,
-            desc=progress,
-            unit="part",
-            disable=progress is None,
-        ) as bar,
-    ):
+    total, threads = len(layers) * folds * (folds + 1) // 2, min(32, os.cpu_count() or 1)
+    shown = tqdm(total=total, desc=progress, unit="part", disable=progress is None)
+    with float64(threads=threads), shown as bar:
         every = [_one_layer(sums, alphas, products, rcvs, bar) for sums in layers.values()]
     scores, vectors = zip(*every, strict=True)
     return FoldScores(*map(np.stack, zip(*scores, strict=True))), list(vectors)
@@ -125,15 +119,8 @@ def _one_layer(
         spread = _spread(sums[out])
         floor = np.float64(max(10 * train.count * np.finfo(float).eps, _ABSENT[products]))
         ols, ridge, rank = _errors(part, sums[out], alpha, floor)
-        rows.append(
-            (
-                1 - np.asarray(ols) / spread,
-                1 - np.asarray(ridge) / spread,
-                alpha,
-                1 - inner[out].min(0) / _spread(train),
-                np.asarray(rank),
-            )
-        )
+        r2 = (1 - np.asarray(errors) / spread for errors in (ols, ridge))
+        rows.append((*r2, alpha, 1 - inner[out].min(0) / _spread(train), np.asarray(rank)))
         bar.update()
     alpha = alphas[outside.argmin(0)]
     fits.insert(0, _linear(_decompose(every, inverse), alpha, rcvs))
@@ -185,14 +172,8 @@ def _decompose(train: Sums, inverse: Float[Array, " D"]) -> _Part:
     a = covered * inverse[:, None] * inverse[None]
     b = (train.xy - n * mean[:, None] * intercept[None]) * inverse[:, None]
     values, vectors = jnp.linalg.eigh((a + a.T) / 2, symmetrize_input=False)
-    return _Part(
-        mean + train.shift_x,
-        inverse,
-        intercept + train.shift_y,
-        jnp.maximum(values, 0),
-        vectors,
-        vectors.T @ b,
-    )
+    middle = mean + train.shift_x, inverse, intercept + train.shift_y
+    return _Part(*middle, jnp.maximum(values, 0), vectors, vectors.T @ b)
 
 
 def _squared_errors(part: _Part, held: Sums, coefficients: Float[Array, "C D M"]) -> Float[Array, "C M"]:
