@@ -147,7 +147,12 @@ def make_rcvs(
         mean = values.mean(0, dtype=np.float64)
         with evaluate.float64():
             pattern = (values - mean).T @ centred / np.square(centred).sum(0)
-        of_layer = {"layer": layer, "network": (networks or {}).get(layer, ""), "scale": scale, "mean": mean}
+        of_layer: Any = {
+            "layer": layer,
+            "network": (networks or {}).get(layer, ""),
+            "scale": scale,
+            "mean": mean,
+        }
         vectors = {"weights": weights, "pattern": pattern}
         numbers = {"alpha": alpha[at], "r2": r2[at], "sigma": targets.std(0), "intercept": intercept}
         found += layer_rcvs(measures, numbers, vectors, **named, **of_layer)
@@ -156,20 +161,17 @@ def make_rcvs(
 
 def layer_rcvs(
     measures: Iterable[str],
-    numbers: Mapping[str, np.ndarray],
-    vectors: Mapping[str, np.ndarray],
+    numbers: Mapping[str, Any],
+    vectors: Mapping[str, Any],
     **common: Any,
 ) -> list[Rcv]:
     """RCVs of one layer from numbers [M], vectors [D, M], and what they have in `common`."""
-    return [
-        Rcv(
-            measure=name,
-            **common,
-            **{field: float(values[m]) for field, values in numbers.items()},
-            **{field: values[:, m] for field, values in vectors.items()},
-        )
-        for m, name in enumerate(measures)
-    ]
+    found = []
+    for m, name in enumerate(measures):
+        own: Any = {field: float(values[m]) for field, values in numbers.items()}
+        own |= {field: values[:, m] for field, values in vectors.items()}
+        found.append(Rcv(measure=name, **common, **own))
+    return found
 
 
 def fit_rcvs(

@@ -11,6 +11,7 @@ from scalecov_jax.experiments import probe_published
 from scalecov_jax.experiments.probe_part import Part
 from scalecov_jax.experiments.probe_settings import Settings
 from scalecov_jax.experiments.probe_tables import scopes
+from scalecov_jax.images.boxes import OTHER_CLASS
 from scalecov_jax.probes.sample_size import dips
 from scalecov_jax.probes.splits import UNGROUPED
 from scalecov_jax.report import plots
@@ -63,7 +64,8 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
         alt = "A grid of rendered scenes: one row a class, the object growing from left to right."
         sheet = Image((folder / "scenes.jpg").read_bytes(), alt, wide=True)
         sections.append(Section("The scenes", "", [sheet], html=render_text("probe.html", "scenes")))
-    skipped = tables["skipped"].query("reason != @OTHER_CLASS").drop_duplicates(["image", "reason"])
+    skipped = tables["skipped"].drop_duplicates(["image", "reason"])
+    skipped = skipped[skipped["reason"] != OTHER_CLASS]
     left_out = {str(reason): sorted(rows["image"]) for reason, rows in skipped.groupby("reason")}
     facts = _facts(tables, [part for part in parts if part.main], settings)
     reading = render_text("probe.html", "reading")

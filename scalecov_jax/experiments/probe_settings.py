@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +26,7 @@ from scalecov_jax.probes.permutation import Permuted
 from scalecov_jax.probes.probe import PROBES
 from scalecov_jax.probes.route import Asked
 from scalecov_jax.probes.splits import Kind, make_splits
-from scalecov_jax.settings import Base, setting, together
+from scalecov_jax.settings import Base, setting
 
 
 @dataclass(frozen=True)
@@ -174,16 +173,25 @@ def open_images(settings: Settings) -> tuple[dict[str, Source], list[Skipped]]:
     Raises:
         ValueError: See `sources.open_source` and `sources.regroup`; what is wrong with all classes.
     """
-    read: Any = csv_text(*settings.group_column) if settings.groups else None
-    rendered: Any = {"count": settings.scenes, "seed": settings.seed, "size": settings.input_size}
-
-    def opened(image_class: str) -> tuple[Source, Sequence[Skipped]]:
-        source, left_out = open_source(settings.images, image_class, **rendered)
-        return regroup(source, lambda name: read(name)[0]) if read else source, left_out
-
-    found = together(*(partial(opened, image_class) for image_class in settings.image_class))
-    sources = {name: source for name, (source, _) in zip(settings.image_class, found, strict=True)}
-    return sources, [image for _, left_out in found for image in left_out]
+    sources, skipped, problems = {}, [], []
+    read = csv_text(*settings.group_column) if settings.groups else None
+    for image_class in settings.image_class:
+        try:
+            source, left_out = open_source(
+                settings.images,
+                image_class,
+                count=settings.scenes,
+                seed=settings.seed,
+                size=settings.input_size,
+            )
+            sources[image_class] = regroup(source, lambda name: read(name)[0]) if read else source
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        skipped += left_out
+    if problems:
+        raise ValueError(" ".join(dict.fromkeys(problems)))
+    return sources, skipped
 
 
 def count_images(settings: Settings) -> dict[str, int]:

@@ -6,12 +6,11 @@ errors and tests in `transfer/metrics.py`, the report in `transfer_report.py`.
 """
 
 import dataclasses
-import tempfile
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -141,11 +140,9 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
         whole and pruned, the latter at the layer chosen most often), magnifications (patches, their sources, mean and sd of their
         area) and left_out (what was not used, by reason).
     """
-    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as where:
-        return _run(settings, Path(where))
-
-
-def _run(settings: Settings, folder: Path) -> dict[str, pd.DataFrame]:
+    if folder is None:
+        with TemporaryDirectory() as temporary:
+            return run(settings, Path(temporary))
     networks = check(settings)
     source, skipped = _source(settings)
     patches = _patches(settings, source, folder / "patches")

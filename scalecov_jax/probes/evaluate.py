@@ -127,8 +127,8 @@ def held_out(
     scores = split_ridge.HeldOut(*(values[..., : count + problem.own.shape[2]] for values in joined))
     if not allow_constant:
         return scores
-    parts = [[np.ptp(targets[part], axis=0) == 0 for part in (mask, ~mask)] for mask in splits]
-    constant = np.array(parts).any(1)
+    spread = np.array([[np.ptp(targets[part], axis=0) for part in (mask, ~mask)] for mask in splits])
+    constant: Any = (spread == 0).any(1)
     return scores._replace(r2=np.where(constant[None], np.nan, scores.r2))
 
 

@@ -161,12 +161,6 @@ def stream_sums(
     return state
 
 
-def flushes(folds: Int[np.ndarray, " N"], batch_size: int, flush: int) -> int:
-    """Number of times that a pass adds up its sums."""
-    together = max(1, ROWS // batch_size)
-    return len(_plan(folds, batch_size, -(-flush // together) * together)[1])
-
-
 def _plan(
     folds: Int[np.ndarray, " N"], batch_size: int, flush: int
 ) -> tuple[Int[np.ndarray, "B b"], list[_Stretch]]:
