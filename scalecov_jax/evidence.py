@@ -46,7 +46,7 @@ class Evidence(NamedTuple):
     groups: int  # G, the patients, slides or images that another sample would draw afresh
     n_train: float  # images in one training part, the mean where parts differ
     n_test: float  # images in one held-out part
-    r2: Known  # Held-out R2
+    r2: Known  # held-out R2
     splits: Float[np.ndarray, "L S M"]  # of each split
     nested: Known  # R2 of the layer that leave-one-out inside each training part chose
     chosen: Int[np.ndarray, "S M"]  # that layer's index for each split and measure

@@ -169,7 +169,7 @@ class Subject:
     """A network and what is asked of it."""
 
     name: str  # of the network; those with random weights are called NAME-random
-    network: Network  # network
+    network: Network
     settings: Settings  # of the explanation
     targets: Sequence[Target] = ()  # what is explained; for score propagation possibly several
     asked: Sequence[str] = ()  # names of the targets as they were asked for

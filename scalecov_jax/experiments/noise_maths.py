@@ -41,7 +41,7 @@ class Design(NamedTuple):
     """How images become training and held-out parts."""
 
     train: int = 5  # training images of the published setting
-    test: int = 20  # Held-out images of the published setting
+    test: int = 20  # held-out images of the published setting
     splits: int = 25  # draws of the published setting, and splits of the others
     seed: int = 0  # of the draws and splits
     # further ranges of widths for the published setting, smallest and largest in pixels

@@ -40,12 +40,12 @@ class ProbeScores(NamedTuple):
 class Inference(NamedTuple):
     """Ridge on every layer; L layers, S splits, N images, G groups of images, M concept measures."""
 
-    # Held-out R2 of every split, of the measures and then of the shuffled ones
+    # held-out R2 of every split, of the measures and then of the shuffled ones
     r2: Float[np.ndarray, "L S MO"]
     # penalty of every split, by exact leave-one-out inside its training part
     alpha: Float[np.ndarray, "L S MO"]
     inner: Float[np.ndarray, "L S MO"]  # leave-one-out R2 inside the training part at that penalty
-    # Held-out R2 of least squares, where there are shuffled measures; else [L, S, 0]
+    # held-out R2 of least squares, where there are shuffled measures; else [L, S, 0]
     ols: Float[np.ndarray, "L S _"]
     # r2 when a group of images is taken out of the whole experiment; 0 where it is not defined
     without: Float[np.ndarray, "L S G M"]

@@ -55,7 +55,7 @@ class HeldOut(NamedTuple):
     alpha: Float[AnyArray, "*L S M"]  # the penalty
     # leave-one-out R2 inside the training part at that penalty; it knows nothing of the held-out part
     inner: Float[AnyArray, "*L S M"]
-    # Held-out R2 of least squares of minimum norm; None if not asked for
+    # held-out R2 of least squares of minimum norm; None if not asked for
     ols: Float[AnyArray, "*L S M"] | None = None
 
 

@@ -13,7 +13,7 @@ class Finding:
 
     quantity: str  # what was measured and how, such as "median R² of the width under GAP, ridge"
     at: str  # where, such as "InceptionV3 mixed0, 75 to 500 px"
-    value: float  # the number
+    value: float
     low: float | None = None  # lower end of its interval; None where there is none
     high: float | None = None  # upper end of its interval
     interval: str = ""  # what the interval is, such as "quartiles of 25 splits"
