@@ -105,7 +105,7 @@ def weigh(
         permutations: For the tests; none if 0.
         alphas: Penalties of ridge to choose from.
         seed: Of the permutations.
-        progress: Label of progress bars on stderr; none when absent.
+        progress: Label of progress bars.
 
     Raises:
         ValueError: See `evaluate.infer` and `permutation.permutation_test`.

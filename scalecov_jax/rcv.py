@@ -127,16 +127,9 @@ def make_rcvs(
 ) -> list[Rcv]:
     """RCVs of every measure and layer.
 
-    Args:
-        measures: Values of each concept measure.
-        features: Of each layer.
-        fits: Of each layer weights and intercepts of the fit to all images, and the sd of each feature (`evaluate.weights_of`).
-        alpha: Penalties of these fits.
-        r2: Held-out R2 of each layer and measure, such as the mean over splits of `evaluate.held_out`.
-        networks: Fingerprint of each layer; none for features that came without a network.
-        weights_name: For the record, as are `image_class` and `pooling`.
-        image_class: What the images show.
-        pooling: How maps became features.
+    Of each layer `fits` are weights and intercepts of the fit to all images, and the sd of each feature (`evaluate.weights_of`);
+    `alpha` are the penalties of these fits, `r2` is held out, such as the mean over splits of `evaluate.held_out`. Features that
+    came without a network have no fingerprint in `networks`.
     """
     targets = np.stack(list(measures.values()), 1).astype(np.float64)
     centred = targets - targets.mean(0)

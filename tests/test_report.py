@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 import matplotlib
 import pandas as pd
 import pytest
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from scalecov_jax.report import page, plots, style
@@ -118,7 +119,7 @@ def test_everything_is_escaped():
             skipped={HOSTILE: [HOSTILE]},
             sections=[page.Section(HOSTILE, HOSTILE, [image], [table])],
             provenance={HOSTILE: HOSTILE},
-            reading={HOSTILE: HOSTILE},
+            reading=Markup.escape(HOSTILE),
         )
     )
     assert "<script" not in html

@@ -52,13 +52,8 @@ def measure_all(
 
     Where no measure reads pixels, images in folders with boxes are not decoded.
 
-    Args:
-        measures: See `measure.MEASURES` and `measure.get_measures`.
-        source: Examples; those that cannot be decoded are left out and named.
-        cache: CSV table of what was measured, see `MeasureCache`; read first, and written every 5 seconds and at the end,
-            however that comes about. Nothing is kept when absent.
-        workers: Threads; as many as processors, at most 8, when absent.
-        progress: Label of a progress bar on stderr; none when absent.
+    Examples that cannot be decoded are left out and named. The `cache` (see `MeasureCache`) is read first, and written every 5
+    seconds and at the end, however that comes about. Threads are as many as processors, at most 8, when not given.
 
     Raises:
         ValueError: No measure, one name twice, `workers` below 1, a damaged cache; or measures that raise or are not finite on

@@ -117,7 +117,7 @@ def start(objectives: Sequence[Objective], *, size: int = 128, images: int = 1, 
         )
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(counts[0]))
     spectra = jax.vmap(lambda key: random_spectra(key, images, size))(keys)
-    return State(spectra, _adam(0.0).init(spectra), keys, 0, jnp.zeros(counts[0]))
+    return State(spectra, optax.adam(0.0).init(spectra), keys, 0, jnp.zeros(counts[0]))
 
 
 def advance(
@@ -144,7 +144,7 @@ def advance(
         return state
     moments = state.moments
     if state.step == begin and begin:
-        moments = _adam(0.0).init(state.spectra)
+        moments = optax.adam(0.0).init(state.spectra)
     steps = min(steps, begin + stage.steps - state.step)
     spectra, moments, values, alive = _advance(
         module,
@@ -228,10 +228,6 @@ def pictures(state: State) -> UInt8[np.ndarray, "M K size size 3"]:
     return np.asarray(jnp.round(255 * jax.vmap(to_images)(state.spectra))).astype(np.uint8)
 
 
-def _adam(learning_rate: Any) -> optax.GradientTransformation:
-    return optax.adam(learning_rate)
-
-
 @partial(jit, static_argnames=("module", "preprocessing", "transforms"))
 def _advance(
     module: nn.Module,
@@ -246,7 +242,7 @@ def _advance(
     steps: Any,
 ) -> tuple[Array, Any, Float[Array, " M"], Array]:
     learning_rate, variation, diversity = rates
-    optimizer = _adam(learning_rate)
+    optimizer = optax.adam(learning_rate)
 
     def loss(
         spectra: Array, key: Any, wanted: tuple[Objective, ...], redirected: Array

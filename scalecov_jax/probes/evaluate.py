@@ -145,16 +145,9 @@ def infer(
 ) -> Inference:
     """Fit ridge to every layer and split, leaving out images and groups in turn.
 
-    Args:
-        features: Of each layer.
-        targets: Concept measures, the same for all splits.
-        splits: True marks the training part.
-        groups: Patient, slide or source image of each image, what another sample would draw afresh; each image when absent.
-        shuffled: Further measures of each split, of which held-out scores are wanted and nothing else. With them come the scores
-            of least squares, since both take a decomposition of each training part.
-        nuisances: Measures that are fitted without a penalty beside the intercept, in every training part.
-        alphas: Penalties to choose from.
-        progress: Label of a progress bar.
+    Groups are the patients, slides or source images of the images, what another sample would draw afresh; each image when absent.
+    Of the measures `shuffled` in each split held-out scores are wanted and nothing else. With them come the scores of least
+    squares, since both take a decomposition of each training part. Nuisances are fitted without a penalty beside the intercept.
 
     Raises:
         ValueError: See `contract.check_problem`; nuisances that are not one row an image, or so many that nothing is left.

@@ -30,10 +30,8 @@ def local_ridge(clusters: int = 3, minimum: int = 20, alphas: Sequence[float] | 
     Clusters are found in the space of standardised features: k-means++ with a fixed key, then Lloyd's algorithm. In a cluster
     features are centred, but keep the scale of the whole training part.
 
-    Args:
-        clusters: Their number.
-        minimum: A cluster of fewer images takes the ridge of all of them.
-        alphas: Penalties, chosen for each cluster and target by exact leave-one-out.
+    A cluster of fewer than `minimum` images takes the ridge of all of them. Penalties are chosen for each cluster and target by
+    exact leave-one-out.
 
     Raises:
         ValueError: No cluster, a minimum below 2, or a penalty that is not positive.

@@ -38,16 +38,9 @@ def choose_route(
 ) -> Route:
     """Stream where there are many images and the splits allow it.
 
-    Args:
-        asked: auto, memory or streamed.
-        images: Number of images N.
-        widths: Features of each layer D.
-        splitting: Kind of the splits, see `splits.make_splits`.
-        splits: Number of splits or folds; of leave_one_group_out the number of groups.
-        measures: Number of concept measures.
-        permutations: Of the measures.
-        needs_features: What else was asked for that sums cannot give, such as a probe.
-        limit: Bytes that may be used; half of the machine's memory when absent.
+    `splitting` is a kind of `splits.make_splits`, of `splits` splits or folds (of leave_one_group_out the number of groups);
+    `needs_features` is what else was asked for that sums cannot give, such as a probe; `limit` the bytes that may be used, half
+    of the machine's memory when absent.
 
     Raises:
         ValueError: Streaming was asked for and is impossible, or there is no such route.
@@ -87,10 +80,10 @@ def choose_route(
 
 
 def streamed_bytes(images: int, widths: Sequence[int], folds: int, measures: int, permutations: int) -> int:
-    """Bytes that streaming takes: sums of all folds, one fold on the device with room for its products, and the solution of
-    the widest layer; the order of the images in every permutation.
+    """Bytes that streaming takes.
 
-    Only permutations grow with the number of images; `sums.ROWS` of them are added at a time.
+    Sums of all folds, one fold on the device with room for its products, and the solution of the widest layer; the order of
+    the images in every permutation. Only permutations grow with the number of images; `sums.ROWS` of them are added at a time.
     """
     targets = measures * (1 + folds + permutations)  # as they are, shuffled for each fold, permuted
     sums = (folds + 3) * bytes_of(widths, targets)

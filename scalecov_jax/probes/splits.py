@@ -26,14 +26,9 @@ def make_splits(
 ) -> Bool[np.ndarray, "S N"]:
     """Splits of a kind that a config names; True marks the training part.
 
-    Args:
-        kind: random, stratified, grouped, k_fold, grouped_k_fold or leave_one_group_out; auto is grouped where several images
-            belong to one group, and random otherwise.
-        count: Number of images N.
-        splits: Number of splits S, or of folds; leave_one_group_out makes as many as there are groups, whatever this says.
-        seed: Of everything random.
-        groups: Patient, slide or source image of each image; for auto, the last two kinds and grouped.
-        values: The concept measure of each image; for stratified.
+    auto is grouped where several images belong to one group, and random otherwise; leave_one_group_out makes as many splits as
+    there are groups. Groups are the patients, slides or source images of the images; values are of the concept measure, and count
+    for stratified alone.
 
     Raises:
         ValueError: No such kind (the nearest is named), groups or values missing or not one an image, or what the kind's own

@@ -94,8 +94,8 @@ class Report(NamedTuple):
     sections: Sequence[Section] = ()  # figures, tables and text
     # command, seed, versions, config, checksum, device, date, wall time; in this order
     provenance: Mapping[str, str] = {}
-    # how to read the page, term by term, or as text from a template
-    reading: Mapping[str, str] | Markup = Markup()
+    # how to read the page, from a template
+    reading: Markup = Markup()
     method: Method = GRAZIANI  # named below it
     lead: Image | None = None  # A figure under the answer
 

@@ -97,23 +97,11 @@ def stream_sums(
 
     The bits depend on `batch_size`, `flush` and the devices, not on `workers`, nor on where a pass was broken and went on.
 
-    Args:
-        network: See `features.compute_features`, as `size`, `dtype` and `pooling`.
-        source: Examples; those that cannot be decoded are left out and named.
-        indices: Which examples to take; each is read once, by one host.
-        folds: The fold of each, from 0; see `probes.sums.fold_of`.
-        targets: What is regressed, one row for each of `indices`.
-        layers: See `features.pooled_features`.
-        size: In pixels.
-        batch_size: Images a step over all hosts, rounded up to a multiple of the number of devices.
-        dtype: Of the forward pass.
-        pooling: One of `features.POOLINGS`.
-        products: See `probes.sums.add`.
-        flush: Batches after which sums are added up and `keep` is called.
-        state: Where an earlier pass over the same images was broken off.
-        keep: Called with every new state, on every host.
-        workers: Processes that decode; see `batching.batches`.
-        progress: Label of a progress bar of the first host.
+    Examples of `indices` are read once each, by one host; those that cannot be decoded are left out and named. Folds count from 0
+    (see `probes.sums.fold_of`). `batch_size` are images a step over all hosts, rounded up to a multiple of the number of devices.
+    After every `flush` batches sums are added up, and `keep` is called with the new state on every host; `state` is where an
+    earlier pass over the same images was broken off. See also `features.compute_features`, `probes.sums.add` and
+    `batching.batches`.
 
     Raises:
         ValueError: See `check_request`; most images of a stretch cannot be read, as when a disk or a shard vanishes.
@@ -211,10 +199,8 @@ def _flushed(
 class DeviceSums:
     """Sums on the devices and the batches that wait to be added to them.
 
-    Args:
-        shift_y: First guess of the mean of each target; that of the features is the mean of the first images.
-        together: Batches added at once; what is left at the end of a stretch is added by eighths of that, then one by one.
-        products: See `probes.sums.add`.
+    That of the features is the mean of the first images, that of the targets given. `together` batches are added at once; what is
+    left at the end of a stretch is added by eighths of that, then one by one.
     """
 
     def __init__(self, shift_y: Float[np.ndarray, " M"], together: int, products: Products):

@@ -111,18 +111,9 @@ def fine_tune(
     Data-parallel over all devices: the batch is split, the batch normalisation sees all of it. A checkpoint is written after
     every epoch; a damaged one is set aside with a warning and the one before it is taken.
 
-    Args:
-        network: Where to start, stopped after the layer of the cut (its head, if it has one, is not used).
-        source: Patches.
-        areas: Mean nucleus area of each in pixels; or its class, 0 or 1.
-        train: Indices of the training patches.
-        test: Indices of the held-out patches.
-        folder: For the checkpoints and the curve.
-        size: Height and width of the patches in pixels.
-        seed: Of the head and of the order of the patches.
-        recipe: How to train.
-        preprocessing: In place of the one of the network's card: `raw` is the published way.
-        progress: Label of the progress bar.
+    The network starts stopped after the layer of the cut (its head, if it has one, is not used). Areas are the mean nucleus area
+    of each patch in pixels, or its class, 0 or 1; `train` and `test` are indices of patches of `size` pixels;
+    `preprocessing` replaces that of the network's card: `raw` is the published way.
 
     Raises:
         ValueError: Areas that are not finite, too few patches for one batch, a batch that the devices cannot share, or a patch
