@@ -26,8 +26,7 @@ from scalecov_jax.features import local_to_global, sharded_forward
 from scalecov_jax.images.image_set import Example
 from scalecov_jax.models.architecture import available_layers, get_architecture
 from scalecov_jax.models.pruning import abstract_variables
-from scalecov_jax.streaming.device_sums import DeviceSums
-from scalecov_jax.streaming.stream_sums import Targets, stream_sums
+from scalecov_jax.streaming.stream_sums import DeviceSums, Targets, stream_sums
 
 ARCHITECTURE = flags.DEFINE_string("architecture", "inception_v3", "Network of part (a).")
 IMAGES = flags.DEFINE_integer("images", 320, "Images of part (a).")

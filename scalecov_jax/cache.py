@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pandas as pd
 from absl import logging
 from jaxtyping import Float, UInt8
 
 from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.images.image_set import Example
-from scalecov_jax.tables import read_table, write_table
 
 LIMIT = 10 * 2**30
 
@@ -92,15 +92,10 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], *, shared: bool = False)
 
 
 class FeatureStore(NamedTuple):
-    """A folder of pooled features, one file an image, by `image_key`.
+    """A folder of pooled features, one file an image, by `image_key`."""
 
-    Attributes:
-        folder: Made when it is first written to.
-        limit: Bytes that `trim` leaves at most.
-    """
-
-    folder: Path
-    limit: int = LIMIT
+    folder: Path  # made when it is first written to
+    limit: int = LIMIT  # bytes that `trim` leaves at most
 
     def read(self, key: str, layers: Sequence[str]) -> dict[str, Float[np.ndarray, " D"]] | None:
         """The features of an image at all of `layers`, or None."""
@@ -136,11 +131,7 @@ class FeatureStore(NamedTuple):
         return self.folder / key[:2] / f"{key}.npz"
 
 
-class _Row(NamedTuple):
-    image: str
-    content: str
-    measure: str
-    value: float
+_COLUMNS = {"image": str, "content": str, "measure": str, "value": float}
 
 
 class MeasureCache:
@@ -156,13 +147,21 @@ class MeasureCache:
             ValueError: The file is no such table.
         """
         self.path, self._lock, self._changed = path, Lock(), False
+        self._values: dict[tuple[str, str, str], float] = {}
+        if path is None or not path.exists():
+            return
         try:
-            rows = read_table(path, _Row) if path is not None and path.exists() else []
+            table = pd.read_csv(path, dtype=_COLUMNS, keep_default_na=False)
+            more = not isinstance(
+                table.index, pd.RangeIndex
+            )  # pandas takes the first of too many cells as an index
+            if more or [*table] != [*_COLUMNS] or not np.isfinite(table["value"]).all():
+                raise ValueError(f"expected {', '.join(_COLUMNS)} in every line, and finite values")
         except ValueError as error:
             raise ValueError(
-                f"{error} It should hold measures computed earlier; delete it to compute them again."
+                f"{path}: {error}. It should hold measures computed earlier; delete it to compute them again."
             ) from None
-        self._values = {row[:3]: row.value for row in rows}
+        self._values = {tuple(key): value for *key, value in table.itertuples(index=False, name=None)}
 
     def get(self, image: str, content: str, measure: str) -> float | None:
         """The value, if it is known."""
@@ -180,4 +179,6 @@ class MeasureCache:
             changed, rows = self._changed, sorted(self._values.items())
             self._changed = False
         if changed and self.path is not None:
-            write_table(self.path, _Row, (_Row(*key, value) for key, value in rows))
+            table = pd.DataFrame([(*key, value) for key, value in rows], columns=[*_COLUMNS])
+            with replacing(self.path) as partial:
+                table.to_csv(partial, index=False, lineterminator="\n")

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -13,17 +13,11 @@ from scalecov_jax.probes.permutation import Permutation, compare_orders, permuta
 
 
 class Known(NamedTuple):
-    """A mean over splits for every layer and measure.
+    """A mean over splits for every layer and measure."""
 
-    Attributes:
-        value: The mean.
-        deviation: Its deviations (`statistics.deviations`) over the groups.
-        sample: Digest of the measures, groups and splits that it was computed from.
-    """
-
-    value: Float[np.ndarray, "L M"]
-    deviation: Float[np.ndarray, "L M G"]
-    sample: str
+    value: Float[np.ndarray, "L M"]  # the mean
+    deviation: Float[np.ndarray, "L M G"]  # its deviations (`statistics.deviations`) over the groups
+    sample: str  # digest of the measures, groups and splits that it was computed from
 
     def __sub__(self, other: "Known") -> "Known":
         """The difference, over the same groups.
@@ -44,63 +38,39 @@ class Evidence(NamedTuple):
     """Everything inferred from the images of one class (or of several, see `pool`), by ridge.
 
     L layers, S splits, N images, G groups, M concept measures.
-
-    Attributes:
-        layers: From input to output.
-        concepts: Names of the measures.
-        images: N.
-        groups: G, the patients, slides or images that another sample would draw afresh.
-        n_train: Images in one training part, the mean where parts differ.
-        n_test: Images in one held-out part.
-        r2: Held-out R2.
-        splits: Of each split.
-        nested: R2 of the layer that leave-one-out inside each training part chose.
-        chosen: That layer's index for each split and measure.
-        controls: R2 of what the layers are compared with, by name: random_weights, pixels, nuisances.
-        by_split: Of every split by condition (trained, random_weights, shuffled_measure); empty for pooled classes.
-        partial: R2 beyond the nuisance measures; None without any.
-        permutation: Tests against permuted measures; None if not asked for.
-        r2_left_out: Leave-one-out R2 of all images.
-        dof: Effective degrees of freedom of the fit to all images.
-        alpha: Its penalty.
-        dual: Dual coefficients (`ridge`) of the fit to all images, then of those to each training part; None for pooled classes.
-        cases: Of each image; None for pooled classes.
     """
 
-    layers: tuple[str, ...]
-    concepts: tuple[str, ...]
-    images: int
-    groups: int
-    n_train: float
-    n_test: float
-    r2: Known
-    splits: Float[np.ndarray, "L S M"]
-    nested: Known
-    chosen: Int[np.ndarray, "S M"]
+    layers: tuple[str, ...]  # from input to output
+    concepts: tuple[str, ...]  # names of the measures
+    images: int  # N
+    groups: int  # G, the patients, slides or images that another sample would draw afresh
+    n_train: float  # images in one training part, the mean where parts differ
+    n_test: float  # images in one held-out part
+    r2: Known  # held-out R2
+    splits: Float[np.ndarray, "L S M"]  # of each split
+    nested: Known  # R2 of the layer that leave-one-out inside each training part chose
+    chosen: Int[np.ndarray, "S M"]  # that layer's index for each split and measure
+    # R2 of what the layers are compared with, by name: random_weights, pixels, nuisances
     controls: Mapping[str, Known]
+    # of every split by condition (trained, random_weights, shuffled_measure); empty for pooled classes
     by_split: Mapping[str, ProbeScores]
-    partial: Known | None
-    permutation: Permutation | None
-    r2_left_out: Float[np.ndarray, "L M"]
-    dof: Float[np.ndarray, "L M"]
-    alpha: Float[np.ndarray, "L M"]
+    partial: Known | None  # R2 beyond the nuisance measures; None without any
+    permutation: Permutation | None  # tests against permuted measures; None if not asked for
+    r2_left_out: Float[np.ndarray, "L M"]  # leave-one-out R2 of all images
+    dof: Float[np.ndarray, "L M"]  # effective degrees of freedom of the fit to all images
+    alpha: Float[np.ndarray, "L M"]  # its penalty
+    # dual coefficients (`ridge`) of the fit to all images, then of those to each training part; None for pooled classes
     dual: Float[np.ndarray, "L S1 N M"] | None
-    cases: "Cases | None"
+    cases: "Cases | None"  # of each image; None for pooled classes
 
 
 class Cases(NamedTuple):
-    """What single images do.
+    """What single images do."""
 
-    Attributes:
-        measure: The concept measure.
-        prediction: By the fit to all other images.
-        leverage: In the fit to all images.
-        influence: How much higher the mean held-out R2 is with the image's group than without it.
-    """
-
-    measure: Float[np.ndarray, "N M"]
-    prediction: Float[np.ndarray, "L N M"]
-    leverage: Float[np.ndarray, "L N M"]
+    measure: Float[np.ndarray, "N M"]  # the concept measure
+    prediction: Float[np.ndarray, "L N M"]  # by the fit to all other images
+    leverage: Float[np.ndarray, "L N M"]  # in the fit to all images
+    # how much higher the mean held-out R2 is with the image's group than without it
     influence: Float[np.ndarray, "L N M"]
 
 
@@ -130,12 +100,12 @@ def weigh(
         shuffled: For each split the measures in another order, as a control of the scores; least squares is scored only with it.
         groups: See `evaluate.infer`; permutations keep to them too (`permutation`).
         random_weights: Features of the same layers with random weights, as a control.
-        pixels: Features made of the pixels alone, as a control (`controls.pixel_features`).
+        pixels: Features made of the pixels alone, as a control (`probe_memory.pixel_features`).
         nuisances: Measures that should not matter: a control by themselves (least squares), and what `partial` is beyond.
         permutations: For the tests; none if 0.
         alphas: Penalties of ridge to choose from.
         seed: Of the permutations.
-        progress: Label of progress bars on stderr; none when absent.
+        progress: Label of progress bars.
 
     Raises:
         ValueError: See `evaluate.infer` and `permutation.permutation_test`.
@@ -160,9 +130,8 @@ def weigh(
         rows = [index for index, kind in enumerate(kinds) if kind == name]
         controls[name] = Known(everything.value[rows], everything.deviation[rows], sample)
     own = slice(0, len(layers))
-    trained = evaluate.Inference(
-        *(getattr(found, name) if name == "defined" else getattr(found, name)[own] for name in found._fields)
-    )
+    of_layers = {*found._fields} - {"defined"}
+    trained = found._replace(**{name: getattr(found, name)[own] for name in of_layers})
     partial = None
     if nuisances is not None and nuisances.shape[1]:
         nothing = {"nuisances": np.zeros((count, 1))}
@@ -231,26 +200,13 @@ def pool(classes: Sequence[Evidence]) -> Evidence:
     Raises:
         ValueError: The classes differ in layers, measures, splits or controls.
     """
+
+    def kind(one: Evidence) -> tuple[Any, ...]:
+        there = {*one.controls}, one.partial is None, one.permutation is None
+        return one.layers, one.concepts, len(one.chosen), *there
+
     first = classes[0]
-    if any(
-        (
-            one.layers,
-            one.concepts,
-            len(one.chosen),
-            {*one.controls},
-            one.partial is None,
-            one.permutation is None,
-        )
-        != (
-            first.layers,
-            first.concepts,
-            len(first.chosen),
-            {*first.controls},
-            first.partial is None,
-            first.permutation is None,
-        )
-        for one in classes
-    ):
+    if any(kind(one) != kind(first) for one in classes):
         raise ValueError("Only classes with the same layers, measures, splits and controls can be pooled.")
 
     def mean(parts: Sequence[Known]) -> Known:
@@ -268,22 +224,21 @@ def pool(classes: Sequence[Evidence]) -> Evidence:
             if one.permutation is not None
         ]
         tests = compare_orders(np.mean(orders, axis=0))._replace(permuted=first.permutation.permuted)
+
+    def each(name: str) -> list[Any]:
+        return [getattr(one, name) for one in classes]
+
     return first._replace(
-        images=sum(one.images for one in classes),
-        groups=sum(one.groups for one in classes),
-        n_train=float(np.mean([one.n_train for one in classes])),
-        n_test=float(np.mean([one.n_test for one in classes])),
-        r2=mean([one.r2 for one in classes]),
-        splits=np.mean([one.splits for one in classes], axis=0),
-        nested=mean([one.nested for one in classes]),
-        chosen=np.concatenate([one.chosen for one in classes]),
-        controls={name: mean([one.controls[name] for one in classes]) for name in first.controls},
+        **{name: sum(each(name)) for name in ("images", "groups")},
+        **{name: float(np.mean(each(name))) for name in ("n_train", "n_test")},
+        **{name: np.mean(each(name), axis=0) for name in ("splits", "r2_left_out", "dof")},
+        **{name: mean(each(name)) for name in ("r2", "nested")},
+        chosen=np.concatenate(each("chosen")),
+        controls={name: mean([of[name] for of in each("controls")]) for name in first.controls},
         by_split={},
-        partial=None if first.partial is None else mean([one.partial for one in classes if one.partial]),
+        partial=None if first.partial is None else mean(each("partial")),
         permutation=tests,
-        r2_left_out=np.mean([one.r2_left_out for one in classes], axis=0),
-        dof=np.mean([one.dof for one in classes], axis=0),
-        alpha=np.exp(np.mean([np.log(one.alpha) for one in classes], axis=0)),
+        alpha=np.exp(np.mean(np.log(each("alpha")), axis=0)),
         dual=None,
         cases=None,
     )

@@ -1,12 +1,14 @@
 """Regression concept vectors: the directions in a layer along which a concept measure grows, and what they were fitted on."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
 
 from scalecov_jax.atomic import replacing
@@ -29,40 +31,24 @@ class Rcv:
     how the features change with the concept: Cov(x, y) / Var(y) of each feature. They differ where features are correlated, since
     the filter also subtracts what disturbs the reading.
 
-    Attributes:
-        measure: Name of the concept measure.
-        image_class: The images it was fitted on; empty where they have no class.
-        weights_name: Name of the weights of the network.
-        layer: Whose pooled features it was fitted on.
-        network: See `checkpoints.fingerprints`; empty for features that came without a network.
-        pooling: How maps became features.
-        alpha: The penalty of ridge, on features divided by `scale`.
-        r2: Mean held-out R2 of the probe over splits.
-        sigma: Standard deviation of the measure over the images.
-        intercept: Of the filter.
-        weights: The filter, in units of the measure per unit of the feature.
-        pattern: In units of the feature per unit of the measure.
-        scale: Standard deviation of each feature over the images; 1 of a constant one.
-        mean: Mean of each feature over the images.
-
     Source: Graziani et al. 2018, Regression Concept Vectors (there by least squares); Haufe et al. 2014, On the interpretation of
         weight vectors of linear models in multivariate neuroimaging; Pahde et al. 2022, Navigating Neural Space (patterns).
     """
 
-    measure: str
-    image_class: str
-    weights_name: str
-    layer: str
-    network: str
-    pooling: str
-    alpha: float
-    r2: float
-    sigma: float
-    intercept: float
-    weights: Float[np.ndarray, " D"]
-    pattern: Float[np.ndarray, " D"]
-    scale: Float[np.ndarray, " D"]
-    mean: Float[np.ndarray, " D"]
+    measure: str  # name of the concept measure
+    image_class: str  # the images it was fitted on; empty where they have no class
+    weights_name: str  # name of the weights of the network
+    layer: str  # whose pooled features it was fitted on
+    network: str  # see `checkpoints.fingerprints`; empty for features that came without a network
+    pooling: str  # how maps became features
+    alpha: float  # the penalty of ridge, on features divided by `scale`
+    r2: float  # mean held-out R2 of the probe over splits
+    sigma: float  # standard deviation of the measure over the images
+    intercept: float  # of the filter
+    weights: Float[np.ndarray, " D"]  # the filter, in units of the measure per unit of the feature
+    pattern: Float[np.ndarray, " D"]  # in units of the feature per unit of the measure
+    scale: Float[np.ndarray, " D"]  # standard deviation of each feature over the images; 1 of a constant one
+    mean: Float[np.ndarray, " D"]  # mean of each feature over the images
 
     def vector(self, kind: Vector | str = "filter") -> Float[np.ndarray, " D"]:
         """The filter or the pattern, of unit length.
@@ -88,9 +74,6 @@ class Rcv:
     def predict(self, features: Features | Float[np.ndarray, "N _"]) -> Float[np.ndarray, " N"]:
         """The measure that the filter reads, features @ w + intercept.
 
-        Args:
-            features: From `features.compute_features`, or an array whose origin only you know.
-
         Raises:
             ValueError: Features of another layer, network or pooling, or of another width.
         """
@@ -106,11 +89,6 @@ class Rcv:
 
         Along the filter by the shortest way on which its reading grows so, phi + sigmas sigma w / |w|^2; along the pattern as
         features grow with the measure on average, phi + sigmas sigma a.
-
-        Args:
-            features: See `predict`.
-            sigmas: How far.
-            kind: Along which vector.
 
         Raises:
             ValueError: See `predict` and `vector`.
@@ -149,44 +127,43 @@ def make_rcvs(
 ) -> list[Rcv]:
     """RCVs of every measure and layer.
 
-    Args:
-        measures: Values of each concept measure.
-        features: Of each layer.
-        fits: Of each layer weights and intercepts of the fit to all images, and the sd of each feature (`evaluate.weights_of`).
-        alpha: Penalties of these fits.
-        r2: Held-out R2 of each layer and measure, such as the mean over splits of `evaluate.held_out`.
-        networks: Fingerprint of each layer; none for features that came without a network.
-        weights_name: For the record, as are `image_class` and `pooling`.
-        image_class: What the images show.
-        pooling: How maps became features.
+    Of each layer `fits` are weights and intercepts of the fit to all images, and the sd of each feature (`evaluate.weights_of`);
+    `alpha` are the penalties of these fits, `r2` is held out, such as the mean over splits of `evaluate.held_out`. Features that
+    came without a network have no fingerprint in `networks`.
     """
     targets = np.stack(list(measures.values()), 1).astype(np.float64)
     centred = targets - targets.mean(0)
+    named = {"image_class": image_class, "weights_name": weights_name, "pooling": pooling}
     found = []
     for at, (layer, values) in enumerate(features.items()):
         weights, intercept, scale = fits[layer]
         mean = values.mean(0, dtype=np.float64)
         with evaluate.float64():
             pattern = (values - mean).T @ centred / np.square(centred).sum(0)
-        found += [
-            Rcv(
-                name,
-                image_class,
-                weights_name,
-                layer,
-                (networks or {}).get(layer, ""),
-                pooling,
-                float(alpha[at, m]),
-                float(r2[at, m]),
-                float(targets[:, m].std()),
-                float(intercept[m]),
-                weights[:, m],
-                pattern[:, m],
-                scale,
-                mean,
-            )
-            for m, name in enumerate(measures)
-        ]
+        of_layer: Any = {
+            "layer": layer,
+            "network": (networks or {}).get(layer, ""),
+            "scale": scale,
+            "mean": mean,
+        }
+        vectors = {"weights": weights, "pattern": pattern}
+        numbers = {"alpha": alpha[at], "r2": r2[at], "sigma": targets.std(0), "intercept": intercept}
+        found += layer_rcvs(measures, numbers, vectors, **named, **of_layer)
+    return found
+
+
+def layer_rcvs(
+    measures: Iterable[str],
+    numbers: Mapping[str, Any],
+    vectors: Mapping[str, Any],
+    **common: Any,
+) -> list[Rcv]:
+    """RCVs of one layer from numbers [M], vectors [D, M], and what they have in `common`."""
+    found = []
+    for m, name in enumerate(measures):
+        own: Any = {field: float(values[m]) for field, values in numbers.items()}
+        own |= {field: values[:, m] for field, values in vectors.items()}
+        found.append(Rcv(measure=name, **common, **own))
     return found
 
 
@@ -200,16 +177,7 @@ def fit_rcvs(
     pooling: str = "gap",
     alphas: Float[np.ndarray, " A"] = evaluate.ALPHAS,
 ) -> list[Rcv]:
-    """RCVs of one layer, where no probe run has written them.
-
-    Args:
-        network: That computed the features.
-        layer: Where.
-        features: Pooled, as by `features.compute_features`.
-        measures: Values of each concept measure.
-        splits: True marks the training part; keep images of a group on one side (`splits.grouped_splits`).
-        pooling: How maps became features.
-        alphas: Penalties of ridge.
+    """RCVs of one layer, where no probe run has written them; splits should keep images of a group on one side.
 
     Raises:
         ValueError: See `evaluate.infer`.
@@ -332,44 +300,18 @@ def load_rcv(
     )
 
 
-class RcvRow(NamedTuple):
-    """How far a vector can be relied on (a row of rcvs.csv).
-
-    Attributes:
-        weights: Name of the weights.
-        concept: What it reads.
-        image_class: The images it was fitted on.
-        layer: Where.
-        norm: Length of the filter, in units of the measure per unit of the features.
-        r2: Mean held-out R2 over splits.
-        alpha: Penalty of the fit to all images.
-        mean_angle: Mean angle in degrees between the filters of different splits; None for a single split.
-        largest_angle: Largest of these angles.
-        mean_cosine: Mean cosine with the filters of the other classes; None for a single class.
-        least_cosine: Least of these cosines.
-    """
-
-    weights: str
-    concept: str
-    image_class: str
-    layer: str
-    norm: float
-    r2: float
-    alpha: float
-    mean_angle: float | None
-    largest_angle: float | None
-    mean_cosine: float | None
-    least_cosine: float | None
-
-
-def rcv_rows(
+def rcv_table(
     rcvs: Mapping[str, Sequence[Rcv]], by_split: Mapping[str, Mapping[str, Float[np.ndarray, "S D M"]]]
-) -> list[RcvRow]:
-    """One row for each class, layer and concept.
+) -> pd.DataFrame:
+    """How far each vector can be relied on (rcvs.csv).
 
-    Args:
-        rcvs: Of each class, layer by layer, the concepts of a layer in the order of `by_split`.
-        by_split: Of each class and layer the filters fitted to the training parts.
+    Of each class RCVs layer by layer, the concepts of a layer in the order of the filters `by_split`.
+
+    Returns:
+        Columns weights, concept, image_class, layer, norm (of the filter, in units of the measure per unit of the features), r2
+        (held out, mean over splits), alpha (penalty of the fit to all images), mean_angle and largest_angle (degrees, between
+        the filters of different splits; missing for a single split), mean_cosine and least_cosine (with the filters of the other
+        classes; missing for a single class).
     """
     rows = []
     for image_class, own in rcvs.items():
@@ -379,20 +321,16 @@ def rcv_rows(
             angles = np.degrees(np.arccos(_cosines(by_split[image_class][one.layer][:, :, column])))
             others = [every[at].weights for name, every in rcvs.items() if name != image_class]
             cosines = _cosines(np.stack([one.weights, *others]))[: len(others)]
-            rows.append(
-                RcvRow(
-                    one.weights_name,
-                    one.measure,
-                    image_class,
-                    one.layer,
-                    float(np.linalg.norm(one.weights)),
-                    one.r2,
-                    one.alpha,
-                    *((float(angles.mean()), float(angles.max())) if angles.size else (None, None)),
-                    *((float(cosines.mean()), float(cosines.min())) if cosines.size else (None, None)),
-                )
-            )
-    return rows
+            row = {"weights": one.weights_name, "concept": one.measure, "image_class": image_class}
+            row |= {"layer": one.layer, "norm": np.linalg.norm(one.weights), "r2": one.r2, "alpha": one.alpha}
+            row |= dict(zip(("mean_angle", "largest_angle"), _extent(angles, np.max), strict=True))
+            row |= dict(zip(("mean_cosine", "least_cosine"), _extent(cosines, np.min), strict=True))
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _extent(values: np.ndarray, end: Any) -> tuple[float, float]:
+    return (values.mean(), end(values)) if values.size else (math.nan, math.nan)
 
 
 def _cosines(vectors: Float[np.ndarray, "K D"]) -> Float[np.ndarray, " P"]:
@@ -408,9 +346,7 @@ def strip(v: Float[np.ndarray, " D"], mean: Float[np.ndarray, " D"]) -> Float[np
     The strength of an objective does not change its images, only its direction does. So the way from -v to v leads through
     another direction: u, the part of the mean features that is orthogonal to v, which shows what the images have in common.
 
-    Args:
-        v: The RCV.
-        mean: Features, averaged over the images that it was fitted on.
+    The mean of the features is that over the images that the RCV was fitted on.
 
     Raises:
         ValueError: One is zero, or both are parallel.

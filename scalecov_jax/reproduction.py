@@ -63,15 +63,7 @@ def run(
     Each section has a folder of its own in `workdir`, as if its script had been called there. A section that is finished (its
     summary.json is there) is not run again on `resume`; one that was interrupted goes on.
 
-    Args:
-        given: Values of `Settings`, and those of each section under its name.
-        workdir: Folder of the run.
-        command: As typed, for the provenance.
-        resume: Go on in an existing folder.
-        overwrite: Delete an existing folder first.
-
-    Returns:
-        The chief figures, published and ours, for people.
+    See `run.run` for the arguments and what is returned; the values of each section stand under its name.
 
     Raises:
         ValueError: Settings of any section that cannot be used, before anything is computed.

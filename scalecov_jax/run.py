@@ -66,9 +66,7 @@ def get_experiment(name: str) -> Experiment:
 def check(name: str, given: Mapping[str, Any]) -> tuple[Base, Mapping[str, Network]]:
     """The settings of an experiment and the networks they name, once all is known to be usable.
 
-    Args:
-        name: Of the experiment.
-        given: Values by field, as flags give them; fields that are absent keep their defaults.
+    Values are given by field, as flags give them; fields that are absent keep their defaults.
 
     Raises:
         ValueError: Settings, weights or data that cannot be used.
@@ -87,18 +85,9 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
 ) -> str:
-    """Run an experiment and write its folder.
+    """Run an experiment and write its folder; the findings, for the terminal.
 
-    Args:
-        name: Of the experiment.
-        given: See `check`.
-        workdir: Folder of the run.
-        command: As typed, for the provenance.
-        resume: Go on in an existing folder, whose settings must be the same.
-        overwrite: Delete an existing folder first.
-
-    Returns:
-        The findings, for the terminal.
+    See `workdir.open_workdir` for `resume` and `overwrite`; `command` is as typed, for the provenance.
 
     Raises:
         ValueError: See `check` and `workdir.open_workdir`; the folder is then left as it was.

@@ -24,10 +24,7 @@ def select_layer(scores: pd.DataFrame, layers: Sequence[str], estimator: Estimat
     ols: the published rule, the mean over classes and splits of exp(R2 - 1), which keeps the far negative R2 of least squares
     from drowning the rest. ridge: the mean R2. Of equal layers the first wins.
 
-    Args:
-        scores: Of one network and concept, as by `probe_tables.score_table`; conditions other than trained are passed over.
-        layers: Candidates, from input to output.
-        estimator: Whose scores decide.
+    Scores are those of one network and concept, as by `probe_tables.score_table`; layers are candidates, from input to output.
 
     Raises:
         ValueError: A layer has no score.

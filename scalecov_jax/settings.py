@@ -13,7 +13,7 @@ Example:
 import dataclasses
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -39,13 +39,8 @@ def setting(
 ) -> Any:
     """A field of settings.
 
-    Args:
-        default: Its value unless another is given; of the annotated type.
-        help: One sentence for `describe`, without the default.
-        low: Smallest value allowed, of each number in a tuple.
-        high: Largest value allowed, of each number in a tuple.
-        least: How many values a tuple, or characters a text, must have.
-        distinct: Whether the values of a tuple must differ.
+    Bounds `low` and `high` are for each number in a tuple; `least` is how many values a tuple, or characters a text, must have,
+    `distinct` whether the values of a tuple must differ. `help` is one sentence for `describe`, without the default.
     """
     allowed = {"low": low, "high": high, "least": least, "distinct": distinct}
     return dataclasses.field(default=default, metadata={"help": help, **allowed})
@@ -78,10 +73,8 @@ class Base:
 def parse(kind: type[_Settings], given: Mapping[str, Any], prefix: str = "") -> _Settings:
     """Settings from a mapping, such as a ConfigDict or JSON; fields that are absent keep their defaults.
 
-    Args:
-        kind: The dataclass.
-        given: Values by field. Tuples may be lists or text ("24,32"; pairs "75-150,150-300"), numbers may be text.
-        prefix: Before the name of each field in errors, such as "config.".
+    Tuples may be lists or text ("24,32"; pairs "75-150,150-300"), numbers may be text. The prefix stands before the name of each
+    field in errors, such as "config.".
 
     Raises:
         SettingsError: Names that are no fields, with the nearest ones, and what the constructor refuses; all at once.
@@ -104,6 +97,19 @@ def parse(kind: type[_Settings], given: Mapping[str, Any], prefix: str = "") -> 
         except SettingsError as error:
             wrong = error.problems
     raise SettingsError([*problems, *unread, *wrong], prefix)
+
+
+def together(*steps: Callable[[], Any]) -> list[Any]:
+    """What each step returns; where some refuse, all are tried and one ValueError has their messages."""
+    done, problems = [], []
+    for step in steps:
+        try:
+            done.append(step())
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError(" ".join(dict.fromkeys(problems)))
+    return done
 
 
 def flag_values(settings: Base) -> dict[str, Any]:

@@ -111,14 +111,7 @@ def descend(
     images: Float[Array, "N S S 3"],
     loss: Callable[[Float[Array, "N C"]], Float[Array, ""]],
 ) -> tuple[TrainState, Float[Array, ""], Float[Array, "N C"]]:
-    """One step of the optimiser on a loss of the logits of a batch.
-
-    Args:
-        module: The network, stopped at its logits.
-        settings: Of the training.
-        state: Before the step.
-        images: Preprocessed.
-        loss: Of the logits.
+    """One step of the optimiser on a loss of the logits of a batch of preprocessed images; the module is stopped at them.
 
     Returns:
         The state after the step, and the loss and the logits before it.
@@ -146,12 +139,9 @@ def train(
 
     Writes `folder/states` (every `save_every` steps) and `folder/curve.csv` (every `log_every` steps), whose clock goes on too.
 
-    Args:
-        step: From a state and the number of the step, from 1, to the next state and its metrics: a NamedTuple of scalars, `loss`
-            the first; their means over the steps between are the columns of the curve. All that it draws depends on the number.
-        module: The network.
-        folder: Of this training only.
-        settings: All but the weight decay and the warm-up, which `step` knows, are read.
+    `step` makes of a state and the number of the step, from 1, the next state and its metrics: a NamedTuple of scalars, `loss`
+    the first; their means over the steps between are the columns of the curve. All that it draws depends on the number. It knows
+    the weight decay and the warm-up, which are not read here.
 
     Raises:
         FloatingPointError: The loss is not finite; names the step.

@@ -18,11 +18,8 @@ _FREE = {"workers"}  # no result depends on them
 def open_workdir(path: str | Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path:
     """Make the folder of a run, and keep other runs out of it until this process ends.
 
-    Args:
-        path: The folder.
-        settings: What determines the results; kept in `scalecov_run.json`.
-        resume: Go on in an existing folder, which must have been made with the same settings.
-        overwrite: Delete an existing folder that an earlier run made.
+    `settings` determine the results and are kept in `scalecov_run.json`. With `resume` a run goes on in an existing folder, which
+    must have been made with the same settings; with `overwrite` an existing folder of an earlier run is deleted.
 
     Raises:
         ValueError: The folder exists and neither was asked for, both were, it holds no run, its settings differ, or another

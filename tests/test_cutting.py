@@ -1,5 +1,7 @@
 """A cut is checked by what the cut network returns, not by what is captured inside it."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from flax import linen as nn
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
-from scalecov_jax.cutting import check_pruning, pruned_network
+from scalecov_jax.cutting import check_pruning, cut_checkpoint, pruned_network
 from scalecov_jax.images.image_set import Example
 from scalecov_jax.models.architecture import ARCHITECTURES, Architecture
 from scalecov_jax.models.layers import ConvBlock
@@ -54,3 +56,57 @@ def test_a_cut_after_a_captured_layer_changes_nothing(pooling):
     pruning = check_pruning(network, pruned_network(network, "block_1"), images(5), pooling=pooling)
     assert pruning.relative_difference < 1e-5
     assert pruning.parameters_after < pruning.parameters_before
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "some_weights"
+    checkpoints.save(folder, random_network())
+    return folder
+
+
+@pytest.mark.parametrize(("estimator", "layer"), [("ols", "stem"), ("ridge", "block_1")])
+def test_prune_by_scores(weights, tmp_path, estimator, layer):
+    selected = {"ols": {"layer": "stem"}, "ridge": {"layer": "block_1"}}
+    summary = {"architecture": "tiny", "weights": "some_weights", "selected": selected}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    text = cut_checkpoint(str(weights), str(tmp_path / "cut"), None, str(tmp_path), estimator)
+    assert f"tiny cut after {layer}" in text
+    assert checkpoints.load(tmp_path / "cut").module.last == layer
+
+
+def test_prune_by_layer(weights, tmp_path):
+    text = cut_checkpoint(str(weights), str(tmp_path / "cut"), "block_1", None)
+    assert text.startswith(
+        "tiny cut after block_1: 6,144 -> 1,440 parameters (76.56 % less than without its head)"
+    )
+    head = cut_checkpoint(str(weights), str(tmp_path / "head"), "softmax", None)
+    assert "6,309 -> 6,309 parameters (0.00 % less" in head
+    with pytest.raises(ValueError, match="cut exists"):
+        cut_checkpoint(str(weights), str(tmp_path / "cut"), "stem", None)
+    with pytest.raises(ValueError, match="no layer 'block_11'; did you mean block_1"):
+        cut_checkpoint(str(weights), str(tmp_path / "other"), "block_11", None)
+    with pytest.raises(ValueError, match="stops at block_1, before 'block_2'"):
+        cut_checkpoint(str(tmp_path / "cut"), str(tmp_path / "other"), "block_2", None)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("summary", "message"),
+    [
+        (None, "holds no layer selected by ridge for some_weights"),
+        ("{", "holds no layer"),
+        (
+            '{"selected": {"ols": {"layer": "stem"}}, "architecture": "tiny"}',
+            "holds no layer selected by ridge",
+        ),
+        ('{"networks": {"other": {}}}', "for some_weights"),
+        ('{"selected": {"ridge": {"layer": "add_1"}}, "architecture": "resnet50"}', "is about resnet50, but"),
+    ],
+)
+def test_scores_that_choose_no_layer(weights, tmp_path, summary, message):
+    if summary is not None:
+        (tmp_path / "summary.json").write_text(summary)
+    with pytest.raises(ValueError, match=message):
+        cut_checkpoint(str(weights), str(tmp_path / "cut"), None, str(tmp_path))
+    assert not (tmp_path / "cut").exists()

@@ -11,7 +11,6 @@ from tiny_heads import LONG, SEEDS, D, N, make_problem, predict
 
 from scalecov_jax.probes import evaluate
 from scalecov_jax.transfer import heads
-from scalecov_jax.transfer.sweep import sweep
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +124,9 @@ def test_sweep(problem, capsys, head):
     features, targets, train = problem
     settings = LONG if head == "head" else {}
     layers = {"wide": features, "narrow": features[:, :7], "other": features[::-1].copy()}
-    predictions = sweep(layers, targets, train, SEEDS, head=head, **settings, progress=True)
+    predictions = heads.sweep(layers, targets, train, SEEDS, head=head, **settings, progress=True)
     assert "layer" in capsys.readouterr().err
-    backwards = sweep(dict(reversed(layers.items())), targets, train, SEEDS, head=head, **settings)
+    backwards = heads.sweep(dict(reversed(layers.items())), targets, train, SEEDS, head=head, **settings)
     assert capsys.readouterr().err == ""
     assert list(predictions) == list(layers)
     for name, values in predictions.items():
@@ -169,7 +168,7 @@ def test_bad_input_is_named(problem, change, message):
     with pytest.raises(ValueError, match=message):
         heads.train_heads(*changed, SEEDS)
     with pytest.raises(ValueError, match=message.replace("features", "bad")):
-        sweep({"good": problem[0], "bad": changed[0]}, *changed[1:], SEEDS, head="ridge")
+        heads.sweep({"good": problem[0], "bad": changed[0]}, *changed[1:], SEEDS, head="ridge")
 
 
 def test_bad_settings(problem):
@@ -177,11 +176,11 @@ def test_bad_settings(problem):
     with pytest.raises(ValueError, match="epochs, batch_size and learning_rate must be positive, got 0"):
         heads.train_heads(features, targets, train, SEEDS, epochs=0)
     with pytest.raises(TypeError, match="epochs"):
-        sweep({"a": features}, targets, train, SEEDS, head="ridge", epochs=3)
+        heads.sweep({"a": features}, targets, train, SEEDS, head="ridge", epochs=3)
 
 
 def test_overflow_names_seed_epoch_and_layer(problem):
     features, targets, train = problem
     with pytest.raises(FloatingPointError, match="loss of seed 3 is not finite from epoch 0 of 150") as error:
-        sweep({"mixed3": features}, targets, train, SEEDS, head="head", learning_rate=1e30, **LONG)
+        heads.sweep({"mixed3": features}, targets, train, SEEDS, head="head", learning_rate=1e30, **LONG)
     assert error.value.__notes__ == ["In layer mixed3."]

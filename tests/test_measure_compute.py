@@ -210,7 +210,8 @@ def test_the_table_is_written_meanwhile(tmp_path, monkeypatch):
 
 def test_a_damaged_cache_is_refused(tmp_path):
     cache = tmp_path / "c.csv"
-    for text in ("", "image,measure\n", "image,content,measure,value\na,b,c,nan\n"):
+    header = "image,content,measure,value\n"
+    for text in ("", "image,measure\n", *(f"{header}a,b,c,{bad}\n" for bad in ("nan", "x", "", "1,2"))):
         cache.write_text(text)
         with pytest.raises(ValueError, match=r"c\.csv.*delete it"):
             measure_all([counted()[0]], examples(), cache=cache)

@@ -11,17 +11,20 @@ from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
 from tiny_network import LAYERS, random_network
 
+from scalecov_jax.experiments import noise_features as of_noise
 from scalecov_jax.experiments import noise_maths
-from scalecov_jax.experiments.noise_maths import (
+from scalecov_jax.experiments.noise_features import (
     Clean,
-    Design,
     clean_layers,
-    draws,
-    log_distance,
-    main_window,
     map_layers,
     noise_features,
     reference_layer,
+)
+from scalecov_jax.experiments.noise_maths import (
+    Design,
+    draws,
+    log_distance,
+    main_window,
     targets_of,
     windows,
 )
@@ -118,7 +121,7 @@ def test_one_forward_pass_serves_both_poolings():
     images = np.zeros((2, 32, 32, 3), np.uint8)
 
     def convolutions(corrected):
-        lowered = noise_maths._both_poolings.program().lower(
+        lowered = of_noise._both_poolings.program().lower(
             network.module, network.variables, images, ("block_1",), corrected, "tf", np.float32
         )
         return lowered.compile().as_text().count("convolution(")
@@ -131,7 +134,7 @@ def test_features_are_cached_by_width(measured, tmp_path, monkeypatch):
     options = {"cache": tmp_path, "name": "n"}
     noise_features(network, clean, SIZES, PER_SIZE, 0, **options)
     assert {path.name for path in tmp_path.iterdir()} == {f"n-{size}.npz" for size in SIZES}
-    monkeypatch.setattr(noise_maths, "_both_poolings", None)
+    monkeypatch.setattr(of_noise, "_both_poolings", None)
     again = noise_features(network, clean, SIZES, PER_SIZE, 0, **options)
     for layer, rows in again.corrected_gap.items():
         np.testing.assert_allclose(rows, features.corrected_gap[layer], atol=1e-5)

@@ -8,7 +8,7 @@ import pytest
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
-from scalecov_jax.experiments import noise, noise_maths
+from scalecov_jax.experiments import noise, noise_features
 from scalecov_jax.settings import parse
 
 GOLDEN = Path(__file__).parent / "golden" / "noise"
@@ -36,7 +36,7 @@ def stored(condition):
             where, pooling, layer = key.split("/")
             if where == condition:
                 features[pooling][layer] = file[key]
-    return noise_maths.NoiseFeatures(np.repeat([20, 24, 28, 32, 36], 6), **features)
+    return noise_features.NoiseFeatures(np.repeat([20, 24, 28, 32, 36], 6), **features)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def tables(tmp_path_factory):
     folder = tmp_path_factory.mktemp("golden")
     checkpoints.save(folder / "some_weights", random_network())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noise_maths, "noise_features", lambda *_, name, **__: stored(name.split("-")[1]))
+        patch.setattr(noise, "noise_features", lambda *_, name, **__: stored(name.split("-")[1]))
         return noise.run(parse(noise.Settings, {**SETTINGS, "weights": str(folder / "some_weights")}))
 
 

@@ -11,7 +11,7 @@ from tiny_network import LAYERS, random_network
 
 from scalecov_jax import checkpoints
 from scalecov_jax import run as runner
-from scalecov_jax.experiments import noise, noise_maths
+from scalecov_jax.experiments import noise, noise_features
 from scalecov_jax.settings import parse
 
 MAPS = LAYERS[:3]
@@ -237,8 +237,8 @@ def test_resume_computes_no_feature_twice_and_gives_the_same_bytes(finished, set
     redone = workdir / "features" / "some_weights-trained-28.npz"
     redone.unlink()
     redone.with_suffix(".partial.npz").write_bytes(b"PK\3\4 half of a file")  # as a kill leaves it
-    calls, real = [], noise_maths._both_poolings
-    monkeypatch.setattr(noise_maths, "_both_poolings", lambda *a: calls.append(a[2].shape[1]) or real(*a))
+    calls, real = [], noise_features._both_poolings
+    monkeypatch.setattr(noise_features, "_both_poolings", lambda *a: calls.append(a[2].shape[1]) or real(*a))
     run(settings, workdir, resume=True)
     assert {*calls} == {28}
     assert {path.name: path.read_bytes() for path in workdir.glob("*.csv")} == before

@@ -14,7 +14,7 @@ from scalecov_jax.explain.target import rcv_projection
 from scalecov_jax.features import Features
 from scalecov_jax.probes.evaluate import ALPHAS
 from scalecov_jax.probes.splits import random_splits
-from scalecov_jax.rcv import check_rcvs, fit_rcvs, load_rcv, load_rcvs, rcv_rows, save_rcvs
+from scalecov_jax.rcv import check_rcvs, fit_rcvs, load_rcv, load_rcvs, rcv_table, save_rcvs
 
 LAYER = "block_1"
 
@@ -147,14 +147,15 @@ def test_a_row_says_how_far_a_vector_can_be_relied_on(rcvs):
     size, nothing = rcvs
     turned = dataclasses.replace(size, weights=-size.weights)
     splits = {"stem": np.stack([np.stack([size.weights, rng.normal(size=8)], 1) for _ in range(4)])}
-    rows = rcv_rows({"a": [size, nothing], "b": [turned, nothing]}, {"a": splits, "b": splits})
+    rows = [
+        *rcv_table({"a": [size, nothing], "b": [turned, nothing]}, {"a": splits, "b": splits}).itertuples()
+    ]
     assert [(row.image_class, row.concept) for row in rows] == [
         ("a", "size"), ("a", "nothing"), ("b", "size"), ("b", "nothing"),
     ]  # fmt: skip
     assert rows[0].norm == pytest.approx(np.linalg.norm(size.weights))
     assert rows[0].mean_angle == pytest.approx(0, abs=1e-4)
-    assert rows[1].mean_angle is not None
     assert 30 < rows[1].mean_angle <= rows[1].largest_angle <= 180
     assert rows[0].mean_cosine == rows[0].least_cosine == pytest.approx(-1)
-    (alone,) = rcv_rows({"a": [size]}, {"a": {"stem": splits["stem"][:1]}})
-    assert (alone.mean_angle, alone.least_cosine) == (None, None)
+    alone = rcv_table({"a": [size]}, {"a": {"stem": splits["stem"][:1]}})
+    assert alone[["mean_angle", "least_cosine"]].isna().all(axis=None)

@@ -188,39 +188,24 @@ def capture(module, variables, x, names):
 @pytest.mark.parametrize(
     ("name", "options", "names", "size"),
     [
-        (
-            "inception_v3",
-            {"last": "mixed4"},
-            ("conv2d_8", "mixed1", "mixed3", "conv2d_31", "conv2d_36"),
-            (170, 271),
-        ),
-        (
-            "inception_v3",
-            {"last": "mixed0", "count_padding": True},
-            ("conv2d_3", "conv2d_5", "mixed0"),
-            (84, 77),
-        ),
-        (
-            "resnet50",
-            {"last": "add_4", "max_pool_padding": 0},
-            ("max_pool", "conv3_block1_2", "add_4"),
-            (97, 120),
-        ),
+        ("inception_v3", {"last": "mixed4"}, "conv2d_8 mixed1 mixed3 conv2d_31 conv2d_36", (170, 271)),
+        ("inception_v3", {"last": "mixed0", "count_padding": True}, "conv2d_3 conv2d_5 mixed0", (84, 77)),
+        ("resnet50", {"last": "add_4", "max_pool_padding": 0}, "max_pool conv3_block1_2 add_4", (97, 120)),
         (
             "resnet50",
             {"last": "add_5", "stride_on_3x3": True},
-            ("conv1", "conv3_block1_1", "conv3_block1_2", "add_5"),
+            "conv1 conv3_block1_1 conv3_block1_2 add_5",
             (75, 90),
         ),
-        ("tiny", {}, ("stem", "pool", "block_1", "block_2"), (45, 38)),
-        ("vgg16", {"last": "block3_conv1"}, ("block1_pool", "block3_conv1"), (37, 44)),
+        ("tiny", {}, "stem pool block_1 block_2", (45, 38)),
+        ("vgg16", {"last": "block3_conv1"}, "block1_pool block3_conv1", (37, 44)),
         (
             "mobilenet_v2",
             {"last": "block_1_project_BN", "symmetric_padding": True},
-            ("Conv1_relu", "block_1_project_BN"),
+            "Conv1_relu block_1_project_BN",
             (50, 43),
         ),
-        ("densenet121", {"last": "pool2_pool"}, ("conv2_block2_concat", "pool2_pool"), (97, 120)),
+        ("densenet121", {"last": "pool2_pool"}, "conv2_block2_concat pool2_pool", (97, 120)),
     ],
 )
 @pytest.mark.usefixtures("quick_compilation")
@@ -230,6 +215,7 @@ def test_the_networks_themselves(monkeypatch, name, options, names, size):
     The first by gradients. The second by the same image inside a larger one: clean positions keep their value there, and all
     others change.
     """
+    names = tuple(names.split())
     module = folded(ARCHITECTURES[name].module(width=1.0 if name == "tiny" else 0.125, **options))
     rng = np.random.default_rng(sum(size))
     windows = {
@@ -270,12 +256,8 @@ def test_the_networks_themselves(monkeypatch, name, options, names, size):
             clean = inside(regions[layer], shape)
             np.testing.assert_array_equal(same(layer, alone, embedded, 1e-12), clean, layer)
             used = pixels(layer, slice(None))  # strides without padding pass over the last ones
-            for place in [
-                (0, 0),
-                [n - 1 for n in shape],
-                *rng.integers(0, shape, (2, 2)),
-                *np.argwhere(clean)[:1],
-            ]:
+            drawn = rng.integers(0, shape, (2, 2))
+            for place in [(0, 0), [n - 1 for n in shape], *drawn, *np.argwhere(clean)[:1]]:
                 window = [
                     (max(0, start := one.stride * i + one.offset), start + one.size - 1)
                     for one, i in zip(windows[layer], place, strict=True)
@@ -366,15 +348,12 @@ def test_smallest_size_where_the_geometry_depends_on_it():
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (
-            "turned",
-            "What turned of Strange sees of the image cannot be derived: rev along an axis of the map",
-        ),
+        ("turned", "What turned of Strange sees of the image cannot be derived: rev along an axis of the"),
         ("transposed", "cannot be derived: a transposed convolution"),
         ("mixed", "cannot be derived: maps of stride 4 and of stride 2 meet"),
         (
             "scaled",
-            "Every value of scaled of strange sees the whole image: as after global pooling or squeeze-and-excitation",
+            "scaled of strange sees the whole image: as after global pooling or squeeze-and-excitation",
         ),
         ("flat", "Every value of flat of strange sees the whole image: it is a vector"),
         ("squeezed", "Every value of squeezed of strange sees the whole image"),
@@ -414,16 +393,8 @@ def test_an_unknown_primitive_is_named():
         (("inception_v3", "norm"), {}, "94 modules called 'norm'; choose one by its path: conv2d_1/norm"),
         (("inception_v3", "pre_softmax"), {}, "pre_softmax of inception_v3 sees the whole image"),
         (("resnet50", "avg_pool"), {}, "avg_pool of resnet50 sees the whole image"),
-        (
-            ("resnet50", "add_1"),
-            {"pool": 1},
-            "resnet50 has no option pool; there are last, .*max_pool_padding",
-        ),
-        (
-            ("resnet50", "add_1"),
-            {"input_size": (224, 320)},
-            r"input_size is \(224, 320\); expected one whole",
-        ),
+        (("resnet50", "add_1"), {"pool": 1}, "resnet50 has no option pool; there are last, .*max_pool_pad"),
+        (("resnet50", "add_1"), {"input_size": (224, 320)}, r"is \(224, 320\); expected one whole"),
         (("resnet50", "add_1"), {"input_size": 224.0}, r"input_size is 224\.0; expected one whole"),
         (("resnet50", "add_1"), {"input_size": True}, "input_size is True"),
         (("resnet50", "add_1"), {"input_size": 0}, "input_size is 0"),
@@ -459,11 +430,8 @@ def test_minimum_size():
 
 def test_undefined_layers():
     module = ARCHITECTURES["resnet50"].module(folded=True)
-    assert undefined_layers(module, 299, ("add_12", "add_13", "add_16", "softmax")) == {
-        "add_13": 306,
-        "add_16": 498,
-        "softmax": None,
-    }
+    undefined = {"add_13": 306, "add_16": 498, "softmax": None}
+    assert undefined_layers(module, 299, ("add_12", "add_13", "add_16", "softmax")) == undefined
     assert undefined_layers(module, (306, 299), ("add_13",)) == {"add_13": 306}
     assert undefined_layers(module, (306, 307), ("add_13",)) == {}
     assert smallest_clean_size("resnet50", "softmax") is None

@@ -10,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from scalecov_jax.probes import evaluate, ridge
 from scalecov_jax.probes.permutation import shuffled
+from scalecov_jax.probes.route import memory_bytes
 from scalecov_jax.probes.splits import grouped_splits, leave_one_group_out, random_splits
 
 N = 60
@@ -239,7 +240,7 @@ def test_all_layers_and_splits_in_one_vectorised_call_equal_one_after_the_other(
     features, measures = problem
     splits = SPLITS["unequal"]
     expected = evaluate.infer(features, measures, splits, GROUPS, alphas=ALPHAS)
-    monkeypatch.setattr(evaluate, "_workers", lambda: 0)
+    monkeypatch.setattr(evaluate, "layers_at_once", lambda: 0)
     monkeypatch.setattr(ridge, "over_splits", lambda function, splits: jax.vmap(function)(splits))
     evaluate._infer.program().clear_cache()
     found = evaluate.infer(features, measures, splits, GROUPS, alphas=ALPHAS)
@@ -327,7 +328,7 @@ def test_plan_covers_the_memory_that_xla_takes():
             .compile()
         )
     memory = compiled.memory_analysis()
-    planned = evaluate.plan_memory(1, count, 4, count, 1, int((~splits[0]).sum())) / evaluate._workers()
+    planned = memory_bytes(1, count, 4, count, 1, int((~splits[0]).sum())) / evaluate.layers_at_once()
     assert 0 < memory.temp_size_in_bytes < planned
 
 

@@ -19,7 +19,7 @@ from scalecov_jax.probes.permutation import Permuted
 from scalecov_jax.probes.splits import k_folds
 from scalecov_jax.probes.sums import fold_of, moved
 from scalecov_jax.streaming import stream_sums as streaming
-from scalecov_jax.streaming.stream_sums import State, Targets, Unreadable, flushes, stream_sums
+from scalecov_jax.streaming.stream_sums import State, Targets, Unreadable, stream_sums
 
 LAYERS = ("stem", "block_2", "softmax")
 COUNT, FOLDS = 75, 3
@@ -89,7 +89,7 @@ def assert_same(found, expected):
 def test_sums_are_those_of_features_in_memory(unbroken, expected):
     assert_close(unbroken.sums, expected, 1e-6)  # the forward pass is float32, in other batches
     assert unbroken.unreadable == ()
-    assert unbroken.flushes == flushes(FOLD, 8, 64) == FOLDS
+    assert unbroken.flushes == FOLDS
     assert [int(one.count) for one in unbroken.sums["stem"]] == [25, 25, 25]
     columns = TARGETS.rows(np.array([3]))[0]
     np.testing.assert_array_equal(columns[:3], TARGETS.values[3])
@@ -107,7 +107,7 @@ def test_a_broken_pass_goes_on_to_the_same_bits(expected, monkeypatch):
     monkeypatch.setattr(streaming, "ROWS", 16)
     states: list[State] = []
     whole = stream(flush=1, keep=states.append)
-    assert len(states) == whole.flushes == flushes(FOLD, 8, 1) == 2 * FOLDS  # 25 images: 16 and 9
+    assert len(states) == whole.flushes == 2 * FOLDS  # 25 images: 16 and 9
     assert_close(whole.sums, expected, 1e-6)
     source = Noise()
     assert_same(stream(source, flush=1, state=states[2]), whole)

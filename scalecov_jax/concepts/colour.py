@@ -24,9 +24,7 @@ COLOURS = (*BANDS, "black", "white")
 def colourfulness(image: UInt8[np.ndarray, "H W 3"], *, published: bool = False) -> float:
     """sqrt(sd(rg)^2 + sd(yb)^2) + 0.3 sqrt(mean(rg)^2 + mean(yb)^2) with rg = R - G and yb = (R + G) / 2 - B.
 
-    Args:
-        image: RGB in 0-255.
-        published: What rcvtool computes from an RGB image: the absolute values of rg and yb, red and blue swapped.
+    Published is what rcvtool computes from an RGB image: the absolute values of rg and yb, red and blue swapped.
 
     Source: Hasler & Suesstrunk, Measuring colourfulness in natural images, Proc. SPIE 5007, 2003; rcvtool (color_analysis).
     """
@@ -44,11 +42,8 @@ def colour_share(image: UInt8[np.ndarray, "H W 3"], colour: str, *, published: b
     black is value < 100 and saturation < 100, white value >= 190 and saturation < 50. The eight hues are disjoint and together
     hold every pixel with that saturation and value; dark dull pixels (77 <= value < 100) can be black and of a hue.
 
-    Args:
-        image: RGB in 0-255.
-        colour: One of `COLOURS`.
-        published: As rcvtool: 8-bit rounding of OpenCV, both ends of every band included, so that neighbours share an edge, and
-            red only from 0 to 10.
+    Published is as rcvtool: 8-bit rounding of OpenCV, both ends of every band included, so that neighbours share an edge, and red
+    only from 0 to 10.
 
     Raises:
         ValueError: There is no such colour.

@@ -31,21 +31,13 @@ _WRITE_EVERY = 5.0  # seconds
 
 
 class Measured(NamedTuple):
-    """Values of M measures on N images, in the order of the source.
+    """Values of M measures on N images, in the order of the source."""
 
-    Attributes:
-        values: Finite, float64.
-        names: Of the images.
-        groups: Of the images: what must not be split between training and test.
-        indices: Which examples of the source the rows come from.
-        skipped: The images that could not be decoded.
-    """
-
-    values: Float[np.ndarray, "N M"]
-    names: tuple[str, ...]
-    groups: tuple[str, ...]
-    indices: Int[np.ndarray, " N"]
-    skipped: tuple[Skipped, ...]
+    values: Float[np.ndarray, "N M"]  # finite, float64
+    names: tuple[str, ...]  # of the images
+    groups: tuple[str, ...]  # of the images: what must not be split between training and test
+    indices: Int[np.ndarray, " N"]  # which examples of the source the rows come from
+    skipped: tuple[Skipped, ...]  # the images that could not be decoded
 
 
 class _Outcome(NamedTuple):
@@ -66,13 +58,8 @@ def measure_all(
 
     Where no measure reads pixels, images in folders with boxes are not decoded.
 
-    Args:
-        measures: See `measure.MEASURES` and `measure.get_measures`.
-        source: Examples; those that cannot be decoded are left out and named.
-        cache: CSV table of what was measured, see `MeasureCache`; read first, and written every 5 seconds and at the end,
-            however that comes about. Nothing is kept when absent.
-        workers: Threads; as many as processors, at most 8, when absent.
-        progress: Label of a progress bar on stderr; none when absent.
+    Examples that cannot be decoded are left out and named. The `cache` (see `MeasureCache`) is read first, and written every 5
+    seconds and at the end, however that comes about. Threads are as many as processors, at most 8, when not given.
 
     Raises:
         ValueError: No measure, one name twice, `workers` below 1, a damaged cache; or measures that raise or are not finite on
@@ -118,10 +105,6 @@ def measure_all(
 
 def check_measures(values: Float[np.ndarray, "N"], names: Sequence[str]) -> None:
     """Refuse values of a concept measure that nothing can be regressed on.
-
-    Args:
-        values: One an image.
-        names: Of the images, in the same order.
 
     Raises:
         ValueError: Lengths differ, values that are not finite (images are named), fewer than 10, all equal.

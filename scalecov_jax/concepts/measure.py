@@ -12,22 +12,16 @@ from scalecov_jax.images.image_set import Example
 
 
 class ConceptMeasure(NamedTuple):
-    """One number an image.
+    """One number an image."""
 
-    Attributes:
-        name: As in configs and tables, such as glcm_contrast.
-        measure: Pure; a ValueError that begins with the example's name says what it lacks (box, mask ...).
-        unit: Such as px; empty for a pure number.
-        title: For people, such as GLCM contrast.
-        configure: Makes `measure` from parameters with defaults, which a name can then set: `name:distance=5:angle=45`.
-        reads_pixels: False if `measure` needs only name, box, height and width, so that images need not be decoded.
-    """
-
-    name: str
+    name: str  # as in configs and tables, such as glcm_contrast
+    # pure; a ValueError that begins with the example's name says what it lacks (box, mask ...)
     measure: Callable[[Example], float]
-    unit: str = ""
-    title: str = ""
+    unit: str = ""  # such as px; empty for a pure number
+    title: str = ""  # for people, such as GLCM contrast
+    # makes `measure` from parameters with defaults, which a name can then set: `name:distance=5:angle=45`
     configure: Callable[..., Callable[[Example], float]] | None = None
+    # false if `measure` needs only name, box, height and width, so that images need not be decoded
     reads_pixels: bool = True
 
 

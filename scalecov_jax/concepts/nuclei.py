@@ -40,9 +40,6 @@ def mean_area(mask: UInt8[np.ndarray, "H W"]) -> Nuclei | None:
     scikit-image) that do not touch the border and cover at least 3 pixels. Nuclei that touch each other count as one, and so does
     what a gap of one pixel parts; such a gap to the left or upper border is filled too, which removes the nucleus.
 
-    Args:
-        mask: Foreground bright; need not be binary.
-
     Returns:
         Their number and mean area; None without a nucleus, as in a constant mask.
 
@@ -54,9 +51,6 @@ def mean_area(mask: UInt8[np.ndarray, "H W"]) -> Nuclei | None:
 
 def mean_area_of_instances(labels: Integer[np.ndarray, "H W"]) -> Nuclei | None:
     """Nuclei of instance numbers: those that do not touch the border and cover at least 3 pixels.
-
-    Args:
-        labels: 0 is background; what bears one number is one nucleus, connected or not.
 
     Returns:
         Their number and mean area; None without a nucleus.
@@ -72,9 +66,7 @@ def class_means(
 ) -> dict[float, float]:
     """Mean area of the patches of each magnification, by rising magnification.
 
-    Args:
-        areas: Mean nucleus areas in pixels; of the training patches only, or the classes leak.
-        magnifications: Of the same patches.
+    Areas are in pixels; of the training patches only, or the classes leak.
 
     Raises:
         ValueError: No patch, or values that are not finite.
@@ -94,10 +86,6 @@ def class_means(
 
 def nearest_class(areas: Float[np.ndarray, " N"], means: Mapping[float, float]) -> Float[np.ndarray, " N"]:
     """The magnification m whose mean area is nearest, argmin_m |area - mean_m|; of equally near ones the lower.
-
-    Args:
-        areas: In pixels, measured or predicted.
-        means: Mean area of each magnification, see `class_means` and `PUBLISHED_MEANS`.
 
     Raises:
         ValueError: No class, or areas that are not finite.

@@ -10,13 +10,7 @@ def scale_ratio(box: Box, height: int, width: int) -> float:
 
     The sides follow VOC's inclusive corners: w_b = x_max - x_min + 1.
 
-    Args:
-        box: In pixels of the image.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-
-    Returns:
-        r, in (0, 1] for a box inside its image.
+    r is in (0, 1] for a box inside its image, of `height` and `width` pixels.
 
     Source: Graziani et al., On the Scale Invariance in State of the Art CNNs Trained on ImageNet, MAKE 2021,
         regression concept vectors of scale.

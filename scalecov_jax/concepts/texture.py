@@ -35,13 +35,8 @@ def cooccurrence(
     The offset is (d sin a, d cos a) rows down and columns to the right, rounded, as scikit-image takes it: 45 degrees point to
     the lower right. With a mask only pairs with both pixels inside count.
 
-    Args:
-        grey: 8-bit levels.
-        distance: d in pixels.
-        angle: a in degrees.
-        mask: Foreground.
-        published: Divide by the number of all pairs of the image, not of those inside the mask, so that p sums to less than 1:
-            what the published code had when scikit-image (before 0.15) did not divide again.
+    Published divides by the number of all pairs of the image, not of those inside the mask, so that p sums to less than 1: what
+    the published code had when scikit-image (before 0.15) did not divide again.
 
     Raises:
         ValueError: No such pair.
@@ -65,10 +60,6 @@ def glcm_property(p: Float[np.ndarray, "G G"], name: str) -> float:
     contrast sum p (i - j)^2; dissimilarity sum p |i - j|; homogeneity sum p / (1 + (i - j)^2); asm (angular second moment)
     sum p^2; energy sqrt(asm); correlation sum p (i - m)(j - m) / sum p (i - m)^2 with m = sum p i, and 1 where all levels are
     equal, as in scikit-image.
-
-    Args:
-        p: See `cooccurrence`.
-        name: One of `PROPERTIES`.
 
     Source: Haralick et al. 1973.
     """
@@ -96,11 +87,6 @@ def glcm(
 ) -> Callable[[Example], float]:
     """Concept measure: a property of the whole image's GLCM, averaged over all distances and angles.
 
-    Args:
-        name: One of `PROPERTIES`.
-        distance: In pixels.
-        angle: In degrees, of `ANGLES`.
-
     Raises:
         ValueError: Other distances or angles; when measuring, an image too small for a pair.
 
@@ -118,12 +104,6 @@ def masked_glcm(
     published: bool = False,
 ) -> Callable[[Example], float]:
     """Concept measure: as `glcm`, of the pairs inside the example's mask (wherever it is not 0).
-
-    Args:
-        name: One of `PROPERTIES`.
-        distance: In pixels.
-        angle: In degrees, of `ANGLES`.
-        published: See `cooccurrence`.
 
     Raises:
         ValueError: Other distances or angles; when measuring, an example without mask, or without a pair in it.

@@ -24,21 +24,17 @@ from scalecov_jax.settings import Base
 
 
 class Experiment(NamedTuple):
-    """What the runner needs of an experiment.
+    """What the runner needs of an experiment."""
 
-    Attributes:
-        settings: The dataclass of its settings.
-        check: Opens what the settings name, before anything is computed, to the networks by name; ValueError if it cannot.
-        run: Settings and the folder of the run (None: nothing is kept) for what is slow to compute and what is no table, to tidy
-            tables by name.
-        report: Settings, tables and the folder, for the pictures that tables name, to the page.
-        card: Where a network was trained, its kind in templates/model_card.md, of which the runner makes its card.
-    """
-
-    settings: type[Base]
+    settings: type[Base]  # the dataclass of its settings
+    # opens what the settings name, before anything is computed, to the networks by name; ValueError if it cannot
     check: Callable[[Any], Mapping[str, Network]]
+    # settings and the folder of the run (None: nothing is kept) for what is slow to compute and what is no table, to tidy
+    # tables by name
     run: Callable[[Any, Path | None], Mapping[str, pd.DataFrame]]
+    # settings, tables and the folder, for the pictures that tables name, to the page
     report: Callable[[Any, Mapping[str, pd.DataFrame], Path], Page]
+    # where a network was trained, its kind in templates/model_card.md, of which the runner makes its card
     card: str = ""
 
 

@@ -26,7 +26,7 @@ from scalecov_jax.features import cached_features, compute_features
 from scalecov_jax.images import scenes
 from scalecov_jax.images.decoding import encode_jpeg, resize_image
 from scalecov_jax.images.image_set import MIN_IMAGES, Example
-from scalecov_jax.models.architecture import available_layers, check_layer, plain_name
+from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.receptive_field import check_size
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
@@ -35,9 +35,10 @@ from scalecov_jax.report.page import Image, Page, Section, Table, render_text
 from scalecov_jax.scores import Condition, Estimator
 from scalecov_jax.selection import interpolates
 from scalecov_jax.settings import Base, setting
-from scalecov_jax.tables import rows_of
+from scalecov_jax.tables import labelled, network_names, rows_of, stacked
 
 PICTURE = Path("figures", "growing.jpg")  # in the folder of a run
+SIDE = 128  # pixels of a picture in it
 CLASSES = ("striped_disc", "ringed_star", "checkered_triangle")
 
 
@@ -57,9 +58,7 @@ class Settings(Base):
     ratios: int = setting(8, low=2, help="Sizes at which each object is seen, equally spaced in logarithms.")
     smallest: float = setting(0.02, help="Of these sizes, as a share of the image.")
     largest: float = setting(0.9, help="Of these sizes, as a share of the image.")
-    size: int = setting(
-        0, low=0, help="Pixels of a scene; the network's own when 0; 224 for ImageNet weights."
-    )
+    size: int = setting(0, low=0, help="Pixels of a scene; the network's own when 0 (224 for ImageNet).")
     layers: tuple[str, ...] = setting((), distinct=True, help="Layers to probe; all when empty.")
     estimators: tuple[Estimator, ...] = setting(
         ("ridge", "ols"), least=1, distinct=True, help="Probes, ridge or ols; figures show the first."
@@ -107,9 +106,7 @@ def check(settings: Settings) -> dict[str, Network]:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Features of scenes and of growing objects, and what probes of size make of them.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run; features/ in it keeps the features of each network, figures/growing.jpg shows the objects.
+    features/ in the folder keeps the features of each network, figures/growing.jpg shows the objects.
 
     Returns:
         change, linearity, angles, transfer and readings (of `peaks` alone): columns architecture, weights and those of
@@ -118,7 +115,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     # The same scenes for every network of the same input size.
     render = lru_cache(maxsize=1)(lambda size: _render(settings, size))
     parts = maths.halves(settings.scenes, settings.splits, settings.seed)
-    tables: dict[str, list[pd.DataFrame]] = {}
+    tables: list[tuple[str, pd.DataFrame]] = []
     for name, network in check(settings).items():
         source = render(_size(network, settings))
         shares, sizes = _by_class(measure_all(get_measures(("scale",)), source).values[:, 0], settings)
@@ -133,12 +130,11 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
             design: Any = {"parts": parts, "estimators": settings.estimators, "seed": settings.seed}
             frames = maths.measure(seen, settings.classes, targets, sizes, **design, name=name)
             named = {"architecture": network.architecture.name, "weights": name}
-            for table, frame in frames.items():
-                tables.setdefault(table, []).append(frame.assign(**named)[[*named, *frame]])
+            tables += [(table, labelled(frame, **named)) for table, frame in frames.items()]
         if folder:
             (folder / PICTURE).parent.mkdir(exist_ok=True)
             (folder / PICTURE).write_bytes(encode_jpeg(_sheet(source, settings)))
-    joined = {table: pd.concat(frames, ignore_index=True) for table, frames in tables.items()}
+    joined = stacked(tables)
     return joined | {"readings": joined["readings"].merge(peaks(joined["linearity"]))}
 
 
@@ -167,13 +163,13 @@ def _render(settings: Settings, size: int) -> list[Example]:
     return source
 
 
-def _sheet(source: Sequence[Example], settings: Settings, side: int = 128) -> np.ndarray:
+def _sheet(source: Sequence[Example], settings: Settings) -> np.ndarray:
     """The first object of each class at every size, or at some ten of them [H, W, 3]."""
     each, step = len(source) // len(settings.classes), -(-settings.ratios // 10)
     rows = []
     for first in range(settings.scenes, len(source), each):
         views = source[first : first + settings.ratios : step]
-        rows.append(np.hstack([resize_image(view.image, side) for view in views]))
+        rows.append(np.hstack([resize_image(view.image, SIDE) for view in views]))
     return np.vstack(rows)
 
 
@@ -262,9 +258,7 @@ class _Report:
         self.tables["transfer"] = transfer.assign(own=transfer["image_class"] == transfer["test_class"])
         self.layers = change["layer"].unique().tolist()
         self.widths = change.groupby("layer", sort=False)["width"].first()
-        self.name = plain_name(architecture := change["architecture"].iloc[0])
-        if (tables["change"].groupby("architecture")["weights"].nunique() > 1)[architecture]:
-            self.name += f" ({self.weights})"  # else findings of two networks could not be told apart
+        self.name = network_names(tables["change"])[self.weights]
 
     def by_layer(self, table: str, column: str = "value", **wanted: Any) -> pd.DataFrame:
         """Mean over classes or pairs of them (value) and range (low, high), of trained networks unless wanted otherwise."""
@@ -409,10 +403,8 @@ class _Report:
             values = 100 * values if table == "change" else values
             columns[heading] = values.map(lambda value: number(value, _digits(value)))
         del columns[""]
-        frame = pd.DataFrame(columns, index=self.layers)
         caption = f"{self.name}, {self.how}: r. RCV to chance: % of the change of features (standardised unless raw)."
-        strong = [self.layers.index(self.peak)]
-        return Table(caption, ("layer", *map(str, frame)), [*frame.itertuples(name=None)], strong)
+        return Table.by_layer(caption, columns, self.layers, [self.peak])
 
     def neighbours(self) -> Table:
         """How alike the probes of neighbouring layers are."""

@@ -70,14 +70,7 @@ def share_along(
 ) -> tuple[float, float, float]:
     """Share of the change of features that lies along a direction u: sum (dphi.u)^2 / (|u|^2 sum |dphi|^2), in [0, 1].
 
-    Args:
-        moved: `changes` of features.
-        direction: u, of any length but 0; its sign does not matter.
-        seed: Of the bootstrap.
-        draws: Bootstrap samples of K objects.
-
-    Returns:
-        The share, and the ends of its 95 % bootstrap interval over objects.
+    The direction u has any length but 0; its sign does not matter. With the ends of the 95 % bootstrap interval over objects.
 
     Raises:
         ValueError: The direction is zero, or nothing moves in an object.
@@ -115,10 +108,7 @@ def explained(
 
     1 is covariance as an operation; 0 is as good as not moving at all, and less is worse than that.
 
-    Args:
-        moved: `changes` of features.
-        measured: `changes` of the measure.
-        translation: t, or a t for each object.
+    `measured` are `changes` of the measure, and the translation is t, or a t for each object.
     """
     translations = np.broadcast_to(translation, (len(moved), moved.shape[-1]))
     left = moved - measured[:, :, None] * translations[:, None, :]
@@ -190,22 +180,16 @@ def _positive(value, problem: str):
 
 
 class Probes(NamedTuple):
-    """Probes of one layer and estimator.
+    """Probes of one layer and estimator."""
 
-    Attributes:
-        whole: RCVs of each class and measure, fitted to all its scenes.
-        intercepts: Of these.
-        halves: RCVs of the ratio, fitted to each half of each split.
-        patterns: Patterns of these on the scenes they were fitted to, of any length.
-        held_out: Measures that the first half's probes read from the second half of their own class.
-        crossed: Ratios that the first half's probes of a class (first axis) read from the second half of another.
-    """
-
-    whole: Float[np.ndarray, "C D M"]
-    intercepts: Float[np.ndarray, "C M"]
-    halves: Float[np.ndarray, "C S 2 D"]
+    whole: Float[np.ndarray, "C D M"]  # RCVs of each class and measure, fitted to all its scenes
+    intercepts: Float[np.ndarray, "C M"]  # of these
+    halves: Float[np.ndarray, "C S 2 D"]  # RCVs of the ratio, fitted to each half of each split
+    # patterns of these on the scenes they were fitted to, of any length
     patterns: Float[np.ndarray, "C S 2 D"]
+    # measures that the first half's probes read from the second half of their own class
     held_out: Float[np.ndarray, "C S n M"]
+    # ratios that the first half's probes of a class (first axis) read from the second half of another
     crossed: Float[np.ndarray, "C C S n"]
 
 
@@ -222,14 +206,7 @@ def fit(
     parts: Int[np.ndarray, "S 2 n"],
     alphas: Float[np.ndarray, " A"] = evaluate.ALPHAS,
 ) -> dict[tuple[Condition, Estimator], Probes]:
-    """Fit probes of one layer to all scenes of each class and to halves of them, by `evaluate.fit`.
-
-    Args:
-        scenes: Features.
-        targets: Measures of each condition, the ratio first.
-        parts: From `halves`.
-        alphas: Penalties of ridge.
-    """
+    """Fit probes of one layer to all scenes of each class and to halves of them, by `evaluate.fit`; the ratio comes first."""
     classes, count, width = scenes.shape
     splits = len(parts)
     stacked = np.concatenate([*targets.values()], axis=-1)
@@ -283,16 +260,8 @@ def measure(
 ) -> dict[str, pd.DataFrame]:
     """All tables of a network.
 
-    Args:
-        layers: Features, from input to output.
-        classes: Names, at least two.
-        targets: What the probes are fitted to: `MEASURES` of the scenes, or the same shuffled, by condition.
-        sizes: True ratios of the growing objects.
-        parts: From `halves`.
-        estimators: Which probes to report.
-        seed: Of bootstrap and random directions.
-        name: Of the network, in errors.
-        alphas: Penalties of ridge.
+    Layers come from input to output, and classes are at least two. Probes are fitted to `targets`, the `MEASURES` of the scenes,
+    or the same shuffled, by condition; `sizes` are the true ratios of the growing objects.
 
     Returns:
         Columns of all: condition (of the probe; the objects grow in any case), estimator, image_class, layer.

@@ -21,6 +21,7 @@ from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import number
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
 from scalecov_jax.report.pictures import POSITIVE, SIGNED, Album
+from scalecov_jax.tables import stacked
 
 __all__ = ["METHODS", "Settings", "check", "plan", "report", "run"]
 
@@ -59,10 +60,8 @@ def plan(settings: Settings) -> str:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Explain all networks by a method.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run. maps/, gradients/, states/, scores.npz (scores_NAME.npz of further networks), localised/ and
-            randomised/ keep what is slow; pictures/ and blink/ are written.
+    maps/, gradients/, states/, scores.npz (scores_NAME.npz of further networks), localised/ and randomised/ in the folder keep
+    what is slow; pictures/ and blink/ are written.
 
     Returns:
         maps and pointing, sensitivity, visualisations, or scores and totals, by the method; localisation and methods, randomised
@@ -70,11 +69,10 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
         (held-out R2 of the RCVs in use) and skipped (images left out, reason and detail).
     """
     subjects, left_out = _open(settings)
-    album, tables = Album(folder), {"skipped": [_skipped(left_out)]}
+    album, tables = Album(folder), [("skipped", _skipped(left_out))]
     for subject in subjects:
-        for name, table in _explain(subject, subject is subjects[0], album, folder).items():
-            tables.setdefault(name, []).append(table)
-    joined = {name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
+        tables += _explain(subject, subject is subjects[0], album, folder).items()
+    joined = stacked(tables)
     joined["skipped"] = joined["skipped"].drop_duplicates()
     if settings.locates:
         joined["methods"] = explain_checks.compare_maps(joined["localisation"], settings.seed)
@@ -253,9 +251,8 @@ def _sensitivity(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFr
     )
     if rows["br"].notna().any():
         caption = "95 % intervals over images; nothing where S is the same for all images."
-        part.images.append(
-            plots.bars(bars, x="bidirectional relevance Br", name="relevance", caption=caption)
-        )
+        relevance = plots.bars(bars, x="bidirectional relevance Br", name="relevance", caption=caption)
+        part.images.append(relevance)
     part.tables.append(_table("Random: 95 % of the TCAV scores of random directions.", rows))
 
 
@@ -306,10 +303,8 @@ def _methods(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFrame]
             value = shown[column]
             bars.append(shown[["label"]].assign(series=name, value=value, low=value, high=value))
         caption = f"{at}: {MEASURES['precision']}, 95 % intervals over patients."
-        name = f"localisation_{count:02}"
-        part.images.append(
-            plots.bars(pd.concat(bars), x=MEASURES["precision"], name=name, caption=caption, digits=3)
-        )
+        drawn = {"x": MEASURES["precision"], "name": f"localisation_{count:02}", "caption": caption}
+        part.images.append(plots.bars(pd.concat(bars), **drawn, digits=3))
         cells = own.drop(columns=["weights", "target", "smoothing"])
         part.tables.append(_table(f"Maps beside masks: {at}.", cells))
     if images > used:

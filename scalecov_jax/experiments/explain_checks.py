@@ -26,6 +26,7 @@ from scalecov_jax.explain.score_propagation import propagate_scores
 from scalecov_jax.explain.target import Target
 from scalecov_jax.features import Features, cached_features
 from scalecov_jax.models.folding import fold
+from scalecov_jax.tables import kept_table
 
 REFERENCE = "score_propagation"
 MEASURES = Located._fields
@@ -35,9 +36,7 @@ _OTHER = [f"{measure}_other" for measure in MEASURES]
 def localise(subject: Subject, folder: Path | None) -> pd.DataFrame:
     """Maps of every method beside the masks of the images.
 
-    Args:
-        subject: What is explained, with images that have masks.
-        folder: Of the run; localised/ in it keeps the table.
+    localised/ in the folder keeps the table.
 
     Returns:
         A row a map: weights, image, patient, label (such as the grade; empty if there is none), method, target (as asked for),
@@ -50,24 +49,13 @@ def localise(subject: Subject, folder: Path | None) -> pd.DataFrame:
         ValueError: Nothing is left of the masks at the size of the network.
     """
     path = folder and folder / "localised" / f"{subject.name}.csv"
-    if not path:
-        return _localise(subject)
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(".partial")
-        _localise(subject).to_csv(partial, index=False)
-        partial.replace(path)
     texts = ("weights", "image", "patient", "label", "method", "target", "explained")
-    missing = {measure: [""] for measure in _OTHER}
-    return pd.read_csv(path, dtype=dict.fromkeys(texts, "str"), keep_default_na=False, na_values=missing)
+    reading: Any = {"dtype": dict.fromkeys(texts, "str"), "na_values": {name: [""] for name in _OTHER}}
+    return kept_table(path, lambda: _localise(subject), **reading)
 
 
 def compare_maps(located: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Each method beside score propagation on the same images.
-
-    Args:
-        located: From `localise`.
-        seed: Of the bootstrap.
 
     Returns:
         A row for weights, target, smoothing, measure and method: mean over images, its 95 % interval over patients (low, high),
@@ -98,20 +86,13 @@ def randomise(subject: Subject, folder: Path | None) -> pd.DataFrame:
     The target of an image stays that of the trained network: its predicted class is chosen once. Of score propagation the maps of
     the first target count.
 
-    Args:
-        subject: What is explained.
-        folder: Of the run; randomised/ in it keeps the correlations.
-
     Returns:
         A row a part: weights, layer (the last that was made random), images, correlation with the map of the network itself
         (Spearman's, mean over images), sd (over images).
     """
     path = folder and folder / "randomised" / f"{subject.name}.npz"
     found = cached_features(path, lambda: _correlations(subject)).values
-    rows = [
-        (subject.name, part, len(values), float(values.mean()), float(values.std()))
-        for part, values in found.items()
-    ]
+    rows = [(subject.name, part, len(x), float(x.mean()), float(x.std())) for part, x in found.items()]
     return pd.DataFrame(rows, columns=["weights", "layer", "images", "correlation", "sd"])
 
 
@@ -133,17 +114,10 @@ def _localise(subject: Subject) -> pd.DataFrame:
         where = {"weights": subject.name, "image": example.name, "patient": example.group}
         for names, (scores, high) in zip(named, maps, strict=True):
             random = chance(mask, int(high.sum()), tolerance)._asdict()
-            rows.append(
-                {
-                    **where,
-                    "label": example.label or "",
-                    **names,
-                    "marked": float(high.mean()),
-                    **locate(scores, mask, high, tolerance)._asdict(),
-                    **{f"{measure}_chance": value for measure, value in random.items()},
-                    **dict.fromkeys(_OTHER, np.nan),
-                }
-            )
+            row = {**where, "label": example.label or "", **names, "marked": float(high.mean())}
+            row |= locate(scores, mask, high, tolerance)._asdict()
+            row |= {f"{measure}_chance": value for measure, value in random.items()}
+            rows.append(row | dict.fromkeys(_OTHER, np.nan))
         if example.group != patient:
             before = here
         patient, here = example.group, maps

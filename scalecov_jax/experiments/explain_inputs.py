@@ -37,7 +37,7 @@ from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.preprocessing import preprocess
 from scalecov_jax.rcv import Rcv, Vector, load_rcvs, strip
-from scalecov_jax.settings import Base, setting
+from scalecov_jax.settings import Base, setting, together
 
 Method = Literal[grad_cam.Method, "sensitivity", "feature_visualization", "score_propagation"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -66,9 +66,7 @@ class Settings(Base):
     image_class: str = setting("striped_disc", help="Class of scenes and of folders with boxes.")
     scenes: int = setting(24, low=1, help="How many scenes or retinas are rendered.")
     limit: int = setting(0, low=0, help="Images, evenly spread over the list; all when 0.")
-    layer: tuple[str, ...] = setting(
-        ("add_16",), least=1, help="Where maps are drawn; several for localisation alone."
-    )
+    layer: tuple[str, ...] = setting(("add_16",), least=1, help="Of maps; several for localisation alone.")
     target: str = setting(
         "predicted",
         help="predicted; logit:CLASS or probability:CLASS (index or name); logit:CLASS,CLASS (their largest); severity (of "
@@ -96,9 +94,7 @@ class Settings(Base):
         (0.0,), low=0, least=1, help="Of the maps before that: sd of a Gaussian in pixels."
     )
     signed: bool = setting(False, help="Whether maps keep what speaks against the target.")
-    faithfulness: bool = setting(
-        True, help="Whether to measure insertion and deletion (the pointing game needs boxes alone)."
-    )
+    faithfulness: bool = setting(True, help="Whether to measure insertion and deletion beside pointing.")
     randomisation: bool = setting(
         False,
         help="Whether to draw maps as layers become random from the output down: one more pass over all images a layer.",
@@ -109,12 +105,8 @@ class Settings(Base):
         "",
         help="For sensitivity, the objective rcv and rcv targets: rcvs.npz of a run of scripts/probe.py with these weights.",
     )
-    rcv_class: str = setting(
-        "", help="Whose RCVs, where the file has several classes; those of image_class when empty."
-    )
-    vector: Vector = setting(
-        "filter", help="Of an RCV: what reads the concept, or how features change with it."
-    )
+    rcv_class: str = setting("", help="Whose RCVs, if the file has several classes; image_class when empty.")
+    vector: Vector = setting("filter", help="Of an RCV: what reads the concept, or how features follow it.")
     concepts: tuple[str, ...] = setting((), help="Of that file; all when empty.")
     objective: Literal["channel", "neuron", "layer", "rcv"] = setting(
         "channel", help="For feature_visualization; rcv goes from -v to +v."
@@ -122,9 +114,7 @@ class Settings(Base):
     channels: tuple[int, ...] = setting(
         tuple(range(8)), low=0, help="Channels to visualise; of the objective layer, how many images."
     )
-    recipe: Literal["lucid", "imvip"] = setting(
-        "lucid", help="One stage of 512 steps, or three of 2048 in all."
-    )
+    recipe: Literal["lucid", "imvip"] = setting("lucid", help="512 steps, or three stages of 2048 in all.")
     steps: int = setting(0, low=0, help="Steps of lucid in place of 512 when above 0.")
     size: int = setting(0, low=0, help="Pixels; when 0 the network's own, and 128 for feature_visualization.")
     batch_size: int = setting(16, low=1, help="Images per pass.")
@@ -175,33 +165,19 @@ class Settings(Base):
 
 @dataclass(frozen=True)
 class Subject:
-    """A network and what is asked of it.
+    """A network and what is asked of it."""
 
-    Attributes:
-        name: Of the network; those with random weights are called NAME-random.
-        network: Network.
-        settings: Of the explanation.
-        targets: What is explained; for score propagation possibly several.
-        asked: Names of the targets as they were asked for.
-        source: Images; none for feature visualisation.
-        masked: For localisation, the images whose mask holds something.
-        rcvs: Those whose directions are weighed or visualised.
-        aim: That on which the target projects.
-        objectives: Of feature visualisation; they are summed.
-        random: Whether its weights are random.
-    """
-
-    name: str
+    name: str  # of the network; those with random weights are called NAME-random
     network: Network
-    settings: Settings
-    targets: Sequence[Target] = ()
-    asked: Sequence[str] = ()
-    source: Source = ()
-    masked: Source = ()
-    rcvs: Sequence[Rcv] = ()
-    aim: Rcv | None = None
-    objectives: Sequence[Objective] = ()
-    random: bool = False
+    settings: Settings  # of the explanation
+    targets: Sequence[Target] = ()  # what is explained; for score propagation possibly several
+    asked: Sequence[str] = ()  # names of the targets as they were asked for
+    source: Source = ()  # images; none for feature visualisation
+    masked: Source = ()  # for localisation, the images whose mask holds something
+    rcvs: Sequence[Rcv] = ()  # those whose directions are weighed or visualised
+    aim: Rcv | None = None  # that on which the target projects
+    objectives: Sequence[Objective] = ()  # of feature visualisation; they are summed
+    random: bool = False  # whether its weights are random
 
     @property
     def size(self) -> int:
@@ -247,26 +223,13 @@ def open_inputs(settings: Settings) -> tuple[list[Subject], tuple[Skipped, ...]]
             for name, network in networks.items()
         ]
     if settings.method == "feature_visualization":
-        return _each(subjects, _with_objective), ()
-    subjects = _each(subjects, _with_targets)
+        return together(*(partial(_with_objective, subject) for subject in subjects)), ()
+    subjects = together(*(partial(_with_targets, subject) for subject in subjects))
     source = _open_images(subjects)
     masked = with_masks(source, settings.images) if settings.locates else ()
     return [
         dataclasses.replace(subject, source=source, masked=masked) for subject in subjects
     ], source.skipped
-
-
-def _each(subjects: Sequence[Subject], complete: Callable[[Subject], Subject]) -> list[Subject]:
-    """All subjects completed; what is refused is raised in one message."""
-    completed, problems = [], []
-    for subject in subjects:
-        try:
-            completed.append(complete(subject))
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError(" ".join(dict.fromkeys(problems)))
-    return completed
 
 
 def _with_objective(subject: Subject) -> Subject:

@@ -14,9 +14,8 @@ from tqdm import tqdm
 
 from scalecov_jax.experiments.explain_inputs import Subject
 from scalecov_jax.explain import faithfulness, feature_visualization, grad_cam, sensitivity
-from scalecov_jax.explain.feature_visualization import RECIPES, Stage
+from scalecov_jax.explain.feature_visualization import RECIPES, Stage, load_state, save_state
 from scalecov_jax.explain.gradients import LayerGradients, check_gradients, layer_gradients
-from scalecov_jax.explain.visualization_state import load_state, save_state
 from scalecov_jax.features import Features, cached_features
 from scalecov_jax.images.decoding import resize_image
 from scalecov_jax.images.image_set import Box, Skipped
@@ -27,30 +26,24 @@ Use = Callable[[nn.Module, Any, Float[Array, "N H W 3"], LayerGradients], dict[s
 
 
 class Mapped(NamedTuple):
-    """Maps of a network.
+    """Maps of a network."""
 
-    Attributes:
-        table: A row an image: weights, image, score (the target), largest (absolute value of the map before it is scaled; 0 where
-            nothing supports the target), box_share (of the image), hit and centre_hit (whether the largest value and the centre
-            lie in the box; these three missing where there is none), insertion and deletion (areas under the curves).
-        pointing: A row a stratum of the pointing game: weights, stratum, the columns of `faithfulness.Pointing`, and of all
-            images other_maps (hits of maps of the others, expected) and p_other (see `faithfulness.exchange_test`).
-        shown: Name, pixels and map (between 0 and 1, or -1 and 1) of the images that are drawn, 224 pixels wide.
-        skipped: Images that cannot be decoded.
-    """
-
+    # A row an image: weights, image, score (the target), largest (absolute value of the map before it is scaled; 0 where
+    # nothing supports the target), box_share (of the image), hit and centre_hit (whether the largest value and the centre lie
+    # in the box; these three missing where there is none), insertion and deletion (areas under the curves)
     table: pd.DataFrame
+    # A row a stratum of the pointing game: weights, stratum, the columns of `faithfulness.Pointing`, and of all images
+    # other_maps (hits of maps of the others, expected) and p_other (see `faithfulness.exchange_test`)
     pointing: pd.DataFrame
+    # name, pixels and map (between 0 and 1, or -1 and 1) of the images that are drawn, 224 pixels wide
     shown: list[tuple[str, np.ndarray, np.ndarray]]
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[Skipped, ...]  # images that cannot be decoded
 
 
 def map_images(subject: Subject, folder: Path | None) -> Mapped:
     """Maps of all images by Grad-CAM or a relative, and their tests.
 
-    Args:
-        subject: What is explained.
-        folder: Of the run; maps/ in it keeps the maps.
+    maps/ in the folder keeps the maps.
 
     Raises:
         ValueError: No image can be decoded.
@@ -116,9 +109,7 @@ def _pointing(table: pd.DataFrame, maps: np.ndarray, boxes: Sequence[Box], seed:
 def weigh_concepts(subject: Subject, folder: Path | None) -> tuple[pd.DataFrame, tuple[Skipped, ...]]:
     """How a target changes along concepts; see `explain.sensitivity` for the columns.
 
-    Args:
-        subject: What is explained, with the RCVs of the layer.
-        folder: Of the run; gradients/ in it keeps the gradients.
+    gradients/ in the folder keeps the gradients.
 
     Returns:
         A row a concept (br and its interval missing where the sensitivity is the same for all images), and images that cannot be
@@ -134,19 +125,15 @@ def weigh_concepts(subject: Subject, folder: Path | None) -> tuple[pd.DataFrame,
 
     found = _kept_gradients(subject, folder and folder / "gradients", use)
     groups = [subject.source[int(index)].group for index in found.indices]
-    g, v = (
-        jnp.asarray(values)
-        for values in (found.values["gradients"], sensitivity.directions(rcvs, settings.vector))
-    )
+    g, v = jnp.asarray(found.values["gradients"]), jnp.asarray(sensitivity.directions(rcvs, settings.vector))
     s = np.asarray(sensitivity.sensitivities(g, v)).astype(np.float64)
     r2, test = np.array([rcv.r2 for rcv in rcvs]), sensitivity.tcav_test(g, v, seed=settings.seed)
     br, varying = np.full((3, len(rcvs)), np.nan), ~sensitivity.constant(s)
     if varying.any():
         s_varying, r2_varying = s[:, varying], r2[varying]
         br[0, varying] = sensitivity.bidirectional_relevance(s_varying, r2_varying)
-        br[1:, varying] = sensitivity.relevance_intervals(
-            s_varying, r2_varying, seed=settings.seed, groups=groups
-        )
+        drawn: Any = {"seed": settings.seed, "groups": groups}
+        br[1:, varying] = sensitivity.relevance_intervals(s_varying, r2_varying, **drawn)
     table = pd.DataFrame(
         {
             "weights": subject.name,
@@ -169,9 +156,7 @@ def weigh_concepts(subject: Subject, folder: Path | None) -> tuple[pd.DataFrame,
 def visualise(subject: Subject, folder: Path | None) -> tuple[pd.DataFrame, np.ndarray]:
     """Images optimised for parts of a network, chunk by chunk; a broken run goes on where it was.
 
-    Args:
-        subject: The network with its objective.
-        folder: Of the run; states/ in it keeps the state.
+    states/ in the folder keeps the state.
 
     Returns:
         A row an image: weights, layer, objective, part (a channel, a number, or a place on the strip of a concept), steps and
@@ -196,18 +181,10 @@ def visualise(subject: Subject, folder: Path | None) -> tuple[pd.DataFrame, np.n
                 save_state(path, state)
             bar.update(state.step - bar.n)
 
-        state = feature_visualization.visualise(
-            module,
-            variables,
-            subject.network.card.preprocessing,
-            objectives,
-            recipe=recipe,
-            size=subject.size,
-            seed=settings.seed,
-            state=state,
-            chunk=_CHUNK,
-            each_chunk=keep,
-        )
+        options: Any = {"recipe": recipe, "size": subject.size, "seed": settings.seed, "state": state}
+        options |= {"chunk": _CHUNK, "each_chunk": keep}
+        preprocessing = subject.network.card.preprocessing
+        state = feature_visualization.visualise(module, variables, preprocessing, objectives, **options)
     parts = [(settings.objective, str(part)) for part in settings.channels or (0,)]
     if settings.objective == "rcv":
         parts = [(f"rcv:{rcv.measure}", part) for rcv in subject.rcvs for part in STRIP]

@@ -82,21 +82,17 @@ def needed_memory(subject: Subject) -> str:
     """Bytes of memory of the largest step, and bytes of scores.npz, in words; nothing is computed."""
     images = min(subject.settings.batch_size, len(subject.source))
     shape = (images, subject.size, subject.size, 3)
-    peak, kept = (
-        peak_bytes(*subject.folded(), shape, subject.targets),
-        _image_bytes(subject) * _most_kept(subject),
-    )
+    peak = peak_bytes(*subject.folded(), shape, subject.targets)
+    kept = _image_bytes(subject) * _most_kept(subject)
     return f"{subject.name}: peak_bytes {peak} in batches of {images}, {kept} bytes of scores"
 
 
 def divide_scores(subject: Subject, path: Path | None) -> tuple[pd.DataFrame, Features]:
     """Scores of all images and what their parts add up to.
 
-    Args:
-        subject: What is explained.
-        path: Keeps the arrays, image by class: layer_input and layer_total (maps of the image) and layer_NAME (constants of a
-            layer, at its own positions) of the first config.kept images, and of all images layer_scores, layer_sums (of all
-            parts), layer_input_sums, layer_link, layer_targets (names).
+    The file keeps the arrays, image by class: layer_input and layer_total (maps of the image) and layer_NAME (constants of a
+    layer, at its own positions) of the first config.kept images, and of all images layer_scores, layer_sums (of all parts),
+    layer_input_sums, layer_link, layer_targets (names).
 
     Returns:
         A row an image and target: weights, image, target (the class, by name where the network knows it; or the RCV), logit (the
@@ -129,14 +125,7 @@ def kept_shares(table: pd.DataFrame, found: Features) -> pd.DataFrame:
 
 
 def draw_scores(subject: Subject, found: Features, album: Album, folder: Path) -> None:
-    """Maps of the first images, and walks from the last layer to the input; also writes blink/*.gif.
-
-    Args:
-        subject: What is explained.
-        found: From `divide_scores`.
-        album: For the pictures.
-        folder: Of the run.
-    """
+    """Maps of the first images, and walks from the last layer to the input; also writes blink/*.gif."""
     settings, size, asked = subject.settings, subject.size, subject.asked
     arrays: dict[str, Any] = found.values
     (folder / "blink").mkdir(exist_ok=True)
@@ -166,11 +155,8 @@ def draw_scores(subject: Subject, found: Features, album: Album, folder: Path) -
                 for layer, map in reversed(parts.items())
                 if np.abs(map).sum() > least or layer == "input"
             ]
-            walk = [
-                (example.name[-24:], picture),
-                (f"total\n{total.sum(dtype=np.float64):.4g}", signed_map(total)),
-                *walk,
-            ]
+            whole = f"total\n{total.sum(dtype=np.float64):.4g}", signed_map(total)
+            walk = [(example.name[-24:], picture), whole, *walk]
             for number, (title, pixels) in enumerate(walk):
                 first = number // _COLUMNS * _COLUMNS
                 line_of_walk = line if not first else f"from {walk[first][0].splitlines()[0]}"
@@ -233,11 +219,9 @@ def _each_spread(
         fields |= dict(zip(convolutions, quoted, strict=True))
     for name, values in constants.items():
         if field := fields.get(name):
-            axes = [
-                spread(axis, count, size, PRIORS[prior])
-                for axis, count in zip(field, values.shape[-2:], strict=True)
-            ]
-            yield name, map_scores(values, *axes)
+            axes = zip(field, values.shape[-2:], strict=True)
+            shares = [spread(axis, count, size, PRIORS[prior]) for axis, count in axes]
+            yield name, map_scores(values, *shares)
         else:
             whole = values.sum(tuple(range(2, values.ndim)), dtype=np.float64)
             yield name, spread_evenly(whole, size, size)

@@ -16,6 +16,7 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from scalecov_jax import training
+from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments.grade_scores import REFERABLE, evaluate, two_eyes
 from scalecov_jax.experiments.grade_training import PREPROCESSING, eye_features, grade_probabilities, train
@@ -27,7 +28,7 @@ from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.model_card import curve_image
 from scalecov_jax.report.numbers import number
 from scalecov_jax.report.page import DE_LA_TORRE, Image, Page, Section, Table, render_text
-from scalecov_jax.settings import setting
+from scalecov_jax.settings import setting, together
 from scalecov_jax.training import TrainingSettings
 
 # de la Torre, Valls, Puig 2020, on photographs of EyePACS, by part, classifier and score.
@@ -75,9 +76,7 @@ class Settings(TrainingSettings):
     train: int = setting(4000, low=1, help="Rendered eyes to train on; folders and tfds are read whole.")
     validation: int = setting(500, low=1, help="Rendered eyes to follow the training on.")
     test: int = setting(1000, low=1, help="Rendered eyes of the test.")
-    validation_share: float = setting(
-        0.1, low=0, high=1, help="Of the patients of a folder; tfds has its own parts."
-    )
+    validation_share: float = setting(0.1, low=0, high=1, help="Of patients in a folder; tfds has its own.")
     test_share: float = setting(0.1, low=0, high=1, help="Of the patients of a folder.")
 
 
@@ -87,17 +86,10 @@ def check(settings: Settings) -> dict[str, Network]:
     Raises:
         ValueError: See `eyes.open_eyes` and `training.classifier`; a part lacks a grade.
     """
-    problems = []
-    for refuse in (
+    together(
         lambda: training.classifier(settings, GRADES),
         lambda: _check_grades(settings, _listed(_open(settings))),
-    ):
-        try:
-            refuse()
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError(" ".join(problems))
+    )
     return {}
 
 
@@ -115,9 +107,7 @@ def plan(settings: Settings) -> str:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Prepare eyes, train the grader, test it on eyes of other patients, and write it to `folder/network`.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run; trimmed eyes, states of the training and features of eyes in it are not computed again.
+    Trimmed eyes, states of the training and features of eyes in the folder are not computed again.
 
     Returns:
         predictions (eyes of the test part) and confusion (their number by true and predicted grade); curve, see
@@ -146,20 +136,18 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     for part in PARTS[1:]:
         path = folder / f"{part}_features.npy"
         if not path.exists():
-            partial = folder / "features.partial.npy"
-            np.save(partial, eye_features(module, variables, prepared[part].images, part))
-            partial.replace(path)
+            with replacing(path) as partial:
+                np.save(partial, eye_features(module, variables, prepared[part].images, part))
         features[part] = np.load(path)
         probabilities[part] = grade_probabilities(variables, features[part])
         evaluated = evaluate(grades[part], probabilities[part], eyes[part]["patient"].to_numpy(str))
         scores.append(evaluated.rename_axis("score").reset_index().assign(part=part, classifier="network"))
     seen = pd.DataFrame({"score": "eyes", "value": [float(len(eyes["train"]))]})
     scores.append(seen.assign(part="train", classifier="network"))
-    left_out = [
-        (part, *skipped)
-        for part in PARTS
-        for skipped in dict.fromkeys((*opened[part].skipped, *prepared[part].skipped))
-    ]
+    left_out = []
+    for part in PARTS:
+        skipped = dict.fromkeys((*opened[part].skipped, *prepared[part].skipped))
+        left_out += [(part, *one) for one in skipped]
     judged = {part: eyes[part] for part in PARTS[1:]}
     try:
         scores.append(two_eyes(judged, features, seed=settings.seed).assign(part="test"))
@@ -227,18 +215,13 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     images = [_confusion(tables["confusion"]), *_roc(settings, tables)]
     shown = [_score_table(scores)]
     if len(left_out):
-        rows = [
-            (
-                str(part),
-                str(reason),
-                str(len(group)),
-                "; ".join(group["name"].head(20)),
-                str(group["detail"].iloc[0]),
-            )
-            for (part, reason), group in left_out.groupby(["part", "reason"], sort=False)
-        ]
-        columns = ("part", "reason", "number", "the first 20", "the first in detail")
-        shown.append(Table("Left out; left_out.csv names all.", columns, rows))
+        groups = left_out.groupby(["part", "reason"], sort=False)
+        columns = {
+            "number": groups.size().astype(str),
+            "the first 20": groups["name"].agg(lambda names: "; ".join(names.head(20))),
+            "the first in detail": groups["detail"].first(),
+        }
+        shown.append(Table.of("Left out; left_out.csv names all.", pd.DataFrame(columns).reset_index()))
     sections = [
         Section("Grades", "", images, shown, text),
         Section("Training", "", [curve_image(tables["curve"], settings, "QWK", held_out)]),
@@ -284,10 +267,7 @@ def _findings(settings: Settings, scores: pd.DataFrame) -> Iterator[Finding]:
 def _cautions(settings: Settings, scores: pd.DataFrame, left_out: pd.DataFrame) -> Iterator[Finding]:
     """What the eyes are, and what could not be judged or only badly."""
     test = _scores_of(scores, "test")["value"]
-    patients, undefined = (
-        test["patients"],
-        [NAMES[str(name)] for name, value in test.items() if np.isnan(value)],
-    )
+    patients, undefined = test["patients"], [NAMES[str(name)] for name, x in test.items() if np.isnan(x)]
     few = f"With fewer than {FEW_PATIENTS} patients the intervals are too narrow."
     division = f"They would need a division by 0: {'; '.join(undefined)}."
     not_judged = left_out.loc[left_out["reason"] == NOT_JUDGED, "detail"]

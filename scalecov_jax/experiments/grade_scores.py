@@ -33,13 +33,6 @@ def evaluate(
     Intervals are percentiles over resamples of whole patients; resamples in which a value is undefined are left out, and there is
     none for fewer than two patients.
 
-    Args:
-        grades: 0 to 4.
-        probabilities: Rows summing to 1.
-        patients: Of each eye.
-        seed: Of the resampling.
-        replicates: Number of resamples.
-
     Returns:
         Columns value, low and high (of 95 %), NaN where they are undefined, by score: eyes, patients; qwk (quadratic weighted
         kappa), accuracy; of grades 2 to 4 against 0 and 1: sensitivity, specificity, ppv, npv, f1, mcc (Matthews'
@@ -77,11 +70,7 @@ def two_eyes(
     likelihood over five folds of patients. The same is done with the features of one eye alone, so that the difference comes from
     the second eye and not from fitting again. A patient has two eyes if there are just two photographs, not of the same side.
 
-    Args:
-        eyes: Grade, patient and side (left, right or empty) in the parts validation, not used to train the network, and test.
-        features: Of these eyes, such as the 64 of avg_pool.
-        seed: Of the resampling.
-        replicates: See `evaluate`.
+    `eyes` are grade, patient and side (left, right or empty) in the parts validation, not used to train the network, and test.
 
     Returns:
         Columns classifier (both_eyes or one_eye, on the same eyes of the test part), score, and those of `evaluate`. Of both_eyes

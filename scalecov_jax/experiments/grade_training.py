@@ -40,10 +40,6 @@ def qwk_loss(probabilities: Float[Array, "N C"], grades: Int[Array, " N"]) -> Fl
     one grade and all predictions are certain of it; N is then 0 too. One rule covers all of it: 1e-7 an image is added to N and
     to D, so that the loss is 0 there and finite everywhere.
 
-    Args:
-        probabilities: Of each grade, rows summing to 1.
-        grades: True ones, 0 to C - 1.
-
     Source: de la Torre, Valls, Puig 2020 (arXiv 1712.08107), the QWK loss.
     """
     count, classes = probabilities.shape
@@ -58,11 +54,7 @@ def qwk_loss(probabilities: Float[Array, "N C"], grades: Int[Array, " N"]) -> Fl
 def balanced_batch(grades: Int[np.ndarray, " N"], count: int, seed: int, step: int) -> Int[np.ndarray, " B"]:
     """Indices of one batch: a grade by chance, all that occur alike, then an eye of that grade, with replacement.
 
-    Args:
-        grades: Of all eyes.
-        count: Size of the batch.
-        seed: Of the training.
-        step: The batch depends on its number alone, so that a resumed training draws the same.
+    The batch depends on the number of the step alone, so that a resumed training draws the same.
 
     Source: de la Torre, Valls, Puig 2020 (arXiv 1712.08107), training: classes equalised by sampling.
     """
@@ -125,16 +117,7 @@ def train_step(
     grades: Int[Array, " N"],
     key: Key[Array, ""],
 ) -> tuple[TrainState, Metrics]:
-    """One step on the QWK loss of an augmented batch.
-
-    Args:
-        module: The grader, stopped at pre_softmax.
-        settings: Of the training.
-        state: Before the step.
-        images: Trimmed eyes.
-        grades: Theirs.
-        key: Of the training; the augmentation is drawn from it folded with the step.
-    """
+    """One step on the QWK loss of a batch, augmented by the key folded with the step; the module stops at pre_softmax."""
     inputs = preprocess(augment(jax.random.fold_in(key, state.step), images), PREPROCESSING)
     state, loss, logits = descend(
         module, settings, state, inputs, lambda logits: qwk_loss(jax.nn.softmax(logits), grades)
@@ -152,12 +135,7 @@ def train(
 ) -> TrainState:
     """Train from scratch, or go on, see `training.train`.
 
-    Args:
-        module: The grader, stopped at pre_softmax.
-        images: Trimmed eyes, which may lie on disk (`np.memmap`).
-        grades: Theirs, 0 to 4.
-        folder: Of this training only.
-        settings: Of the training.
+    Images, and their grades from 0 to 4, may lie on disk (`np.memmap`); the module stops at pre_softmax.
 
     Raises:
         FloatingPointError: The loss is not finite; names the step.
@@ -175,14 +153,7 @@ def train(
 def eye_features(
     module: Any, variables: Any, images: UInt8[np.ndarray, "N S S 3"], label: str = ""
 ) -> Float[np.ndarray, "N D"]:
-    """The output of avg_pool, 64 numbers at full width.
-
-    Args:
-        module: The grader, whatever it is stopped at.
-        variables: Its weights.
-        images: Trimmed eyes, which may lie on disk.
-        label: Of the progress bar.
-    """
+    """The output of avg_pool, 64 numbers at full width, of a grader whatever it is stopped at; images may lie on disk."""
     pooled = jit(module.clone(last=WHOLE).apply)
     variables = jax.device_put(variables)
     parts = []

@@ -1,7 +1,8 @@
 """Does padding tell a network how wide a noise image is? Section 4.2 of the scale paper: settings, tables and report.
 
 Images of white noise have no object and no scale; a probe that reads their width from pooled features reads the padding around
-the image, or how much is averaged. What is measured is defined in `noise_maths.py`.
+the image, or how much is averaged. `noise_features.py` has the
+features, `noise_maths.py` what is measured.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,16 @@ import pandas as pd
 
 from scalecov_jax.checkpoints import Network, load_networks, random_network
 from scalecov_jax.experiments import noise_maths as maths
-from scalecov_jax.experiments.noise_maths import MIN_SIZES, POOLED, Design
-from scalecov_jax.models.architecture import plain_name
+from scalecov_jax.experiments.noise_features import (
+    MIN_SIZES,
+    POOLED,
+    clean_layers,
+    layer_table,
+    map_layers,
+    noise_features,
+    reference_layer,
+)
+from scalecov_jax.experiments.noise_maths import Design
 from scalecov_jax.models.receptive_field import check_size
 from scalecov_jax.probes.ridge import Scaling
 from scalecov_jax.report import plots
@@ -23,7 +32,7 @@ from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import number, percent
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
 from scalecov_jax.settings import Base, setting
-from scalecov_jax.tables import rows_of
+from scalecov_jax.tables import labelled, network_names, rows_of, stacked
 
 # Graziani et al. 2021, section 4.2 and Figure 7: 5 training and 20 test images; the widths are not stated.
 PUBLISHED_AT = ("inception_v3", "mixed0")
@@ -37,9 +46,7 @@ READABLE = 0.3  # R2 above which corrected GAP counts as telling the width
 class Settings(Base):
     """What determines the results."""
 
-    title: str = setting(
-        "Can the width of white noise be read from a network?", help="Heading of the report."
-    )
+    title: str = setting("Can the width of white noise be read from a network?", help="Of the report.")
     weights: tuple[str, ...] = setting(("checkpoints/inception_v3",), least=1, help="Folders of checkpoints.")
     layers: tuple[str, ...] = setting((), help="Layers to probe; all that have a map when empty.")
     sizes: tuple[int, ...] = setting(
@@ -92,7 +99,7 @@ def check(settings: Settings) -> dict[str, Network]:
     """
 
     def fits(name: str, network: Network) -> None:
-        check_size(network.module, min(settings.sizes), maths.map_layers(network, settings.layers), name)
+        check_size(network.module, min(settings.sizes), map_layers(network, settings.layers), name)
 
     return load_networks(settings.weights, check=fits)
 
@@ -100,54 +107,43 @@ def check(settings: Settings) -> dict[str, Network]:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Features of noise with both poolings, and probes of its width.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run; features/ in it keeps the features of each network and width.
+    features/ in the folder keeps the features of each network and width.
 
     Returns:
         noise (R2, a row per probe and split), predictions (held-out images), effects (how features depend on the width): columns
         architecture, weights, condition (trained or random_weights; not in predictions) and those of `noise_maths`. And layers,
-        see `noise_maths.layer_table`.
+        see `noise_features.layer_table`.
     """
     sizes = sorted(settings.sizes)
     inside = [settings.inside(*limits) for limits in settings.ranges]
     ranges = tuple(dict.fromkeys((widths[0], widths[-1]) for widths in inside))
     design = Design(settings.train, settings.test, settings.splits, settings.seed, ranges, settings.scaling)
-    tables: dict[str, list[pd.DataFrame]] = {"noise": [], "predictions": [], "effects": [], "layers": []}
+    tables: list[tuple[str, pd.DataFrame]] = []
 
     def add(table: str, frame: pd.DataFrame, **columns: str) -> None:
-        tables[table].append(frame.assign(**columns)[[*columns, *frame]])
+        tables.append((table, labelled(frame, **columns)))
 
     for name, network in check(settings).items():
         named = {"architecture": network.architecture.name, "weights": name}
-        clean = maths.clean_layers(network, maths.map_layers(network, settings.layers), sizes)
-        add("layers", maths.layer_table(clean), **named)
+        clean = clean_layers(network, map_layers(network, settings.layers), sizes)
+        add("layers", layer_table(clean), **named)
         probed = maths.windows(clean, sizes, design, settings.per_size)
         conditions = {"trained": network}
         if settings.random_weights:
             conditions["random_weights"] = random_network(network, settings.seed)
         for condition, variant in conditions.items():
-            features = maths.noise_features(
-                variant,
-                clean,
-                sizes,
-                settings.per_size,
-                settings.seed,
-                batch_size=settings.batch_size,
-                dtype=getattr(jnp, settings.dtype),
-                cache=folder and folder / "features",
-                name=f"{name}-{condition}",
-                progress=True,
-            )
+            options: Any = {"batch_size": settings.batch_size, "dtype": getattr(jnp, settings.dtype)}
+            options |= {"cache": folder and folder / "features", "name": f"{name}-{condition}"}
+            features = noise_features(variant, clean, sizes, settings.per_size, settings.seed, **options)
             some = probed if condition == "trained" else probed[:1]
             add("noise", maths.score_noise(features, some, design), **named, condition=condition)
             add("effects", maths.measure_effects(features, clean, some), **named, condition=condition)
             if condition == "trained":
-                reference = maths.reference_layer({layer: place.start for layer, place in clean.items()})
+                reference = reference_layer({layer: place.start for layer, place in clean.items()})
                 for layer in dict.fromkeys(layer for layer in (reference, [*clean][-1]) if layer):
                     window = maths.main_window(probed, layer)
                     add("predictions", maths.predict_noise(features, window, design, layer), **named)
-    return {table: pd.concat(frames, ignore_index=True) for table, frames in tables.items()}
+    return stacked(tables)
 
 
 # Report
@@ -170,16 +166,14 @@ class _Report:
     def __init__(self, settings: Settings, layers: pd.DataFrame, tables: Mapping[str, pd.DataFrame]):
         self.settings, self.weights = settings, layers["weights"].iloc[0]
         self.architecture = layers["architecture"].iloc[0]
-        self.name, self.layers = plain_name(self.architecture), layers["layer"].tolist()
-        if (tables["layers"].groupby("architecture")["weights"].nunique() > 1)[self.architecture]:
-            self.name += f" ({self.weights})"  # else findings of two networks could not be told apart
+        self.name, self.layers = network_names(tables["layers"])[self.weights], layers["layer"].tolist()
         self.first, self.final = min(settings.sizes), max(settings.sizes)
         columns = layers.set_index("layer")[["needed", "start"]]
         self.needed = {
             layer: None if pd.isna(width) else int(width) for layer, width in columns["needed"].items()
         }
         self.starts = {str(layer): int(width) for layer, width in columns["start"].dropna().items()}
-        self.reference, self.last = maths.reference_layer(self.starts), self.layers[-1]
+        self.reference, self.last = reference_layer(self.starts), self.layers[-1]
         self.scores, effects, self.predictions = (
             rows_of(tables[name], weights=self.weights) for name in ("noise", "effects", "predictions")
         )
@@ -262,14 +256,8 @@ class _Report:
                 f"largest median R², corrected GAP ({best['setting']}, {best['estimator']}, {best['target']})"
             )
             yield Finding(quantity, self.at(best["layer"]), best["r2"], note=note, level="caution")
-        ridge = rows_of(
-            self.whole,
-            pooling="gap",
-            setting="larger",
-            estimator="ridge",
-            target="width",
-            condition="trained",
-        )
+        wanted = {"pooling": "gap", "setting": "larger", "estimator": "ridge", "target": "width"}
+        ridge = rows_of(self.whole, **wanted, condition="trained")
         failed = ridge[ridge["r2"] < -1]
         if len(failed):
             worst = failed.sort_values("r2").iloc[0]
@@ -294,14 +282,8 @@ class _Report:
             slopes=corrected["slope"].dropna().agg(["min", "max"]).tolist(),
             distances=self.distances()["value"].to_dict(),
         )
-        figures = [*self.scatters(), self.curves()]
-        return Section(
-            f"Noise inputs: {self.name} ({self.weights})",
-            "",
-            figures,
-            [self.by_layer(), self.by_target()],
-            text,
-        )
+        figures, shown = [*self.scatters(), self.curves()], [self.by_layer(), self.by_target()]
+        return Section(f"Noise inputs: {self.name} ({self.weights})", "", figures, shown, text)
 
     def scatters(self) -> Iterator[Image]:
         """Predicted against true widths: as published, with the target that suits GAP, and at the last layer."""
@@ -377,18 +359,11 @@ class _Report:
             for name, probe in probes.items()
             for target, label in targets.items()
         }
-        return self._table(
-            "GAP, median R² of the width, its inverse and its logarithm.",
-            columns,
-        )
+        return self._table("GAP, median R² of the width, its inverse and its logarithm.", columns)
 
     def _table(self, caption: str, columns: Mapping[str, pd.Series]) -> Table:
-        """A row per layer; a dash where a column has none."""
-        frame = pd.DataFrame(columns, index=self.layers).astype(object).fillna("–")
-        strong = [at for at, layer in enumerate(self.layers) if layer in (self.reference, self.last)]
-        return Table(
-            f"{self.name}: {caption}", ("layer", *map(str, frame)), [*frame.itertuples(name=None)], strong
-        )
+        strong = [layer for layer in (self.reference, self.last) if layer]
+        return Table.by_layer(f"{self.name}: {caption}", columns, self.layers, strong)
 
 
 def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path | None = None) -> Page:

@@ -1,83 +1,31 @@
-"""Section 4.2 of the scale paper in numbers: features of white noise of many widths, and linear probes that read the width.
+"""Section 4.2 of the scale paper in numbers: linear probes that read the width of white noise from its features.
 
 What is measured stands here, arrays to tables; what is asked for and reported, in `noise.py`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from flax import linen as nn
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, UInt8
-from tqdm import tqdm
+from jaxtyping import Bool, Float, Int
 
-from scalecov_jax.checkpoints import Network
-from scalecov_jax.compilation import jit
-from scalecov_jax.features import Features, cached_features, pooled_features, shortened
-from scalecov_jax.images import noise
-from scalecov_jax.images.batching import batches
-from scalecov_jax.images.image_set import Skipped
-from scalecov_jax.models.architecture import available_layers, check_layer
-from scalecov_jax.models.folding import fold
-from scalecov_jax.models.preprocessing import Preprocessing
-from scalecov_jax.models.receptive_field import check_size, clean_regions, smallest_clean_size
+from scalecov_jax.experiments.noise_features import POOLED, Clean, NoiseFeatures, Pooled
 from scalecov_jax.probes import evaluate
 from scalecov_jax.probes.ridge import Scaling
 from scalecov_jax.probes.splits import grouped_splits, random_splits
 
-Pooled = Literal["gap", "corrected_gap"]
 Readout = Literal["gap", "corrected_gap", "corrected_gap_distance"]
 Setting = Literal["published", "larger", "unseen_sizes"]
 
-POOLED: tuple[Pooled, ...] = ("gap", "corrected_gap")
 SETTINGS: tuple[Setting, ...] = ("published", "larger", "unseen_sizes")
 TARGETS = ("width", "inverse_width", "log_width")
 ESTIMATORS = ("ols", "ridge")
-MIN_SIZES = 3  # widths to probe a layer on
+_SCORES = (
+    *("setting", "pooling", "layer", "smallest", "largest"),
+    *("target", "split", "estimator", "alpha", "r2"),
+)
 FEWEST_UNSEEN = 5  # widths: with fewer, 30 % of them are a single width, on which R2 is undefined
-
-
-class Clean(NamedTuple):
-    """Where a layer has positions that no padding reaches.
-
-    Attributes:
-        needed: Width of the smallest image with such a position, in pixels; None where every position sees the whole image.
-        positions: How many there are, by the width of the image, for each of the widths from `needed` on.
-    """
-
-    needed: int | None
-    positions: dict[int, int]
-
-    @property
-    def start(self) -> int | None:
-        """Width from which on corrected GAP is probed; None where it is defined at too few widths."""
-        return min(self.positions) if len(self.positions) >= MIN_SIZES else None
-
-
-class NoiseFeatures(NamedTuple):
-    """Pooled features of noise images, ordered by width.
-
-    Attributes:
-        widths: Of each image, in pixels.
-        gap: Mean over all positions, by layer.
-        corrected_gap: Mean over the positions that no padding reaches; only layers and only rows at which there is one.
-    """
-
-    widths: Int[np.ndarray, " N"]
-    gap: dict[str, Float[np.ndarray, "N _"]]
-    corrected_gap: dict[str, Float[np.ndarray, "_ _"]]
-
-    def rows(self, pooling: Pooled, layer: str, smallest: int, largest: int) -> Float[np.ndarray, "M D"]:
-        """Features of the images from `smallest` to `largest` pixels, float64."""
-        features = (self.gap if pooling == "gap" else self.corrected_gap)[layer]
-        widths = self.widths[len(self.widths) - len(features) :]
-        return features[(widths >= smallest) & (widths <= largest)].astype(np.float64)
 
 
 class Window(NamedTuple):
@@ -90,187 +38,16 @@ class Window(NamedTuple):
 
 
 class Design(NamedTuple):
-    """How images become training and held-out parts.
+    """How images become training and held-out parts."""
 
-    Attributes:
-        train: Training images of the published setting.
-        test: Held-out images of the published setting.
-        splits: Draws of the published setting, and splits of the others.
-        seed: Of the draws and splits.
-        ranges: Further ranges of widths for the published setting, smallest and largest in pixels.
-        scaling: See `ridge.standardisation`.
-        alphas: Penalties of ridge.
-    """
-
-    train: int = 5
-    test: int = 20
-    splits: int = 25
-    seed: int = 0
+    train: int = 5  # training images of the published setting
+    test: int = 20  # held-out images of the published setting
+    splits: int = 25  # draws of the published setting, and splits of the others
+    seed: int = 0  # of the draws and splits
+    # further ranges of widths for the published setting, smallest and largest in pixels
     ranges: tuple[tuple[int, int], ...] = ()
-    scaling: Scaling = "common"
-    alphas: Float[np.ndarray, " A"] = evaluate.ALPHAS
-
-
-# Features
-
-
-def map_layers(network: Network, layers: Sequence[str] = ()) -> tuple[str, ...]:
-    """The given layers, or all that a network has, in depth order; each must have a map.
-
-    Raises:
-        ValueError: A layer that the network has not, or one without a map.
-    """
-    family = network.architecture
-    known = available_layers(family, network.module)
-    maps = tuple(layer for layer in known if layer not in family.head)
-    for layer in layers:
-        check_layer(family, layer, known[-1])
-        if layer not in maps:
-            raise ValueError(f"{layer} of {family.name} has no map to pool; choose among {', '.join(maps)}.")
-    return tuple(layer for layer in maps if layer in layers or not layers)
-
-
-def clean_layers(network: Network, layers: Sequence[str], sizes: Sequence[int]) -> dict[str, Clean]:
-    """Which layers have positions free of padding, from which width on, and how many.
-
-    Args:
-        network: Whose layers are meant.
-        layers: Names of layers with a map.
-        sizes: Widths of the images in pixels, ascending.
-
-    Raises:
-        ValueError: A width at which a map would have no pixel.
-    """
-    for size in sizes:
-        check_size(network.module, size, layers, network.architecture.name)
-    regions = {size: clean_regions(network.module, size, size, layers) for size in sizes}
-    clean = {}
-    for layer in layers:
-        needed = smallest_clean_size(network.architecture, layer, **network.card.options)
-        positions = {}
-        for size in sizes:
-            if needed is not None and size >= needed and (region := regions[size][layer]):
-                (top, bottom), (left, right) = region
-                positions[size] = (bottom - top + 1) * (right - left + 1)
-        clean[layer] = Clean(needed, positions)
-    return clean
-
-
-def layer_table(clean: Mapping[str, Clean]) -> pd.DataFrame:
-    """Columns layer, needed and start (see `Clean`); empty where there is no such width."""
-    rows = [(layer, place.needed, place.start) for layer, place in clean.items()]
-    return pd.DataFrame(rows, columns=["layer", "needed", "start"]).astype(
-        {"needed": "Int64", "start": "Int64"}
-    )
-
-
-def reference_layer(starts: Mapping[str, int | None]) -> str | None:
-    """The deepest layer probed with corrected GAP over the most widths; None if there is none.
-
-    Args:
-        starts: `Clean.start` by layer, from input to output.
-    """
-    probed = {layer: start for layer, start in starts.items() if start is not None}
-    return max(
-        reversed(probed), key=lambda layer: -probed[layer], default=None
-    )  # max takes the first of equals
-
-
-def noise_features(
-    network: Network,
-    clean: Mapping[str, Clean],
-    sizes: Sequence[int],
-    per_size: int,
-    seed: int,
-    *,
-    batch_size: int = 16,
-    dtype: Any = jnp.float32,
-    cache: Path | None = None,
-    name: str = "noise",
-    progress: bool = False,
-) -> NoiseFeatures:
-    """Both poolings of noise images of every width, in one forward pass per image and one compilation per width.
-
-    Args:
-        network: Network; it is cut after the last of the layers, and its batch normalisation folded, first.
-        clean: From `clean_layers`; its layers are pooled.
-        sizes: Widths in pixels, ascending. Images are made at each width, never resized.
-        per_size: Images of each width.
-        seed: Of the images.
-        batch_size: Images per step at most, rounded up to a multiple of the number of devices.
-        dtype: Of the forward pass.
-        cache: Folder for the features of each width; what lies there already is not computed again.
-        name: Of the files in `cache` and of the progress bar.
-        progress: Whether to show a progress bar on stderr.
-
-    Source: Graziani et al. 2021, section 4.2.
-    """
-    layers = tuple(clean)
-    forward = _Forward(shortened(network, layers), dtype)
-    rows = -(-min(batch_size, per_size) // jax.device_count()) * jax.device_count()
-    parts: list[dict[str, np.ndarray]] = []
-    with tqdm(total=len(sizes) * per_size, desc=name, unit="img", disable=not progress) as bar:
-        for size in sizes:
-            corrected = tuple(layer for layer in layers if size in clean[layer].positions)
-            compute = partial(forward.features, size, per_size, seed, layers, corrected, rows)
-            parts.append(cached_features(cache and cache / f"{name}-{size}.npz", compute).values)
-            bar.update(per_size)
-
-    def joined(pooling: Pooled, layer: str) -> np.ndarray:
-        return np.concatenate([part[key] for part in parts if (key := f"{pooling}-{layer}") in part])
-
-    return NoiseFeatures(
-        np.repeat(np.asarray(sizes), per_size),
-        {layer: joined("gap", layer) for layer in layers},
-        {layer: joined("corrected_gap", layer) for layer in layers if {*sizes} & {*clean[layer].positions}},
-    )
-
-
-class _Forward:
-    """A folded network on all devices; the weights are arguments, so that trained and random ones share a compilation."""
-
-    def __init__(self, network: Network, dtype: Any):
-        module, variables = fold(network.module, network.variables, network.architecture.epsilon)
-        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        self.module = module
-        self.variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
-        self.sharding = NamedSharding(mesh, PartitionSpec("data"))
-        self.preprocessing: Preprocessing = network.card.preprocessing
-        self.dtype = dtype
-
-    def features(
-        self, size: int, count: int, seed: int, layers: tuple[str, ...], corrected: tuple[str, ...], rows: int
-    ) -> Features:
-        """Features of the noise images of one size, by pooling-layer."""
-        parts: list[dict[str, np.ndarray]] = []
-        skipped: list[Skipped] = []
-        for batch in batches(noise.examples(count, size, seed), size, rows, skipped):
-            images = jax.device_put(batch.images, self.sharding)
-            pooled = _both_poolings(
-                self.module, self.variables, images, layers, corrected, self.preprocessing, self.dtype
-            )
-            parts.append({key: np.asarray(values)[batch.valid] for key, values in pooled.items()})
-        values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        return Features(values, np.arange(count), tuple(skipped))
-
-
-@partial(jit, static_argnames=("module", "layers", "corrected", "preprocessing", "dtype"))
-def _both_poolings(
-    module: nn.Module,
-    variables: Any,
-    images: UInt8[Array, "N H W 3"],
-    layers: tuple[str, ...],
-    corrected: tuple[str, ...],
-    preprocessing: Preprocessing,
-    dtype: Any,
-) -> dict[str, Float[Array, "N _"]]:
-    """Written as two forward passes; the compiler merges them into one."""
-    pooled: dict[str, Float[Array, "N _"]] = {}
-    for pooling, wanted in zip(POOLED, (layers, corrected), strict=True):
-        if wanted:
-            values = pooled_features(module, variables, images, wanted, preprocessing, dtype, pooling)
-            pooled |= {f"{pooling}-{layer}": rows for layer, rows in values.items()}
-    return pooled
+    scaling: Scaling = "common"  # see `ridge.standardisation`
+    alphas: Float[np.ndarray, " A"] = evaluate.ALPHAS  # penalties of ridge
 
 
 # What is probed
@@ -367,9 +144,7 @@ def between_widths(
     With g widths of n images each, sums of squares B between and W within: (B - (g - 1) W / (N - g)) / (B + W + W / (N - g)). As
     all widths have equally many images, its numerator is 0 in expectation if they have one mean, even with unequal variances.
 
-    Args:
-        features: One row per image.
-        widths: Of the images, in pixels; each occurs equally often and at least twice.
+    Each width occurs equally often and at least twice.
     """
     groups = {int(width): features[widths == width] for width in np.unique(widths)}
     within = {width: float(rows.var(0, ddof=1).sum()) for width, rows in groups.items()}
@@ -407,24 +182,15 @@ def score_noise(features: NoiseFeatures, ranges: Iterable[Window], design: Desig
                     values["corrected_gap_distance", layer] = log_distance(rows)
         for setting, first, solved in _solve(window.settings, features.widths[inside], values, design):
             splits = range(first, first + solved.ols.shape[1])
-            index = pd.MultiIndex.from_product([values, splits, TARGETS, ESTIMATORS])
-            places, split, target, estimator = (index.get_level_values(level) for level in range(4))
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "setting": setting,
-                        "pooling": [place[0] for place in places],
-                        "layer": [place[1] for place in places],
-                        "smallest": window.smallest,
-                        "largest": window.largest,
-                        "target": target,
-                        "split": split,
-                        "estimator": estimator,
-                        "alpha": np.stack([np.full_like(solved.alpha, np.nan), solved.alpha], -1).ravel(),
-                        "r2": np.stack([solved.ols, solved.ridge], -1).ravel(),
-                    }
-                )
+            axes = {"place": values, "split": splits, "target": TARGETS, "estimator": ESTIMATORS}
+            frame = pd.MultiIndex.from_product([[*axis] for axis in axes.values()], names=[*axes]).to_frame(
+                False
             )
+            frame["alpha"] = np.stack([np.full_like(solved.alpha, np.nan), solved.alpha], -1).ravel()
+            frame["r2"] = np.stack([solved.ols, solved.ridge], -1).ravel()
+            frame[["pooling", "layer"]] = frame.pop("place").tolist()
+            limits = {"smallest": window.smallest, "largest": window.largest}
+            frames.append(frame.assign(setting=setting, **limits)[[*_SCORES]])
     return pd.concat(frames, ignore_index=True)
 
 
@@ -452,7 +218,10 @@ def predict_noise(features: NoiseFeatures, window: Window, design: Design, layer
         for (setting, estimator), splits in parts.items():
             for split, (train, test) in enumerate(splits):
                 alphas = None if estimator == "ols" else design.alphas
-                guesses = _predicted(rows, targets, train, test, alphas, design.scaling)
+                both = np.concatenate([train, test])
+                part = (np.arange(len(both)) < len(train))[None]
+                fit = evaluate.fit(rows[both], targets[both], part, alphas, design.scaling)
+                guesses = rows[test] @ fit.weights[0] + fit.intercept[0]
                 with np.errstate(divide="ignore"):
                     predicted = np.stack([guesses[:, 0], 1000 / guesses[:, 1]], 1)
                 frame = pd.DataFrame(
@@ -526,18 +295,3 @@ def _solve(
         for number, setting in enumerate(masks):
             part = slice(number * design.splits, (number + 1) * design.splits)
             yield setting, 0, evaluate.ProbeScores(*(scores[:, part] for scores in together))
-
-
-def _predicted(
-    features: Float[np.ndarray, "N D"],
-    targets: Float[np.ndarray, "N M"],
-    train: Int[np.ndarray, " n"],
-    test: Int[np.ndarray, " m"],
-    alphas: Float[np.ndarray, " A"] | None,
-    scaling: Scaling,
-) -> Float[np.ndarray, "m M"]:
-    """Targets of held-out rows by ridge, or by least squares where there are no penalties."""
-    rows = np.concatenate([train, test])
-    part = (np.arange(len(rows)) < len(train))[None]
-    fit = evaluate.fit(features[rows], targets[rows], part, alphas, scaling)
-    return features[test] @ fit.weights[0] + fit.intercept[0]

@@ -51,9 +51,7 @@ def check(settings: Settings) -> dict[str, Network]:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Train and test a network, and write it to `folder/network`.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run, where an interrupted training goes on; see `training.train`.
+    An interrupted training goes on in the folder; see `training.train`.
 
     Returns:
         curve (loss and top1 of the training batches), see `training.read_curve`; held_out, see `held_out_accuracy`.
@@ -67,15 +65,9 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     module = training.classifier(settings, len(scenes.CLASSES))
     variables = train(module, folder, settings).variables
     accuracy = held_out_accuracy(module, variables, settings)
-    training.save_network(
-        variables,
-        settings,
-        folder,
-        class_names=scenes.CLASSES,
-        preprocessing=PREPROCESSING,
-        origin="trained on scenes by scripts/pretrain.py",
-        held_out_top1=float(accuracy["top1"].iloc[0]),
-    )
+    facts = {"class_names": scenes.CLASSES, "preprocessing": PREPROCESSING}
+    facts |= {"origin": "trained on scenes by scripts/pretrain.py"}
+    training.save_network(variables, settings, folder, **facts, held_out_top1=float(accuracy["top1"].iloc[0]))
     return {"curve": training.read_curve(folder), "held_out": accuracy}
 
 
@@ -83,16 +75,11 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     """Held-out accuracy, of all scenes and by the size of the object, and the curve of the training."""
     held_out = tables["held_out"]
     rows = held_out.to_numpy().tolist()
-    findings = [
-        Finding(
-            "held-out top-1",
-            f"{settings.architecture}, {'box ratio ' * (ratio != 'all')}{ratio}, {count:,} scenes",
-            100 * top1,
-            unit="%",
-            level="headline" if ratio == "all" else "result",
-        )
-        for ratio, top1, count in rows
-    ]
+    findings = []
+    for ratio, top1, count in rows:
+        at = f"{settings.architecture}, {'box ratio ' * (ratio != 'all')}{ratio}, {count:,} scenes"
+        level = "headline" if ratio == "all" else "result"
+        findings.append(Finding("held-out top-1", at, 100 * top1, unit="%", level=level))
     cells = [(ratio, f"{100 * top1:.1f} %", str(count)) for ratio, top1, count in rows]
     table = Table("Scenes never trained on.", ("box ratio", "top-1", "scenes"), cells)
     image = curve_image(tables["curve"], settings, "top-1", held_out["top1"].iloc[0])
@@ -121,14 +108,7 @@ def smallest_ratio(step: Int[Array, ""], steps: int) -> Float[Array, ""]:
 def train_step(
     module: nn.Module, settings: TrainingSettings, state: TrainState, key: Key[Array, ""]
 ) -> tuple[TrainState, Metrics]:
-    """Render a batch of scenes and take one step on its cross-entropy.
-
-    Args:
-        module: The network, stopped at pre_softmax.
-        settings: Of the training.
-        state: Before the step.
-        key: Of the whole training; the batch is drawn from it folded with the step.
-    """
+    """Render a batch of scenes, drawn from the key folded with the step, and take one step on its cross-entropy."""
     smallest = smallest_ratio(state.step, settings.steps)
     draw = jax.random.fold_in(key, state.step)
     images, labels, _ = scenes.draw(draw, settings.batch_size, settings.size, smallest)

@@ -26,7 +26,7 @@ from scalecov_jax.experiments.probe_settings import (
     layers_to_probe,
     open_images,
 )
-from scalecov_jax.experiments.probe_tables import ClassResult, case_table, class_tables, layer_table
+from scalecov_jax.experiments.probe_tables import ClassResult, case_table, class_tables
 from scalecov_jax.features import dry_run
 from scalecov_jax.hosts import is_first
 from scalecov_jax.images import scenes
@@ -35,8 +35,10 @@ from scalecov_jax.images.image_set import Skipped, Source
 from scalecov_jax.images.sources import SCENES
 from scalecov_jax.models.pruning import cumulative_parameters
 from scalecov_jax.probes.route import Route, choose_route, describe
-from scalecov_jax.rcv import RcvRow, rcv_rows, save_rcvs
+from scalecov_jax.rcv import rcv_table, save_rcvs
 from scalecov_jax.selection import select_layer
+from scalecov_jax.settings import together
+from scalecov_jax.tables import labelled, rows_of, stacked
 
 __all__ = ["Settings", "check", "estimate", "report", "run"]
 THUMBNAIL = 240  # pixels, of images that the report shows
@@ -53,29 +55,16 @@ def check(settings: Settings) -> dict[str, Network]:
     def fits(name: str, network: Network) -> None:
         layers_to_probe(network, settings)
 
-    networks, counts, problems = {}, {}, []
-    try:
-        networks = load_networks(settings.weights, settings.architecture, check=fits)
-    except ValueError as error:
-        problems.append(str(error))
-    try:
-        counts = count_images(settings)
-    except ValueError as error:
-        problems.append(str(error))
-    if networks and counts:
-        plan(networks, counts, settings)
-    if problems:
-        raise ValueError(" ".join(problems))
+    networks, counts = together(
+        lambda: load_networks(settings.weights, settings.architecture, check=fits),
+        lambda: count_images(settings),
+    )
+    plan(networks, counts, settings)
     return networks
 
 
 def plan(networks: Mapping[str, Network], counts: Mapping[str, int], settings: Settings) -> Route:
     """Memory or streamed, for the largest class and network.
-
-    Args:
-        networks: By name.
-        counts: Images of each class.
-        settings: Of the run.
 
     Raises:
         ValueError: See `route.choose_route`; several hosts and no way to stream.
@@ -134,14 +123,12 @@ def estimate(settings: Settings) -> str:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Probe networks, choose layers, cut.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run. features/ or streamed/ keep what is slow; pruned/ the cut networks; rcvs.npz the concept vectors;
-            cases/ and scenes.jpg pictures for the report.
+    In the folder, features/ or streamed/ keep what is slow; pruned/ the cut networks; rcvs.npz the concept vectors; cases/ and
+    scenes.jpg pictures for the report.
 
     Returns:
         scores, layers, contrasts, choices, images and cases (see `probe_tables`; of streamed images scores and layers),
-        sample_size (`probes.sample_size`) and rcvs (`rcv.RcvRow`). And what they were made of: classes (images and groups of each
+        sample_size (`probes.sample_size`) and rcvs (`rcv.rcv_table`). And what they are of: classes (images and groups of each
         class), widths (features of each layer, how many are independent, parameters up to it; layers left out), cuts
         (`pruning.Pruning`), skipped (images left out). published has the figures of the paper where it has the network.
     """
@@ -149,32 +136,30 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     sources, skipped = open_images(settings)
     route = plan(networks, {name: len(source) for name, source in sources.items()}, settings)
     logging.info("%s", plan_text(route, settings.splits))
-    tables: dict[str, list[pd.DataFrame]] = {"skipped": [_skipped("", skipped)]}
-    rcvs = []
+    tables, rcvs = [("skipped", _skipped("", skipped))], []
     with ExitStack() as stack:
         kept = folder
         if route.name == "streamed" and kept is None:
             kept = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, network in networks.items():
             way = probe_streamed.probe if route.name == "streamed" else probe_memory.probe
-            classes = way(network, name, sources, settings, kept, progress=True)  # pyright: ignore[reportArgumentType]
+            classes = way(network, name, sources, settings, kept)  # pyright: ignore[reportArgumentType]
             found = class_tables(name, classes)
-            found["rcvs"] = _rcv_table(classes)
+            vectors = {name: one.rcvs for name, one in classes.items()}
+            found["rcvs"] = rcv_table(vectors, {name: one.split_rcvs for name, one in classes.items()})
             found["widths"] = _width_table(name, network, classes, settings)
             found["cuts"] = _cut(name, network, found["scores"], sources, settings, folder)
             found["skipped"] = _skipped(name, [image for one in classes.values() for image in one.skipped])
             found["published"] = probe_published.compare(found["scores"], found["widths"], found["classes"])
             if len(classes) == 1 or found["classes"]["n_train"].nunique() > 1:
                 found["cases"] = _cases(name, classes, found, sources, folder)
-            for table, frame in found.items():
-                if len(frame):
-                    tables.setdefault(table, []).append(frame)
-            rcvs += [rcv for one in classes.values() for rcv in one.rcvs]
+            tables += [(table, frame) for table, frame in found.items() if len(frame)]
+            rcvs += [rcv for of_class in vectors.values() for rcv in of_class]
     if folder and is_first():
         save_rcvs(folder / "rcvs.npz", rcvs)
         if settings.images == SCENES and not (folder / "scenes.jpg").exists():
             (folder / "scenes.jpg").write_bytes(encode_jpeg(scenes.contact_sheet(settings.seed)))
-    return {table: pd.concat(frames, ignore_index=True) for table, frames in tables.items()}
+    return stacked(tables)
 
 
 def _skipped(weights: str, images: Sequence[Skipped]) -> pd.DataFrame:
@@ -183,35 +168,22 @@ def _skipped(weights: str, images: Sequence[Skipped]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["weights", "image", "reason"], dtype="str")
 
 
-def _rcv_table(classes: Mapping[str, ClassResult]) -> pd.DataFrame:
-    own = {name: one.rcvs for name, one in classes.items()}
-    rows = rcv_rows(own, {name: one.split_rcvs for name, one in classes.items()})
-    table = pd.DataFrame(rows, columns=[*RcvRow._fields])
-    return table.astype(dict.fromkeys(("mean_angle", "largest_angle", "mean_cosine", "least_cosine"), float))
-
-
 def _width_table(
     weights: str, network: Network, classes: Mapping[str, ClassResult], settings: Settings
 ) -> pd.DataFrame:
     """Features of each layer, the independent ones, parameters up to it; and the layers at which the pooling is undefined."""
     parameters = cumulative_parameters(network.module, network.architecture)
     layers, undefined = layers_to_probe(network, settings)
-    first, every = next(iter(classes.values())), classes.values()
-    table = pd.DataFrame(
-        {
-            "architecture": network.architecture.name,
-            "weights": weights,
-            "layer": [*layers, *undefined],
-            "width": [*(first.widths[layer] for layer in layers), *[np.nan] * len(undefined)],
-            "rank": [
-                *(max(one.ranks[layer] for one in every) for layer in layers),
-                *[np.nan] * len(undefined),
-            ],
-            "parameters": [parameters.get(layer, np.nan) for layer in (*layers, *undefined)],
-            "defined_from": [*[np.nan] * len(layers), *(size or np.nan for size in undefined.values())],
-        }
-    )
-    return table.astype(dict.fromkeys(("width", "rank", "parameters", "defined_from"), float))
+    columns = {
+        "width": next(iter(classes.values())).widths,
+        "rank": {layer: max(one.ranks[layer] for one in classes.values()) for layer in layers},
+        "parameters": parameters,
+        "defined_from": undefined,
+    }
+    order = [*layers, *undefined]
+    table = pd.DataFrame({name: pd.Series(values, order, float) for name, values in columns.items()})
+    table = table.rename_axis("layer").reset_index()
+    return labelled(table, architecture=network.architecture.name, weights=weights)
 
 
 def _cut(
@@ -245,10 +217,7 @@ def _cases(
     for image_class, one in classes.items():
         if one.evidence is None or len(one.evidence.layers) < 2:
             continue
-        images = tables["images"]
-        table = case_table(
-            images[images["image_class"] == image_class], layer_table(one.evidence, weights, image_class)
-        )
+        table = case_table(*(rows_of(tables[name], image_class=image_class) for name in ("images", "layers")))
         table["file"] = [f"cases/{weights}-{image_class}-{at}.jpg" for at in table["at"]]
         found.append(table)
         for file, at in zip(table["file"], table["at"], strict=True) if folder and is_first() else ():

@@ -12,16 +12,18 @@ from scalecov_jax.checkpoints import Network, random_network
 from scalecov_jax.concepts.compute import Measured, check_measures
 from scalecov_jax.evidence import Evidence, weigh
 from scalecov_jax.experiments.probe_settings import Settings, layers_to_probe, measure
-from scalecov_jax.experiments.probe_tables import ClassResult, score_table
+from scalecov_jax.experiments.probe_tables import ClassResult, both_estimators, score_table
 from scalecov_jax.features import Features, cached_features, compute_features
+from scalecov_jax.images.decoding import resize_image
 from scalecov_jax.images.image_set import Source
 from scalecov_jax.probes import evaluate, sample_size
-from scalecov_jax.probes.controls import pixel_features
 from scalecov_jax.probes.permutation import shuffled
 from scalecov_jax.probes.probe import PROBES, cross_validate
-from scalecov_jax.probes.splits import make_splits
 from scalecov_jax.rcv import make_rcvs
 from scalecov_jax.scores import CONDITIONS, Condition
+
+WIDTH = 1024  # features made of the pixels alone
+SIDE = 32  # pixels of the copies that stand for the images themselves; 3072 values each
 
 
 def probe(
@@ -30,17 +32,10 @@ def probe(
     sources: Mapping[str, Source],
     settings: Settings,
     folder: Path | None = None,
-    progress: bool = False,
 ) -> dict[str, ClassResult]:
     """Regress concept measures from every layer of a network, of the same network with random weights, and shuffled.
 
-    Args:
-        network: Whose layers are probed.
-        weights: Its name in the tables.
-        sources: Images of each class.
-        settings: What is regressed and inferred.
-        folder: Of the run; features/ in it keeps features and measures, which are not computed again.
-        progress: Whether to show progress bars on stderr.
+    features/ in the folder keeps features and measures, which are not computed again.
 
     Raises:
         ValueError: Layers that cannot be probed (see `layers_to_probe`), or images on which nothing can be regressed.
@@ -49,7 +44,7 @@ def probe(
     """
     layers, _ = layers_to_probe(network, settings)
     cache = folder and folder / "features"
-    measured = {name: measure(source, settings, cache, progress) for name, source in sources.items()}
+    measured = {name: measure(source, settings, cache) for name, source in sources.items()}
     networks: dict[Condition, Network] = {
         "trained": network,
         "random_weights": random_network(network, settings.seed),
@@ -59,7 +54,7 @@ def probe(
     for image_class, source in sources.items():
         features: dict[Condition, Features] = {}
         for condition, variant in networks.items():
-            label = f"{weights} {image_class} {condition}" if progress else None
+            label = f"{weights} {image_class} {condition}"
             features[condition] = cached_features(
                 cache and cache / f"{weights}-{image_class}-{condition}{pooled}.npz",
                 lambda variant=variant, source=source, label=label: compute_features(
@@ -67,9 +62,7 @@ def probe(
                 ),
             )
         names = {"architecture": network.architecture.name, "weights": weights, "image_class": image_class}
-        classes[image_class] = probe_class(
-            features, measured[image_class], source, settings, names, progress=progress
-        )
+        classes[image_class] = probe_class(features, measured[image_class], source, settings, names)
     return classes
 
 
@@ -79,17 +72,8 @@ def probe_class(
     source: Source,
     settings: Settings,
     names: Mapping[str, str],
-    progress: bool = False,
 ) -> ClassResult:
-    """Probe the features of the images of one class.
-
-    Args:
-        features: With trained and with random weights.
-        measured: Concept measures, then nuisance measures.
-        source: The images, of which the pixels may be a control.
-        settings: What is regressed and inferred.
-        names: architecture, weights and image_class for the tables.
-        progress: Whether to show progress bars on stderr.
+    """Probe the features of the images of one class; measures are of concepts, then of nuisances.
 
     Raises:
         ValueError: The splits cannot be made, or nothing can be regressed on the images that are left.
@@ -106,9 +90,7 @@ def probe_class(
         {layer: values[columns] for layer, values in some.values.items()}
         for some in (trained, random_weights)
     )
-    splits = make_splits(
-        settings.splitting, len(kept), settings.splits, seed, groups=groups, values=measures[:, 0]
-    )
+    splits = settings.split(measures[:, 0], groups)
     label = f"{names['weights']} {names['image_class']}"
     logging.info(
         "Solving %d layers x %d splits x %d penalties x %d measures for %s.",
@@ -122,19 +104,17 @@ def probe_class(
         shuffled=shuffled(measures, len(splits), seed, groups),
         groups=groups,
         random_weights=of_random,
-        pixels=pixel_features(source, kept, seed=seed) if settings.pixels else None,
+        pixels=pixel_features(source, kept, seed) if settings.pixels else None,
         nuisances=nuisances if settings.nuisances else None,
         permutations=settings.permutations,
         alphas=alphas,
         seed=seed,
-        progress=label if progress else None,
+        progress=label,
     )
     assert evidence.dual is not None
     real = np.tile(measures, (len(splits), 1, 1))
     further = {
-        name: cross_validate(
-            PROBES[name], of_trained, real, splits, progress=f"{label} {name}" if progress else None
-        )
+        name: cross_validate(PROBES[name], of_trained, real, splits, progress=f"{label} {name}")
         for name in settings.probes
     }
     fits = {
@@ -152,33 +132,35 @@ def probe_class(
         image_class=names["image_class"],
         pooling=trained.pooling,
     )
-    swept = []
+    swept = None
     if settings.n_train:
-        swept = sample_size.sweep(
-            of_trained,
-            measures[:, 0],
-            settings.n_train,
-            weights=names["weights"],
-            image_class=names["image_class"],
-            seed=seed,
-            alphas=alphas,
-            progress=f"{label} by n_train" if progress else None,
-        )
+        one = {"seed": seed, "alphas": alphas, "progress": f"{label} by n_train"}
+        swept = sample_size.sweep(of_trained, measures[:, 0], settings.n_train, **one)
     return ClassResult(
-        _scores(evidence, further, names),
-        evidence,
-        None,
-        kept,
-        images,
-        groups,
-        int(splits[0].sum()),
-        {layer: values.shape[1] for layer, values in of_trained.items()},
-        _independent(of_trained),
-        trained.skipped,
-        swept,
-        rcvs,
-        {layer: filters[1:] for layer, (filters, _, _) in fits.items()},
+        scores=_scores(evidence, further, names),
+        indices=kept,
+        names=images,
+        groups=groups,
+        n_train=int(splits[0].sum()),
+        widths={layer: values.shape[1] for layer, values in of_trained.items()},
+        ranks=_independent(of_trained),
+        skipped=trained.skipped,
+        rcvs=rcvs,
+        split_rcvs={layer: filters[1:] for layer, (filters, _, _) in fits.items()},
+        evidence=evidence,
+        sizes=swept,
     )
+
+
+def pixel_features(source: Source, indices: np.ndarray, seed: int) -> Float[np.ndarray, "N _"]:
+    """A random projection of the pixels of small copies of the images, x W / sqrt(3072) with standard normal W.
+
+    Source: Hewitt & Liang 2019, Designing and Interpreting Probes with Control Tasks (a probe is worth what it reads beyond a
+        control); random projection: Johnson & Lindenstrauss 1984.
+    """
+    pixels = np.stack([resize_image(source[int(index)].image, SIDE).ravel() / 255.0 for index in indices])
+    projection = np.random.default_rng((seed, 4)).normal(size=(pixels.shape[1], WIDTH))
+    return (pixels @ projection / np.sqrt(pixels.shape[1])).astype(np.float32)
 
 
 def _independent(features: Mapping[str, Float[np.ndarray, "N _"]]) -> dict[str, int]:
@@ -195,11 +177,7 @@ def _scores(
 ) -> pd.DataFrame:
     """Both estimators under three conditions, and the further probes on the trained network."""
     common = {"layers": evidence.layers, "concepts": evidence.concepts, **names}
-    tables = []
-    for condition in CONDITIONS:
-        ols, ridge, alpha = evidence.by_split[condition]
-        tables.append(score_table(ols, None, condition=condition, estimator="ols", **common))
-        tables.append(score_table(ridge, alpha, condition=condition, estimator="ridge", **common))
+    tables = [table for x in CONDITIONS for table in both_estimators(evidence.by_split[x], x, **common)]
     for name, r2 in further.items():
         tables.append(score_table(r2, None, condition="trained", estimator=name, **common))
     return pd.concat(tables, ignore_index=True)

@@ -17,7 +17,7 @@ from scalecov_jax.experiments.probe_tables import ALL, scopes
 from scalecov_jax.features import POOLINGS
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
-from scalecov_jax.report.numbers import number, signed
+from scalecov_jax.report.numbers import number, signed, span
 from scalecov_jax.report.page import Image, Section, Table, render_text
 from scalecov_jax.selection import interpolates, select_layers
 from scalecov_jax.tables import rows_of
@@ -78,10 +78,9 @@ class Part:
             self.contrasts = rows_of(tables["contrasts"], **here)
             (self.choice,) = rows_of(tables["choices"], **here).to_dict("records")
         else:
-            trained = rows_of(self.scores, condition="trained", estimator="ridge").groupby(
-                "layer", sort=False
-            )["r2"]
-            self.layers = pd.DataFrame({"r2": trained.mean(), "low": trained.min(), "high": trained.max()})
+            trained = rows_of(self.scores, condition="trained", estimator="ridge")
+            r2 = trained.groupby("layer", sort=False)["r2"]
+            self.layers = pd.DataFrame({"r2": r2.mean(), "low": r2.min(), "high": r2.max()})
             folds = rows_of(tables["layers"], **own).groupby("layer")[["p", "p_family"]].max()
             self.layers = self.layers.join(folds)
         self.peak = self.selected["ridge"].layer
@@ -116,34 +115,20 @@ class Part:
         reach = (best["r2"], best["low"], best["high"]) if self.evidence else self._spread("ridge")
         value, low, high = map(float, reach)
         note = f"Layers that may be as good: {', '.join(self.others)}." if self.others else ""
-        yield Finding(
-            f"held-out {what} by ridge at the best of {len(self.order)} layers",
-            at,
-            value,
-            low,
-            high,
-            REACH if self.evidence else "± 1 sd over folds",
-            note=note,
-            level="headline" if self.main else "result",
-        )
+        quantity = f"held-out {what} by ridge at the best of {len(self.order)} layers"
+        ends, level = REACH if self.evidence else "± 1 sd over folds", "headline" if self.main else "result"
+        yield Finding(quantity, at, value, low, high, ends, note=note, level=level)
         if not self.main:
             return
-        yield Finding(
-            f"{what} by least squares at the best layer by the published rule",
-            f"{self.at} {self.selected['ols'].layer}",
-            *self._spread("ols"),
-            "± 1 sd over splits",
-        )
+        quantity = f"{what} by least squares at the best layer by the published rule"
+        published = f"{self.at} {self.selected['ols'].layer}"
+        yield Finding(quantity, published, *self._spread("ols"), "± 1 sd over splits")
         (permuted,) = self.classes["permuted"].unique() if self.classes["permuted"].nunique() == 1 else ("",)
-        if self.settings.permutations:
-            count = self.settings.permutations
-            yield Finding(
-                f"family-wise p that {self.title} is read",
-                at,
-                float(best["p_family"]),
-                note=f"{count:,} permutations{f' of {permuted}' if permuted else ''}; p cannot be below {1 / (count + 1):.2g}.",
-                digits=3,
-            )
+        if count := self.settings.permutations:
+            of = f" of {permuted}" * bool(permuted)
+            note = f"{count:,} permutations{of}; p cannot be below {1 / (count + 1):.2g}."
+            p = float(best["p_family"])
+            yield Finding(f"family-wise p that {self.title} is read", at, p, note=note, digits=3)
         if not self.evidence:
             return
         if len(self.order) > 1:
@@ -152,14 +137,10 @@ class Part:
             note = f"Splits of each layer: {self.choice['chosen']}."
             yield Finding(quantity, self.at, value, low, high, REACH, note=note)
         differences = self.differences(self.peak)
+        unshown = "The interval is not above 0: no more than the control is shown to be read."
         for control, label in CONTROLS.items():
             if control in differences:
-                shown = differences[control][1] > 0
-                note = (
-                    ""
-                    if shown
-                    else "The interval is not above 0: no more than the control is shown to be read."
-                )
+                note = unshown * (not differences[control][1] > 0)
                 yield Finding(f"{what} above that of {label}", at, *differences[control], REACH, note=note)
         if "beyond_nuisances" in differences:
             quantity = f"partial R² of {self.title} beyond the nuisance measures"
@@ -185,8 +166,7 @@ class Part:
         if len(self.cases):
             tables.append(self._case_table())
             images += [self._pictures(folder)] if folder else []
-        heading = f"{self.at}: {self.title}"
-        return Section(heading, "", images, tables, text)
+        return Section(f"{self.at}: {self.title}", "", images, tables, text)
 
     def _stem(self, kind: str) -> str:
         scope = "all" if self.main else self.scope
@@ -206,10 +186,9 @@ class Part:
             for condition in ("random_weights", "shuffled_measure"):
                 rows = rows_of(self.scores, condition=condition, estimator="ridge")
                 series[condition] = rows.groupby("layer")["r2"].mean().to_frame("value")
-        series = {SHORT.get(name, name): rows for name, rows in series.items()}
         frames = [
-            rows.reindex(self.order).reset_index(names="x").assign(series=label)
-            for label, rows in series.items()
+            rows.reindex(self.order).reset_index(names="x").assign(series=SHORT.get(name, name))
+            for name, rows in series.items()
         ]
         frame = pd.concat(frames, ignore_index=True)
         lowest = np.nanmin(frame[["value", "low"]].to_numpy(float))
@@ -261,9 +240,8 @@ class Part:
         columns |= {"p": frame["p"].map(p_value), "family-wise p": frame["p_family"].map(p_value)}
         if self.evidence:
             behind = rows_of(self.contrasts, against="peak").set_index("layer").reindex(self.order)
-            columns["minus the peak"] = (
-                behind["difference"].map(number) + " (" + _intervals(behind, "low", "high") + ")"
-            )
+            ends = " (" + _intervals(behind, "low", "high") + ")"
+            columns["minus the peak"] = behind["difference"].map(number) + ends
             columns["may be best"] = frame["may_be_best"].map({True: "yes", False: "no"})
         columns["parameters up to here"] = self.widths["parameters"].map(partial(number, digits=0))
         caption = "Ridge: held-out R²; leave-one-out R² and effective degrees of freedom (dof) of the fit to all images."
@@ -272,58 +250,42 @@ class Part:
     def _score_table(self) -> Table:
         """Mean and sd of every probe and control."""
         names = {"ols": "least squares", "ridge": "ridge"}
-        columns = {
-            "D": self.widths["width"].map("{:,.0f}".format),
-            "D / n_train": self.ratios.map(number),
-        }
+        columns = {"D": self.widths["width"].map("{:,.0f}".format), "D / n_train": self.ratios.map(number)}
         for (condition, estimator), rows in self.scores.groupby(["condition", "estimator"], sort=False):
             label = names.get(str(estimator), str(estimator))
             label += f", {SHORT[str(condition)]}" if condition != "trained" else ""
             r2 = rows.groupby("layer")["r2"]
             columns[label] = r2.mean().map(number) + " ± " + r2.std().fillna(0.0).map(number)
-        alpha = (
-            rows_of(self.scores, condition="trained", estimator="ridge").groupby("layer")["alpha"].median()
-        )
-        columns["α"] = alpha.map(lambda value: f"{value:.3g}")
+        trained = rows_of(self.scores, condition="trained", estimator="ridge")
+        columns["α"] = trained.groupby("layer")["alpha"].median().map("{:.3g}".format)
         caption = "Held-out R², mean ± sd over splits. D: features; in D / n_train the independent ones; α: median penalty."
         return self._table(caption, columns, self.selected["ols"].layer, self.peak)
 
     def _case_table(self) -> Table:
         digits = int(np.clip(2 - np.floor(np.log10(self.cases["measure"].std())), 0, 9))
-        peak, second = self.cases[["peak", "second"]].iloc[0]
-        rows = [
-            (
-                case["image"],
-                *(number(case[name], digits) for name in ("measure", "read_at_peak", "read_at_second")),
-                number(case["leverage"]),
-                signed(case["lead"], 4),
-            )
-            for case in self.cases.to_dict("records")
-        ]
+        (peak, second), read = self.cases[["peak", "second"]].iloc[0], partial(number, digits=digits)
+        columns = {
+            "image": self.cases["image"],
+            self.title: self.cases["measure"].map(read),
+            f"read at {peak}": self.cases["read_at_peak"].map(read),
+            f"read at {second}": self.cases["read_at_second"].map(read),
+            "leverage": self.cases["leverage"].map(number),
+            "influence on the lead": self.cases["lead"].map(partial(signed, digits=4)),
+        }
         caption = (
             f"{self.at}: images that raise and lower the lead of {peak} over {second} most. Read: by the fit to all other "
             f"images. Leverage: at {peak}."
         )
-        columns = (
-            "image",
-            self.title,
-            f"read at {peak}",
-            f"read at {second}",
-            "leverage",
-            "influence on the lead",
-        )
-        return Table(caption, columns, rows)
+        return Table.of(caption, pd.DataFrame(columns))
 
     def _pictures(self, folder: Path) -> Image:
+        raising = self.cases["lead"] > 0
         rows = {
             verb: [
                 (f"{_short(case['image'])}\n{signed(case['lead'], 4)}", _read(folder / case["file"]))
                 for case in some.to_dict("records")
             ]
-            for verb, some in (
-                ("raise", self.cases[self.cases["lead"] > 0]),
-                ("lower", self.cases[self.cases["lead"] < 0]),
-            )
+            for verb, some in (("raise", self.cases[raising]), ("lower", self.cases[~raising]))
             if len(some)
         }
         peak, second = self.cases[["peak", "second"]].iloc[0]
@@ -336,14 +298,7 @@ class Part:
         )
 
     def _table(self, caption: str, columns: Mapping[str, pd.Series], *strong: str) -> Table:
-        frame = pd.DataFrame(dict(columns), index=self.order).astype(object).fillna("–")
-        rows = [*frame.itertuples(name=None)]
-        return Table(
-            f"{self.at}: {self.title}. {caption}",
-            ("layer", *map(str, frame)),
-            rows,
-            [at for at, layer in enumerate(self.order) if layer in strong],
-        )
+        return Table.by_layer(f"{self.at}: {self.title}. {caption}", columns, self.order, strong)
 
 
 def p_value(value: float) -> str:
@@ -352,12 +307,7 @@ def p_value(value: float) -> str:
 
 
 def _intervals(frame: pd.DataFrame, low: str, high: str) -> pd.Series:
-    """Two columns as text; a dash where there is no interval."""
-    spans = [
-        "–" if pd.isna(ends[0]) else f"{number(ends[0])} to {number(ends[1])}"
-        for ends in frame[[low, high]].to_numpy(float).tolist()
-    ]
-    return pd.Series(spans, frame.index)
+    return pd.Series([span(*ends) for ends in frame[[low, high]].to_numpy(float).tolist()], frame.index)
 
 
 def _short(name: str) -> str:

@@ -34,11 +34,7 @@ _CONDITIONS = {
 
 @lru_cache(maxsize=2)
 def published_widths(architecture: str) -> dict[str, int]:
-    """Features D of each layer of the published network, from the shapes of its module.
-
-    Args:
-        architecture: inception_v3 or resnet50.
-    """
+    """Features D of each layer of the published inception_v3 or resnet50, from the shapes of its module."""
     family = get_architecture(architecture)
     module = family.module()
     images = jax.ShapeDtypeStruct((1, family.input_size, family.input_size, 3), jnp.uint8)
@@ -61,21 +57,13 @@ def over_classes(scores: pd.DataFrame, repetitions: int = published.REPETITIONS)
 
     This is not the mean R2: it lies above it, the more the further single runs fall below zero (the published figures say R2).
 
-    Args:
-        scores: Of one network.
-        repetitions: Splits of each class that count.
-
-    Returns:
-        Columns r2 and sd, by condition, estimator and layer.
+    Of one network; `repetitions` splits of each class count. Columns r2 and sd, by condition, estimator and layer.
 
     Source: the authors' notebook Averaging_results (medgift/scale_covariant_pruning).
     """
     some = scores[scores["split"] < repetitions]
-    runs = (
-        np.exp(some["r2"] - 1)
-        .groupby([some[name] for name in ("condition", "estimator", "layer")], sort=False)
-        .agg(["mean", "std"])
-    )
+    groups = some.assign(r2=np.exp(some["r2"] - 1)).groupby(["condition", "estimator", "layer"], sort=False)
+    runs = groups["r2"].agg(["mean", "std"])
     # Far negative R2 underflow to exp = 0: the smallest double keeps the logarithm finite.
     mean = runs["mean"].clip(lower=np.finfo(float).tiny)
     return pd.DataFrame({"r2": np.log(mean) + 1, "sd": runs["std"].fillna(0.0)})
@@ -88,13 +76,7 @@ def compare(scores: pd.DataFrame, widths: pd.DataFrame, classes: pd.DataFrame) -
     (least squares) and `ridge` where the network has not the layer; all are averaged as published. `interpolates` says that D is
     near n_train, in the published run or in ours: least squares tells nothing of the layer there.
 
-    Args:
-        scores: scores.csv of one network.
-        widths: widths.csv of it.
-        classes: classes.csv of it.
-
-    Returns:
-        No rows for networks or concepts that the paper has not.
+    Of one network; no rows for networks or concepts that the paper has not.
     """
     architecture, weights = widths[["architecture", "weights"]].iloc[0]
     scores = scores[scores["concept"] == CONCEPT]
@@ -142,13 +124,8 @@ def _rows(
     found = dict(zip(ours.index, ours.to_numpy().tolist(), strict=True))
     for condition, by_layer in printed.items():
         for layer, (value, sd) in by_layer.items():
-            row = {
-                "source": source,
-                "condition": condition,
-                "layer": layer,
-                "published": value,
-                "published_sd": sd,
-            }
+            row = {"source": source, "condition": condition, "layer": layer}
+            row |= {"published": value, "published_sd": sd}
             if layer not in own:
                 why = f"not measured here: the last layer probed is {own.index[-1]}"
                 missing = dict.fromkeys(("ours", "ours_sd", "ridge"), np.nan)
@@ -199,13 +176,7 @@ def _explain(
 
 
 def findings(name: str, architecture: str, rows: pd.DataFrame) -> Iterator[Finding]:
-    """Whether R2 by least squares peaks where the paper says, and follows its curve.
-
-    Args:
-        name: Of the network, for people.
-        architecture: inception_v3 or resnet50.
-        rows: Of the network in published.csv.
-    """
+    """Whether R2 by least squares peaks where the paper says, and follows its curve, from the rows of published.csv."""
     curve = rows[(rows["source"] == CURVE) & (rows["condition"] == "trained")].set_index("layer")
     layer, r2 = published.PEAK[architecture]
     measured = curve.dropna(subset=["ours"])
@@ -221,31 +192,19 @@ def findings(name: str, architecture: str, rows: pd.DataFrame) -> Iterator[Findi
         )
     away = measured[~measured["interpolates"]].dropna(subset=["published"])
     if len(away) > 2:
-        at, source = f"{name}, {len(away)} layers away from D = n_train", CURVE
-        yield Finding(
-            "correlation of R² by least squares with the published curve",
-            at,
-            float(np.corrcoef(away["ours"], away["published"])[0, 1]),
-            source=source,
-        )
+        at = f"{name}, {len(away)} layers away from D = n_train"
+        alike = float(away["ours"].corr(away["published"]))
         apart = float((away["ours"] - away["published"]).abs().median())
+        yield Finding("correlation of R² by least squares with the published curve", at, alike, source=CURVE)
         yield Finding(
-            "median distance of R² by least squares from the published curve", at, apart, source=source
+            "median distance of R² by least squares from the published curve", at, apart, source=CURVE
         )
 
 
 def section(
     name: str, weights: str, rows: pd.DataFrame, scores: pd.DataFrame, classes: pd.DataFrame
 ) -> Section:
-    """Published and ours at every layer.
-
-    Args:
-        name: Of the network, for people.
-        weights: Its name.
-        rows: Of the network in published.csv.
-        scores: Of the network in scores.csv.
-        classes: Of the network in classes.csv.
-    """
+    """Published and ours at every layer, from the rows of the network in published.csv, scores.csv and classes.csv."""
     tables = []
     for source, some in rows.groupby("source", sort=False):
         columns: dict[str, pd.Series] = {}
@@ -255,20 +214,12 @@ def section(
                 columns[f"{label}: {column}"] = own[column].map(number)
         trained = some[some["condition"] == "trained"].set_index("layer")
         columns["explanation (trained)"] = trained["explanation"]
-        frame = pd.DataFrame(columns)
         caption = f"{name}, {source}. Ours: least squares, averaged as published. A dash: not probed, or below what it can show."
-        tables.append(Table(caption, ("layer", *map(str, frame)), [*frame.itertuples(name=None)]))
-    text = render_text(
-        "probe.html",
-        "published",
-        classes=classes.to_dict("records"),
-        runs=scores["split"].nunique(),
-        reference=reference_class(classes),
-        table=RUNS in rows["source"].tolist(),
-    )
-    return Section(
-        f"Published and ours: {name}", "", [_curves(weights, rows[rows["source"] == CURVE])], tables, text
-    )
+        tables.append(Table.by_layer(caption, columns, trained.index.tolist()))
+    values = {"classes": classes.to_dict("records"), "reference": reference_class(classes)}
+    values |= {"runs": scores["split"].nunique(), "table": RUNS in rows["source"].tolist()}
+    text, curve = render_text("probe.html", "published", **values), rows[rows["source"] == CURVE]
+    return Section(f"Published and ours: {name}", "", [_curves(weights, curve)], tables, text)
 
 
 def _curves(weights: str, curve: pd.DataFrame) -> Image:

@@ -12,14 +12,13 @@ from scalecov_jax.experiments.probe_part import Part
 from scalecov_jax.experiments.probe_settings import Settings
 from scalecov_jax.experiments.probe_tables import scopes
 from scalecov_jax.images.voc import OTHER_CLASS
-from scalecov_jax.models.architecture import plain_name
-from scalecov_jax.probes.sample_size import SizeScore, dips
+from scalecov_jax.probes.sample_size import dips
 from scalecov_jax.probes.splits import UNGROUPED
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import number
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
-from scalecov_jax.tables import rows_of
+from scalecov_jax.tables import network_names, rows_of
 
 FEW_GROUPS = 20  # below, intervals by the jackknife are too narrow
 OPTIMISM = 0.02  # of R2, worth a caution
@@ -28,18 +27,8 @@ DRAWN = 5  # layers in the figure of training sizes
 
 
 def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path | None = None) -> Page:
-    """Findings, cautions (a line for each kind), and for each network and concept figures and tables.
-
-    Args:
-        settings: Of the run.
-        tables: See `probe.run`.
-        folder: Of the run, for its pictures; none are shown without.
-    """
-    widths = tables["widths"]
-    named = {}
-    for weights, architecture in widths.groupby("weights", sort=False)["architecture"].first().items():
-        twice = widths.groupby("architecture")["weights"].nunique()[architecture] > 1
-        named[weights] = plain_name(architecture) + (f" ({weights})" if twice else "")
+    """Findings, cautions (a line for each kind), and for each network and concept figures and tables; pictures with a folder."""
+    widths, named = tables["widths"], network_names(tables["widths"])
     parts = [
         Part(settings, tables, name, weights, concept, scope)
         for weights, name in named.items()
@@ -57,9 +46,8 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
             f"{cut['parameters_before']:,} → {cut['parameters_after']:,}, without the head; the cut network, whose output "
             f"differs from the layer by at most {cut['max_difference']:.1g}, is in pruned/."
         )
-        findings.append(
-            Finding("share of the parameters that a cut there keeps", at, kept, unit="%", note=counted)
-        )
+        quantity = "share of the parameters that a cut there keeps"
+        findings.append(Finding(quantity, at, kept, unit="%", note=counted))
     if "published" in tables:
         for weights in map(str, tables["published"]["weights"].unique()):
             rows = rows_of(tables["published"], weights=weights)
@@ -73,15 +61,11 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
         sections += section
     findings += _cautions(settings, tables, parts, named)
     if folder and (folder / "scenes.jpg").exists():
-        sheet = Image(
-            (folder / "scenes.jpg").read_bytes(),
-            "A grid of rendered scenes: one row a class, the object growing from left to right.",
-            wide=True,
-        )
+        alt = "A grid of rendered scenes: one row a class, the object growing from left to right."
+        sheet = Image((folder / "scenes.jpg").read_bytes(), alt, wide=True)
         sections.append(Section("The scenes", "", [sheet], html=render_text("probe.html", "scenes")))
-    skipped = tables["skipped"][tables["skipped"]["reason"] != OTHER_CLASS].drop_duplicates(
-        ["image", "reason"]
-    )
+    skipped = tables["skipped"].drop_duplicates(["image", "reason"])
+    skipped = skipped[skipped["reason"] != OTHER_CLASS]
     left_out = {str(reason): sorted(rows["image"]) for reason, rows in skipped.groupby("reason")}
     facts = _facts(tables, [part for part in parts if part.main], settings)
     reading = render_text("probe.html", "reading")
@@ -204,32 +188,24 @@ def _caution(quantity: str, places: Mapping[str, float], note: str, worst: Any =
 def _training_sizes(scores: pd.DataFrame, named: Mapping[str, str]) -> tuple[list[Finding], list[Section]]:
     """The dip of least squares against the number of training images."""
     findings, images, tables = [], [], []
-    for weights, image_class in scores[["weights", "image_class"]].drop_duplicates().to_numpy().tolist():
-        some = rows_of(scores, weights=weights, image_class=image_class)
-        found = dips([SizeScore(*row) for row in some.itertuples(index=False)])
-        if not found:
+    for keys, some in scores.groupby(["weights", "image_class"], sort=False):
+        (weights, image_class), found = map(str, keys), dips(some)
+        if found.empty:
             continue
-        at = f"{named[weights]}, {image_class}"
-        ratios = np.array([dip.n_train / dip.rank for dip in found])
+        at, ratios = f"{named[weights]}, {image_class}", found["n_train"] / found["rank"]
         quantity = "training images at the dip of least squares / independent features"
-        span = f"extremes of {len(found)} layers"
-        findings.append(
-            Finding(quantity, at, float(np.median(ratios)), float(ratios.min()), float(ratios.max()), span)
-        )
-        first = pd.DataFrame(found).drop_duplicates("rank").head(DRAWN)
-        labels = {
-            layer: f"{layer} (rank {rank})" for layer, rank in zip(first["layer"], first["rank"], strict=True)
-        }
-        medians = some[some["layer"].isin([*labels])].groupby(["estimator", "layer", "n_train"], sort=False)[
-            "r2"
-        ]
-        frame = medians.median().reset_index()
+        ends = (ratios.median(), ratios.min(), ratios.max(), f"extremes of {len(found)} layers")
+        findings.append(Finding(quantity, at, *ends))
+        first = found.drop_duplicates("rank").head(DRAWN)
+        labels = {layer: f"{layer} (rank {rank})" for layer, rank in first[["layer", "rank"]].to_numpy()}
+        drawn = some[some["layer"].isin([*labels])]
+        medians = drawn.groupby(["estimator", "layer", "n_train"], sort=False)["r2"].median().reset_index()
         frame = pd.DataFrame(
             {
-                "panel": frame["estimator"].map({"ols": "least squares", "ridge": "ridge"}),
-                "series": frame["layer"].map(labels),
-                "x": frame["n_train"],
-                "value": np.exp(frame["r2"] - 1),
+                "panel": medians["estimator"].map({"ols": "least squares", "ridge": "ridge"}),
+                "series": medians["layer"].map(labels),
+                "x": medians["n_train"],
+                "value": np.exp(medians["r2"] - 1),
             }
         )
         images.append(
@@ -243,21 +219,17 @@ def _training_sizes(scores: pd.DataFrame, named: Mapping[str, str]) -> tuple[lis
                 lines={"R² = 0": float(np.exp(-1))},
             )
         )
-        rows = [
-            (dip.layer, f"{dip.width:,}", f"{dip.rank:,}", str(dip.n_train), *map(number, values))
-            for dip in found
-            for values in [(dip.n_train / dip.rank, dip.ols, dip.ridge)]
-        ]
-        columns = (
-            "layer",
-            "D",
-            "rank",
-            "n_train at the dip",
-            "n_train / rank",
-            "least squares there",
-            "ridge there",
-        )
-        tables.append(Table(f"{at}: the training size at which least squares is worst.", columns, rows))
+        columns = {
+            "layer": found["layer"],
+            "D": found["width"].map("{:,}".format),
+            "rank": found["rank"].map("{:,}".format),
+            "n_train at the dip": found["n_train"].astype(str),
+            "n_train / rank": ratios.map(number),
+            "least squares there": found["ols"].map(number),
+            "ridge there": found["ridge"].map(number),
+        }
+        caption = f"{at}: the training size at which least squares is worst."
+        tables.append(Table.of(caption, pd.DataFrame(columns)))
     heading = "The dip of least squares against the number of training images"
     text = render_text("probe.html", "sizes")
     return findings, [Section(heading, "", images, tables, text)] if images else []

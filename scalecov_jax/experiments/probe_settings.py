@@ -1,13 +1,13 @@
 """What is probed, on which images, and how: the settings of the main experiment, and what they name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from scalecov_jax.cache import FeatureStore
 from scalecov_jax.checkpoints import Network
@@ -59,30 +59,22 @@ class Settings(Base):
         help="What is read: names of docs/measures.md or csv:PATH:COLUMN; the first decides where to cut.",
     )
     scenes: int = setting(447, low=1, help="Images of each class where they are rendered.")
-    layers: tuple[str, ...] = setting(
-        (), help="Layers to probe; all when empty (with corrected_gap all at which it is defined)."
-    )
+    layers: tuple[str, ...] = setting((), help="Layers to probe; all with a defined pooling when empty.")
     pooling: Pooling = setting(
         "gap",
         help="Of maps to features: gap, max, corrected_gap (the mean over the pixels that no padding reaches), or your own.",
     )
-    input_size: int = setting(
-        299, low=1, help="Width of the images in pixels; the published runs had 299 for both networks."
-    )
-    splitting: Kind = setting(
-        "auto", help="Kind of splits; auto is random, or grouped where images share a group."
-    )
+    input_size: int = setting(299, low=1, help="Width of images in pixels; published: 299 for both networks.")
+    splitting: Kind = setting("auto", help="Of splits; auto: random, or grouped where images share a group.")
     groups: str = setting(
         "",
         help="Patients or slides, csv:PATH:COLUMN, kept together in splits, intervals and tests; those of the images when empty.",
     )
     splits: int = setting(25, low=1, help="Splits or folds.")
     seed: int = setting(
-        0, low=0, help="Of splits, shuffling, permutations, random weights, scenes and projections of pixels."
+        0, low=0, help="Of splits, permutations, random weights, scenes and projected pixels."
     )
-    n_train: tuple[int, ...] = setting(
-        (), low=2, help="Training parts, such as 64,128,256 images, to show where least squares dips."
-    )
+    n_train: tuple[int, ...] = setting((), low=2, help="Training parts, such as 64,128,256, to show the dip.")
     alpha_min: float = setting(0.1, help="Smallest penalty of ridge.")
     alpha_max: float = setting(1e6, help="Largest penalty of ridge.")
     alphas: int = setting(15, low=1, help="Penalties to choose from, equally spaced in logarithm.")
@@ -90,24 +82,18 @@ class Settings(Base):
         (),
         help="Beside ols and ridge: kernel_ridge, local_ridge, logistic (of measures that are 0 or 1), or your own.",
     )
-    permutations: int = setting(
-        1000, low=0, help="Of the measures, for p values: 0 for none, or at least 19."
-    )
+    permutations: int = setting(1000, low=0, help="Of the measures, for p values: 0, or at least 19.")
     nuisances: tuple[str, ...] = setting(
         ("mean_red", "mean_green", "mean_blue", "box_centre_x", "box_centre_y"),
         help="Measures that should not matter.",
     )
-    pixels: bool = setting(
-        True, help="Whether to compare with what a probe reads from the pixels themselves."
-    )
+    pixels: bool = setting(True, help="Whether to compare with what a probe reads from the pixels.")
     route: Asked = setting(
         "auto",
         help="Features in memory, or many images streamed in folds (docs/streaming.md); auto chooses and says why.",
     )
     flush: int = setting(500, low=1, help="Batches after which a streamed run saves what it has summed.")
-    workers: int = setting(
-        0, low=0, help="Processes that decode the images of a streamed run; 0 for threads."
-    )
+    workers: int = setting(0, low=0, help="Processes that decode images of a streamed run; 0 for threads.")
     batch_size: int = setting(32, low=1, help="Images per forward pass.")
     dtype: Literal["float32", "bfloat16"] = setting("float32", help="Of the forward pass alone.")
     cache: str = setting(
@@ -155,6 +141,10 @@ class Settings(Base):
     def penalties(self) -> Float[np.ndarray, " A"]:
         """Of ridge."""
         return np.geomspace(self.alpha_min, self.alpha_max, self.alphas)
+
+    def split(self, values: Float[np.ndarray, " N"], groups: Sequence[str]) -> Bool[np.ndarray, "S N"]:
+        """Splits of images with these values of the first concept and these groups; see `splits.make_splits`."""
+        return make_splits(self.splitting, len(values), self.splits, self.seed, groups=groups, values=values)
 
     @property
     def group_column(self) -> tuple[str, str]:
@@ -215,9 +205,7 @@ def count_images(settings: Settings) -> dict[str, int]:
     return {image_class: len(source) for image_class, source in open_images(settings)[0].items()}
 
 
-def measure(
-    source: Source, settings: Settings, cache: Path | None = None, progress: bool = False
-) -> Measured:
+def measure(source: Source, settings: Settings, cache: Path | None) -> Measured:
     """Concept and nuisance measures of a source, before any forward pass.
 
     Raises:
@@ -228,20 +216,13 @@ def measure(
         get_measures((*settings.concept, *settings.nuisances)),
         source,
         cache=cache and cache / "measures.csv",
-        progress="measures" if progress else None,
+        progress="measures",
     )
     measures = measured.values[:, : len(settings.concept)]
     for values in measures.T:
         check_measures(values, measured.names)
     # Refused here and not after the forward passes.
-    make_splits(
-        settings.splitting,
-        len(measures),
-        settings.splits,
-        settings.seed,
-        groups=measured.groups,
-        values=measures[:, 0],
-    )
+    settings.split(measures[:, 0], measured.groups)
     if settings.permutations:
         Permuted.draw(measures, 1, settings.seed, measured.groups)
     if settings.n_train:
@@ -260,11 +241,8 @@ def layers_to_probe(network: Network, settings: Settings) -> tuple[tuple[str, ..
         ValueError: A layer that the network has not, images too small for the network, or a pooling that is not defined at a
             layer asked for, or at none.
     """
-    known, size, pooling = (
-        available_layers(network.architecture, network.module),
-        settings.input_size,
-        settings.pooling,
-    )
+    known, size = available_layers(network.architecture, network.module), settings.input_size
+    pooling = settings.pooling
     if settings.layers or not POOLINGS[pooling].clean:
         layers = tuple(check_layer(network.architecture, layer, known[-1]) for layer in settings.layers)
         check_request(network, layers or known, size, pooling)

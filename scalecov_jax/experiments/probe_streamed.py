@@ -16,17 +16,16 @@ from absl import logging
 from scalecov_jax.checkpoints import Network, fingerprints, random_network
 from scalecov_jax.concepts.compute import Measured
 from scalecov_jax.experiments.probe_settings import Settings, layers_to_probe, measure
-from scalecov_jax.experiments.probe_tables import ClassResult, fold_table, score_table
+from scalecov_jax.experiments.probe_tables import ClassResult, both_estimators, fold_table
 from scalecov_jax.features import pooled_features
 from scalecov_jax.hosts import check_agreement, gather_text, is_first, on_first
 from scalecov_jax.images.image_set import ImageError, Skipped, Source
 from scalecov_jax.probes.contract import check_problem
 from scalecov_jax.probes.evaluate import ProbeScores
 from scalecov_jax.probes.permutation import Permuted, shuffled
-from scalecov_jax.probes.splits import make_splits
 from scalecov_jax.probes.streamed_ridge import FoldRcvs, FoldScores, score_folds
 from scalecov_jax.probes.sums import Products, fold_of
-from scalecov_jax.rcv import Rcv
+from scalecov_jax.rcv import layer_rcvs
 from scalecov_jax.scores import Condition
 from scalecov_jax.streaming.state import differences, digest, keeper, resume
 from scalecov_jax.streaming.stream_sums import State, Targets, Unreadable, stream_sums
@@ -48,20 +47,11 @@ def probe(
     sources: Mapping[str, Source],
     settings: Settings,
     folder: Path,
-    progress: bool = False,
 ) -> dict[str, ClassResult]:
     """Regress concept measures from every layer, in one pass over the images with trained and one with random weights.
 
-    Args:
-        network: See `probe_memory.probe`, as are `weights`, `sources` and `progress`.
-        weights: Its name.
-        sources: Images of each class.
-        settings: What is regressed; further probes, nuisances, pixels and training sizes are not for sums.
-        folder: Of the run; streamed/ in it keeps states and scores of the passes, which are not computed again.
-        progress: Whether to show progress bars on stderr.
-
-    Returns:
-        Results without evidence; the same on all hosts.
+    Further probes, nuisances, pixels and training sizes are not for sums. streamed/ in the folder keeps states and scores of the
+    passes, which are not computed again. The results have no evidence, and are the same on all hosts.
 
     Raises:
         ValueError: See `probe_memory.probe`, `stream_sums` and `state.resume`; hosts that disagree.
@@ -70,7 +60,7 @@ def probe(
     layers, _ = layers_to_probe(network, settings)
     concepts = dataclasses.replace(settings, nuisances=())
     cache = folder if is_first() else None
-    measured = {name: measure(source, concepts, cache, progress) for name, source in sources.items()}
+    measured = {name: measure(source, concepts, cache) for name, source in sources.items()}
     networks: dict[Condition, Network] = {
         "trained": network,
         "random_weights": random_network(network, settings.seed),
@@ -88,21 +78,11 @@ def probe(
             facts = _facts(variant, source, of_class, folds, kept, layers)
             facts |= {name: str(value) for name, value in forward.items() if name != "dtype"}
             facts |= {"dtype": settings.dtype, "products": products, "flush": str(settings.flush)}
-            label = f"{weights} {image_class} {condition}" if progress else None
-            stream = partial(
-                stream_sums,
-                variant,
-                source,
-                of_class.indices,
-                folds,
-                kept,
-                layers,
-                products=products,
-                flush=settings.flush,
-                workers=settings.workers,
-                progress=label,
-                **forward,
-            )
+            label = f"{weights} {image_class} {condition}"
+            options = {**forward, "products": products, "flush": settings.flush}
+            options |= {"workers": settings.workers, "progress": label}
+            images = variant, source, of_class.indices
+            stream = partial(stream_sums, *images, folds, kept, layers, **options)
             at = folder / f"{weights}-{image_class}-{condition}"
             solved[condition] = _once(at, facts, settings, stream, products, label)
         names = {"architecture": network.architecture.name, "weights": weights, "image_class": image_class}
@@ -144,25 +124,19 @@ def _class_result(
     random = solved["random_weights"].scores
     # Every fold has a shuffled measure of its own.
     place = count * (1 + np.arange(splits))[:, None] + np.arange(count)
-    control = ProbeScores(
-        *(
-            np.take_along_axis(values, np.broadcast_to(place, (len(layers), splits, count)), 2)
-            for values in (trained.ols, trained.ridge, trained.alpha)
-        )
-    )
+    place = np.broadcast_to(place, (len(layers), splits, count))
+    every = (trained.ols, trained.ridge, trained.alpha)
     conditions: dict[Condition, ProbeScores] = {
         "trained": own,
-        "shuffled_measure": control,
+        "shuffled_measure": ProbeScores(*(np.take_along_axis(values, place, 2) for values in every)),
         "random_weights": ProbeScores(random.ols, random.ridge, random.alpha),
     }
-    scores = []
-    for condition, (ols, ridge, alpha) in conditions.items():
-        common = {"layers": layers, "concepts": concepts, "condition": condition, **names}
-        both = (
-            score_table(ols, None, estimator="ols", **common),
-            score_table(ridge, alpha, estimator="ridge", **common),
-        )
-        scores.append(pd.concat(both).sort_index(kind="stable"))  # split by split
+    common = {"layers": layers, "concepts": concepts, **names}
+    # Split by split.
+    scores = [
+        pd.concat(both_estimators(of, condition, **common)).sort_index(kind="stable")
+        for condition, of in conditions.items()
+    ]
     kept = np.ones(len(folds), bool)
     kept[[image.row for image in unreadable]] = False
     rows = np.flatnonzero(kept)
@@ -171,58 +145,51 @@ def _class_result(
     permuted = None
     if settings.permutations:
         permuted = trained.ridge.mean(1)[:, count * (1 + splits) :].reshape(len(layers), -1, count)
-    origins = fingerprints(network, layers)
+    origins, rcvs = fingerprints(network, layers), []
+    named = {
+        "image_class": names["image_class"],
+        "weights_name": names["weights"],
+        "pooling": settings.pooling,
+    }
+    for row, (layer, fit) in enumerate(vectors.items()):
+        of_layer = {"layer": layer, "network": origins[layer], "scale": fit.scale, "mean": fit.mean}
+        numbers = {"alpha": fit.alpha, "r2": own.ridge[row].mean(0), "sigma": fit.sigma}
+        numbers["intercept"] = fit.intercept[0]
+        two = {"weights": fit.weights[0], "pattern": fit.pattern}
+        rcvs += layer_rcvs(concepts, numbers, two, **named, **of_layer)
     return ClassResult(
-        pd.concat(scores, ignore_index=True),
-        None,
-        fold_table(
-            own, trained.inner[..., measures], permuted, images=len(rows), layers=layers, concepts=concepts,
-            weights=names["weights"], image_class=names["image_class"],
-        ),
-        measured.indices[rows],
-        [measured.names[row] for row in rows],
-        [measured.groups[row] for row in rows],
-        n_train,
-        widths,
-        {
+        scores=pd.concat(scores, ignore_index=True),
+        indices=measured.indices[rows],
+        names=[measured.names[row] for row in rows],
+        groups=[measured.groups[row] for row in rows],
+        n_train=n_train,
+        widths=widths,
+        ranks={
             layer: int(rank) if rank < n_train - 1 else widths[layer]
             for layer, rank in zip(layers, trained.rank.max(1), strict=True)
         },
-        [Skipped(image.name, image.reason, image.detail) for image in unreadable],
-        (),
-        [
-            Rcv(
-                concept, names["image_class"], names["weights"], layer, origins[layer], settings.pooling,
-                float(fit.alpha[m]), float(own.ridge[row, :, m].mean()), float(fit.sigma[m]),
-                float(fit.intercept[0, m]), fit.weights[0, :, m], fit.pattern[:, m], fit.scale, fit.mean,
-            )
-            for row, (layer, fit) in enumerate(vectors.items())
-            for m, concept in enumerate(concepts)
-        ],
-        {layer: fit.weights[1:] for layer, fit in vectors.items()},
+        skipped=[Skipped(image.name, image.reason, image.detail) for image in unreadable],
+        rcvs=rcvs,
+        split_rcvs={layer: fit.weights[1:] for layer, fit in vectors.items()},
+        folds=fold_table(
+            own, trained.inner[..., measures], permuted, images=len(rows), layers=layers, concepts=concepts,
+            weights=names["weights"], image_class=names["image_class"],
+        ),
     )  # fmt: skip
 
 
 def _targets(measured: Measured, settings: Settings) -> tuple[Targets, np.ndarray]:
     """Measures, the same shuffled for each fold, and permuted; the fold of each image."""
-    measures, count = measured.values, len(measured.values)
-    splits = make_splits(
-        settings.splitting,
-        count,
-        settings.splits,
-        settings.seed,
-        groups=measured.groups,
-        values=measures[:, 0],
-    )
+    measures = measured.values
+    splits = settings.split(measures[:, 0], measured.groups)
     folds = fold_of(splits)
     check_problem({"measures": measures}, np.broadcast_to(measures, (len(splits), *measures.shape)), splits)
     control = shuffled(measures, len(splits), settings.seed, measured.groups)
     values = np.concatenate([measures, *control], axis=1)
     if not settings.permutations:
         return Targets(values), folds
-    return Targets(
-        values, Permuted.draw(measures, settings.permutations, settings.seed, measured.groups)
-    ), folds
+    drawn = Permuted.draw(measures, settings.permutations, settings.seed, measured.groups)
+    return Targets(values, drawn), folds
 
 
 def _facts(
@@ -265,7 +232,7 @@ def _once(
     settings: Settings,
     stream: Callable[..., State],
     products: Products,
-    label: str | None,
+    label: str,
 ) -> Solved:
     """Scores of a pass, from disk if they lie there."""
     check_agreement(facts)
@@ -275,7 +242,7 @@ def _once(
         return _read(path, noted)
     state = resume(folder / "states", facts)
     state = stream(state=state, keep=keeper(folder / "states", facts))
-    solving = f"{label}: solving" if label and is_first() else None
+    solving = f"{label}: solving" if is_first() else None
     count = len(settings.concept)
     scores, rcvs = score_folds(
         state.sums, settings.penalties, products=products, rcvs=count, progress=solving

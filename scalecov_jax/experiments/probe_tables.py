@@ -6,7 +6,7 @@ where classes are pooled), layer.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,9 @@ from scalecov_jax.evidence import Evidence, Known, pool
 from scalecov_jax.images.image_set import Skipped
 from scalecov_jax.probes.evaluate import ProbeScores
 from scalecov_jax.probes.permutation import compare_orders
-from scalecov_jax.probes.sample_size import SizeScore
 from scalecov_jax.probes.statistics import bootstrap, corrected_resampled_t, jackknife, peak_set
 from scalecov_jax.rcv import Rcv
+from scalecov_jax.tables import labelled, stacked
 
 ALL = "all"  # the name of pooled classes
 SHOWN = 6  # images that raise the lead, and as many that lower it
@@ -33,37 +33,23 @@ _IMAGES = (
 
 
 class ClassResult(NamedTuple):
-    """What one network gave on the images of one class, in memory or streamed.
+    """What one network gave on the images of one class, in memory or streamed."""
 
-    Attributes:
-        scores: See `score_table`.
-        evidence: See `evidence.weigh`; None where images were streamed.
-        folds: See `fold_table`; None where they were not.
-        indices: Which examples of the source were used.
-        names: Of these images.
-        groups: Of these images.
-        n_train: Images in one training part (the first, where they differ).
-        widths: Features of each layer D.
-        ranks: How many of them are linearly independent, as far as the images can tell: D where more would need more images.
-        skipped: Images left out because they could not be decoded.
-        sizes: R2 against the number of training images, if that was asked for.
-        rcvs: Of every concept and layer, fitted to all images.
-        split_rcvs: Of every layer the filters [S, D, M] fitted to the training parts.
-    """
-
-    scores: pd.DataFrame
-    evidence: Evidence | None
-    folds: pd.DataFrame | None
-    indices: np.ndarray
-    names: Sequence[str]
-    groups: Sequence[str]
-    n_train: int
-    widths: Mapping[str, int]
+    scores: pd.DataFrame  # see `score_table`
+    indices: np.ndarray  # which examples of the source were used
+    names: Sequence[str]  # of these images
+    groups: Sequence[str]  # of these images
+    n_train: int  # images in one training part (the first, where they differ)
+    widths: Mapping[str, int]  # features of each layer D
+    # how many of them are linearly independent, as far as the images can tell: D where more would need more images
     ranks: Mapping[str, int]
-    skipped: Sequence[Skipped]
-    sizes: Sequence[SizeScore]
-    rcvs: Sequence[Rcv]
+    skipped: Sequence[Skipped]  # images left out because they could not be decoded
+    rcvs: Sequence[Rcv]  # of every concept and layer, fitted to all images
+    # of every layer the filters [S, D, M] fitted to the training parts
     split_rcvs: Mapping[str, Float[np.ndarray, "S D M"]]
+    evidence: Evidence | None = None  # see `evidence.weigh`; None where images were streamed
+    folds: pd.DataFrame | None = None  # see `fold_table`; None where they were not
+    sizes: pd.DataFrame | None = None  # see `sample_size.sweep`, if that was asked for
 
 
 def score_table(
@@ -76,18 +62,19 @@ def score_table(
 ) -> pd.DataFrame:
     """Rows of scores.csv, one for each concept, layer and split.
 
-    Args:
-        r2: On the held-out part.
-        alpha: Penalty chosen on the training part; None for other estimators than ridge.
-        layers: From input to output.
-        concepts: The measures.
-        names: architecture, weights, condition (trained, random_weights or shuffled_measure), image_class and estimator (ols of
-            minimum norm, ridge, or another probe).
+    `names` are architecture, weights, condition (trained, random_weights or shuffled_measure), image_class and estimator (ols of
+    minimum norm, ridge, or another probe); `alpha` is the penalty of ridge, None for other estimators.
     """
     axes = {"concept": concepts, "layer": layers, "split": range(r2.shape[1])}
     values = {"alpha": np.full(r2.shape, math.nan) if alpha is None else alpha, "r2": r2}
     table = _tidy({name: np.moveaxis(array, -1, 0) for name, array in values.items()}, axes)
     return table.assign(**names)[[*_SCORES]]
+
+
+def both_estimators(scores: ProbeScores, condition: str, **names: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`score_table` of least squares and of ridge."""
+    ols = score_table(scores.ols, None, condition=condition, estimator="ols", **names)
+    return ols, score_table(scores.ridge, scores.alpha, condition=condition, estimator="ridge", **names)
 
 
 def layer_table(evidence: Evidence, weights: str, image_class: str) -> pd.DataFrame:
@@ -105,10 +92,8 @@ def layer_table(evidence: Evidence, weights: str, image_class: str) -> pd.DataFr
         behind, peak = _behind_peak(r2), peak_set(r2.value, r2.deviation)
         every = [*zip(map(float, r2.value), r2.deviation, strict=True)]
         own = [jackknife(*one, most=1.0) for one in every]
-        lead = [
-            jackknife(*one).interval.high
-            for one in zip(map(float, behind.value), behind.deviation, strict=True)
-        ]
+        gaps = zip(map(float, behind.value), behind.deviation, strict=True)
+        lead = [jackknife(*one).interval.high for one in gaps]
         intervals = {
             "": [one.interval for one in own],
             "bootstrap_": [bootstrap(*one) for one in every],
@@ -124,12 +109,8 @@ def layer_table(evidence: Evidence, weights: str, image_class: str) -> pd.DataFr
         frame["p_family"] = nothing if tests is None else tests.p_family[:, m]
         frame["p_peak"], frame["may_be_best"] = peak.p, peak.members | (np.array(lead) >= 0)
         frames.append(frame)
-    names = {
-        "weights": weights,
-        "image_class": image_class,
-        "images": evidence.images,
-        "groups": evidence.groups,
-    }
+    names = {"weights": weights, "image_class": image_class}
+    names |= {"images": evidence.images, "groups": evidence.groups}
     table = pd.concat(frames, ignore_index=True).assign(**names)
     first = ["weights", "concept", "image_class", "layer", "images", "groups"]
     return table[[*first, *table.columns.drop(first)]]
@@ -153,9 +134,8 @@ def contrast_table(evidence: Evidence, weights: str, image_class: str) -> pd.Dat
             differences["beyond_nuisances"] = _measure(evidence.partial, m)
         for name, difference in differences.items():
             most = 1.0 if name == "beyond_nuisances" else math.inf
-            for layer, value, deviation in zip(
-                evidence.layers, difference.value, difference.deviation, strict=True
-            ):
+            each = zip(evidence.layers, difference.value, difference.deviation, strict=True)
+            for layer, value, deviation in each:
                 one = jackknife(float(value), deviation, most=most)
                 rows.append((weights, concept, image_class, layer, name, one.value, *one.interval))
     columns = ["weights", "concept", "image_class", "layer", "against", "difference", "low", "high"]
@@ -173,9 +153,8 @@ def choice_table(evidence: Evidence, weights: str, image_class: str) -> pd.DataF
         best = int(evidence.r2.value[:, m].argmax())
         one = jackknife(float(evidence.nested.value[0, m]), evidence.nested.deviation[0, m], most=1.0)
         counts = np.bincount(evidence.chosen[:, m], minlength=len(evidence.layers))
-        chosen = [
-            f"{evidence.layers[k]} {counts[k]}" for k in np.argsort(-counts, kind="stable") if counts[k]
-        ]
+        order = (k for k in np.argsort(-counts, kind="stable") if counts[k])
+        chosen = [f"{evidence.layers[k]} {counts[k]}" for k in order]
         reached = evidence.layers[best], float(evidence.r2.value[best, m])
         rows.append((weights, concept, image_class, *reached, one.value, *one.interval, ", ".join(chosen)))
     columns = ["weights", "concept", "image_class", "best", "best_r2", "r2", "low", "high", "chosen"]
@@ -212,23 +191,17 @@ def case_table(images: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
     The lead of an image is its influence on R2 of the peak less that on R2 of the next best; of a group, whose images share it,
     the image of the highest leverage stands here. `at` is the place of the image among those of its class.
 
-    Args:
-        images: `image_table` of one class.
-        layers: `layer_table` of it, of two layers at least.
+    Of one class, and of two layers at least.
     """
     rows = []
     for concept, some in layers.groupby("concept", sort=False):
         peak, second = some.sort_values("r2", ascending=False, kind="stable")["layer"].iloc[:2]
         own = images[images["concept"] == concept]
         best, other = (own[own["layer"] == layer].reset_index(drop=True) for layer in (peak, second))
-        cases = best.drop(columns=["layer", "prediction", "influence"]).assign(
-            peak=peak,
-            second=second,
-            read_at_peak=best["prediction"],
-            read_at_second=other["prediction"],
-            lead=best["influence"] - other["influence"],
-            at=range(len(best)),
-        )
+        read = {"read_at_peak": best["prediction"], "read_at_second": other["prediction"]}
+        lead = best["influence"] - other["influence"]
+        cases = best.drop(columns=["layer", "prediction", "influence"])
+        cases = cases.assign(peak=peak, second=second, **read, lead=lead, at=range(len(best)))
         cases = cases.sort_values("leverage", ascending=False, kind="stable").drop_duplicates("group")
         cases = cases.sort_values("lead", ascending=False, kind="stable")
         rows += [cases[cases["lead"] > 0].head(SHOWN), cases[cases["lead"] < 0].tail(SHOWN)[::-1]]
@@ -249,15 +222,6 @@ def fold_table(
 
     `r2` is the mean over folds, `r2_sd` their sd (ddof 1), `lowest` and `highest` the extremes; `inner` is read by the training
     folds of each other; `alpha` is a geometric mean; `p` and `p_family` as in `permutation.Permutation`.
-
-    Args:
-        ridge: Scores of every fold.
-        inner: R2 inside the training folds.
-        permuted: R2 of permuted measures, mean over folds; None without permutations.
-        images: Their number.
-        layers: From input to output.
-        concepts: The measures.
-        names: weights and image_class.
     """
     r2 = ridge.ridge
     missing = np.full((len(layers), len(concepts)), math.nan)
@@ -283,48 +247,29 @@ def fold_table(
 
 
 def class_tables(weights: str, classes: Mapping[str, ClassResult]) -> dict[str, pd.DataFrame]:
-    """Tables of one network: scores, classes, sizes, and of the evidence or of the folds.
-
-    Args:
-        weights: Its name.
-        classes: Its results by class of images.
-    """
-    tables: dict[str, list[pd.DataFrame]] = {"scores": [one.scores for one in classes.values()]}
+    """Tables of one network: scores, classes, sizes, and of the evidence or of the folds."""
+    tables = [("scores", one.scores) for one in classes.values()]
     evidence = {name: one.evidence for name, one in classes.items() if one.evidence is not None}
     if len(evidence) > 1:
         evidence[ALL] = pool([*evidence.values()])
     kinds = {"layers": layer_table, "contrasts": contrast_table, "choices": choice_table}
     for table, make in kinds.items() if evidence else ():
-        tables[table] = [make(one, weights, name) for name, one in evidence.items()]
+        tables += [(table, make(one, weights, name)) for name, one in evidence.items()]
     for name, one in classes.items():
         if one.folds is not None:
-            tables.setdefault("layers", []).append(one.folds)
-        if one.sizes:
-            tables.setdefault("sample_size", []).append(pd.DataFrame(one.sizes))
+            tables.append(("layers", one.folds))
+        if one.sizes is not None:
+            tables.append(("sample_size", labelled(one.sizes, weights=weights, image_class=name)))
         if one.evidence is not None:
-            images = image_table(one.evidence, weights, name, one.names, one.groups)
-            tables.setdefault("images", []).append(images)
-    tables["classes"] = [
-        pd.DataFrame(
-            {
-                "weights": weights,
-                "image_class": [*classes],
-                "images": [len(one.indices) for one in classes.values()],
-                "groups": [len({*one.groups}) for one in classes.values()],
-                "n_train": [one.n_train for one in classes.values()],
-                "permuted": [_permuted(one.evidence) for one in classes.values()],
-            }
-        )
-    ]
-    return {name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
+            tables.append(("images", image_table(one.evidence, weights, name, one.names, one.groups)))
+        row = {"weights": weights, "image_class": name, "images": len(one.indices)}
+        row |= {"groups": len({*one.groups}), "n_train": one.n_train, "permuted": _permuted(one.evidence)}
+        tables.append(("classes", pd.DataFrame([row])))
+    return stacked(tables)
 
 
 def scopes(classes: pd.DataFrame) -> list[str]:
-    """What is reported of one network: its only class; else all classes pooled, and each where their sizes differ.
-
-    Args:
-        classes: The rows of the network in classes.csv.
-    """
+    """What is reported of one network: its only class; else all classes pooled, and each where their sizes differ."""
     names = classes["image_class"].tolist()
     if len(names) == 1:
         return names

@@ -24,13 +24,12 @@ from scalecov_jax.images.image_set import MIN_IMAGES, ImageSet, count_reasons
 from scalecov_jax.images.labelled import Square
 from scalecov_jax.images.scenes import CLASSES
 from scalecov_jax.images.sources import SCENES
-from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import interval, number
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
-from scalecov_jax.settings import Base, setting
-from scalecov_jax.tables import rows_of
+from scalecov_jax.settings import Base, setting, together
+from scalecov_jax.tables import network_names, rows_of
 
 # Graziani et al. 2021, section 4.1 and Figure 6: the mean probability of the true class is flat between these sizes, top-5 from
 # above the other. The networks of the paper were trained at 224 (ResNet50) and 299 px (InceptionV3).
@@ -45,9 +44,7 @@ MEAN = "the mean probability"
 class Settings(Base):
     """What determines the results."""
 
-    title: str = setting(
-        "Is the network indifferent to the size of its images?", help="Heading of the report."
-    )
+    title: str = setting("Is the network indifferent to the size of its images?", help="Of the report.")
     weights: tuple[str, ...] = setting(
         ("checkpoints/resnet50", "checkpoints/inception_v3"), least=1, help="Folders of whole networks."
     )
@@ -57,13 +54,9 @@ class Settings(Base):
         help="scenes, or a folder: with index.csv (columns file and class_index) and the images beside it or in images/, or, as "
         "VOC, with Annotations and JPEGImages, for which class_indices are needed.",
     )
-    class_indices: str = setting(
-        "", help="Class in the annotations : class of the network, as in n02058221:146,n04037443:751."
-    )
+    class_indices: str = setting("", help="Annotated:network class, as in n02058221:146,n04037443:751.")
     scenes: int = setting(20, low=1, help="Scenes of each of the 16 classes.")
-    scene_size: int = setting(
-        256, low=8, help="Pixels at which scenes are rendered, before they are resized."
-    )
+    scene_size: int = setting(256, low=8, help="Pixels at which scenes are rendered, before resizing.")
     sizes: tuple[int, ...] = setting(
         (75, 96, 112, 128, 129, 144, 160, 192, 224, 256),
         low=1,
@@ -72,9 +65,7 @@ class Settings(Base):
         help="Heights and widths in pixels; the embedded networks were trained at 128.",
     )
     filters: tuple[Filter, ...] = setting(FILTERS, least=1, help="Pillow's filters of resizing.")
-    square: Square = setting(
-        "crop", help="The central square, or the whole image, which stretching distorts."
-    )
+    square: Square = setting("crop", help="The central square, or the whole image, distorted by stretching.")
     filled: float = setting(
         0.6,
         low=0,
@@ -100,32 +91,24 @@ def check(settings: Settings) -> dict[str, Network]:
         ValueError: Folders that hold no network, or no whole one, two of one name, sizes that a network cannot take; images that
             cannot be read, too few of them, labels that are no class of a network. Says all.
     """
-    labels, networks, problems = pd.DataFrame(columns=["name", "label"]), {}, []
-    try:
+    labels = pd.DataFrame(columns=["name", "label"])
+
+    def open_labels() -> None:
+        nonlocal labels
         scenes = pd.DataFrame({"name": CLASSES, "label": CLASSES})
         labels = scenes if settings.images == SCENES else _open(settings).table
-    except ValueError as error:
-        problems.append(str(error))
 
     def fits(name: str, network: Network) -> None:
         _truth(network, name, labels, settings)
         maths.check_sizes(network, name, settings.sizes)
 
-    try:
-        networks = load_networks(settings.weights, check=fits)
-    except ValueError as error:
-        problems.append(str(error))
-    if problems:
-        raise ValueError(" ".join(problems))
-    return networks
+    return together(open_labels, lambda: load_networks(settings.weights, check=fits))[1]
 
 
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Classify the same images at many sizes.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run; classified/ in it keeps two numbers per image, network, size and filter.
+    classified/ in the folder keeps two numbers per image, network, size and filter.
 
     Returns:
         resize, curves, plateaus, filters and grid, see `resize_maths`; networks: weights, architecture, input_size (pixels);
@@ -140,19 +123,12 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     groups = maths.group_images(images, settings.filled)
     parts, skipped = [], dict.fromkeys(images.skipped)
     for name, network in networks.items():
-        part, unread = maths.classify(
-            network,
-            name,
-            images,
-            _truth(network, name, images.table, settings),
-            groups,
-            sizes=sorted(settings.sizes),
-            filters=[name for name in FILTERS if name in settings.filters],
-            batch_size=settings.batch_size,
-            dtype=getattr(jnp, settings.dtype),
-            cache=folder and folder / "classified",
-            progress=True,
-        )
+        truth, options = _truth(network, name, images.table, settings), {}
+        options["sizes"] = sorted(settings.sizes)
+        options["filters"] = [name for name in FILTERS if name in settings.filters]
+        options |= {"batch_size": settings.batch_size, "dtype": getattr(jnp, settings.dtype)}
+        options |= {"cache": folder and folder / "classified"}
+        part, unread = maths.classify(network, name, images, truth, groups, **options)
         parts.append(part)
         skipped |= dict.fromkeys(unread)
     rows = pd.concat(parts, ignore_index=True)
@@ -201,11 +177,8 @@ class _Report:
     """
 
     def __init__(self, weights: str, tables: Mapping[str, pd.DataFrame]):
-        card = _row(rows_of(tables["networks"], weights=weights))
-        self.weights, self.name = weights, plain_name(card["architecture"])
-        self.input_size: int = card["input_size"]
-        if len(rows_of(tables["networks"], architecture=card["architecture"])) > 1:
-            self.name += f" ({weights})"  # else findings of two networks could not be told apart
+        self.weights, self.name = weights, network_names(tables["networks"])[weights]
+        self.input_size: int = _row(rows_of(tables["networks"], weights=weights))["input_size"]
         self.curves, self.plateaus, self.differences, self.losses = (
             rows_of(tables[name], weights=weights) for name in ("curves", "plateaus", "filters", "grid")
         )

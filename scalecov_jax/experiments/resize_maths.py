@@ -105,9 +105,7 @@ def group_images(images: ImageSet, filled: float) -> list[str]:
     Where boxes are known: `filled` where the box covers at least that part of the image, and thirds of the object's size among
     the rest. Without boxes: halves by the shorter side of the image. Equal values never part, so groups may be uneven or fewer.
 
-    Args:
-        images: After squaring.
-        filled: r = box area / image area from which an image counts as filled.
+    `labels` are those after squaring; `filled` is r = box area / image area.
 
     Source: Graziani et al. 2021, section 4.1 (69 filled images of 500 x 500 pixels and 69 smaller ones).
     """
@@ -151,24 +149,13 @@ def classify(
     batch_size: int = 16,
     dtype: Any = jnp.float32,
     cache: Path | None = None,
-    progress: bool = False,
 ) -> tuple[pd.DataFrame, tuple[Skipped, ...]]:
     """Probability and rank of the true class of every image at every size with every filter.
 
     Sizes are gone through in turn, with one compilation each that all filters share, so that memory is that of a single size.
 
-    Args:
-        network: Goes on to its softmax; its batch normalisation is folded first.
-        weights: Its name in the table.
-        images: Square, see `labelled.squared`, or distorted by resizing.
-        class_indices: The true class of each image.
-        groups: See `group_images`.
-        sizes: Heights and widths in pixels.
-        filters: Of resizing.
-        batch_size: Images per forward pass.
-        dtype: Of the forward pass; in bfloat16 outputs tie more often.
-        cache: Folder for two numbers per image, size and filter; what lies there already is not computed again.
-        progress: Whether to show a progress bar on stderr.
+    The softmax ends the network; its batch normalisation is folded first. Images are square (see `labelled.squared`), or
+    distorted by resizing; in bfloat16 outputs tie more often. `cache` keeps two numbers per image, size and filter.
 
     Returns:
         A row per size, filter and image: weights, image, group, object_ratio (see `object_ratios`), filter, size (pixels),
@@ -198,9 +185,7 @@ def classify(
         {"weights": weights, "image": names, "group": groups, "object_ratio": object_ratios(images)}
     )
     parts, skipped = [], {}
-    with tqdm(
-        total=len(images) * len(sizes) * len(filters), desc=weights, unit="img", disable=not progress
-    ) as bar:
+    with tqdm(total=len(images) * len(sizes) * len(filters), desc=weights, unit="img") as bar:
         for size, resize_filter in itertools.product(sizes, filters):
             path = cache and cache / f"{weights}-{size}-{resize_filter}.npz"
             features = cached_features(path, functools.partial(compute, size, resize_filter))
@@ -313,10 +298,7 @@ def plateaus(rows: pd.DataFrame, input_sizes: Mapping[str, int], seed: int = 0) 
     A size is shown to be worse where the paired bootstrap interval of (mean at the best size - mean there) lies above 0. The
     best size is chosen on the same images, so that the plateau is rather too short than too long; it grows as images get fewer.
 
-    Args:
-        rows: From `classify`.
-        input_sizes: Of the images that each network was trained on, in pixels; see `counted`.
-        seed: Of the bootstrap.
+    `input_sizes` are those of the images that each network was trained on, in pixels; see `counted`.
 
     Returns:
         Columns weights, group, filter, measure, best (the size of the largest mean, the smallest of several), value (the mean

@@ -39,7 +39,7 @@ from scalecov_jax.report.numbers import number
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
 from scalecov_jax.report.pictures import POSITIVE, Album, overlay, picture_figures
 from scalecov_jax.settings import Base, setting
-from scalecov_jax.tables import rows_of
+from scalecov_jax.tables import kept_table, rows_of
 from scalecov_jax.transfer.classification import detected, fine_tune_detector, with_one_output
 from scalecov_jax.transfer.fine_tuning import Recipe
 
@@ -69,9 +69,7 @@ class Settings(Base):
     per_class: int = setting(4, low=1, help="Patches of each type of rendered tissue and patient.")
     size: int = setting(96, low=1, help="Pixels a side, of rendering and of the input of the networks.")
     limit: int = setting(0, low=0, help="Images, evenly spread over the list; all when 0.")
-    held_out: float = setting(
-        0.5, help="Share of the patients that fine-tuning does not see; all else is measured on them."
-    )
+    held_out: float = setting(0.5, help="Share of patients not fine-tuned on; all else is measured on them.")
     epochs: int = setting(8, low=1, help="Of fine-tuning.")
     batch_size: int = setting(16, low=1, help="Images per step of fine-tuning and per forward pass.")
     learning_rate: float = setting(1e-3, help="Of Adam.")
@@ -134,10 +132,8 @@ def dry_run(settings: Settings) -> str:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Fine-tune a detector, and read texture from the random, the pretrained and the fine-tuned network.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run; keeps the training (tuning/), the detector (fine_tuned/), measures, features and R2 of each network
-            (features/), gradients, maps, and what is drawn (pictures/).
+    The folder keeps the training (tuning/), the detector (fine_tuned/), measures, features and R2 of each network (features/),
+    gradients, maps, and what is drawn (pictures/).
 
     Returns:
         scores (see `maths.score_texture`), sensitivity (of the logit to each concept, at one layer), detector (one row: what it
@@ -177,7 +173,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
         features = cached_features(path, partial(compute, network, held_out, plan.layers)).values
         probe = partial(maths.score_sizes, name, features, measures, groups, settings.sizes)
         path = path.with_name(f"{name}_scores.csv")
-        scores.append(_cached_table(path, partial(probe, splits=settings.splits, seed=seed)))
+        scores.append(kept_table(path, partial(probe, splits=settings.splits, seed=seed)))
         targets[name] = class_logit(network, 0)
         if name != "fine_tuned":  # which alone was trained on the classes: the others get a linear head
             labels = classes[:, None].astype(np.float64)
@@ -262,14 +258,6 @@ def _patches(settings: Settings) -> tuple[ImageSet, np.ndarray, np.ndarray]:
     if 0 < settings.limit < len(source):
         used = np.unique(np.linspace(0, len(source) - 1, settings.limit).round().astype(int))
     return source, used[train[used]], used[~train[used]]
-
-
-def _cached_table(path: Path, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    if not path.exists():
-        partial_path = path.with_suffix(".partial")
-        compute().to_csv(partial_path, index=False, lineterminator="\n")
-        partial_path.replace(path)
-    return pd.read_csv(path, keep_default_na=False)
 
 
 # Report
@@ -439,5 +427,5 @@ def _sensitivity(concepts: pd.DataFrame) -> Table:
     texts = concepts[[*names]].map(
         lambda cell: cell if isinstance(cell, str) else f"{cell:.3g}".replace("-", "−")
     )
-    rows = [*texts.itertuples(index=False, name=None)]
-    return Table("What concepts do to the logit of the fine-tuned network.", [*names.values()], rows)
+    caption = "What concepts do to the logit of the fine-tuned network."
+    return Table.of(caption, texts.rename(columns=names))

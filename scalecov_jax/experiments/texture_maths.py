@@ -42,10 +42,6 @@ def in_sample_r2(
     With D >= N - 1 independent features it is 1 whatever the targets are; for targets that features know nothing of it is
     D / (N - 1) on average.
 
-    Args:
-        features: Of each layer.
-        targets: R sets of M measures.
-
     Source: Graziani et al. 2019.
     """
     repeats, count, measures = targets.shape
@@ -70,13 +66,7 @@ def score_texture(
 ) -> pd.DataFrame:
     """Both R2 of all measures at all layers, of the measures and of shuffled ones.
 
-    Args:
-        weights: For the rows.
-        features: Of each layer.
-        measures: Concept measures.
-        groups: Patient of each image; held-out images are of other patients.
-        splits: Number of splits S; in-sample fits need none.
-        seed: Of splits and shuffling.
+    Held-out images are of other patients; in-sample fits need no splits.
 
     Returns:
         A row per probe: weights, layer, width (features D), concept, shuffled (the concept over the images), images (n), n_fit
@@ -130,10 +120,6 @@ def score_sizes(
 
 def summarise(scores: pd.DataFrame, architecture: str) -> pd.DataFrame:
     """R2 on all images, by concept, layer and weights.
-
-    Args:
-        scores: See `score_texture`.
-        architecture: What was published is of inception_v3.
 
     Returns:
         Columns held and spread (median and range between quartiles of held-out R2 of ridge), control (median, of shuffled

@@ -6,12 +6,12 @@ errors and tests in `transfer/metrics.py`, the report in `transfer_report.py`.
 """
 
 import dataclasses
-import tempfile
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +33,8 @@ from scalecov_jax.images.patches import (
 from scalecov_jax.models.architecture import check_layer, get_architecture
 from scalecov_jax.models.cost import measure_cost
 from scalecov_jax.probes.splits import grouped_splits
-from scalecov_jax.settings import Base, setting
+from scalecov_jax.settings import Base, setting, together
+from scalecov_jax.tables import labelled, stacked
 from scalecov_jax.transfer import comparison, metrics
 from scalecov_jax.transfer.fine_tuning import Recipe
 
@@ -54,9 +55,7 @@ class Settings(Base):
         "target",
         help="What auto cuts by: how well nucleus area is read in the training part, or the layer that probe.py selected.",
     )
-    scores: str = setting(
-        "", help="For auto=scale: the --workdir of a run of probe.py or reproduce.py with these weights."
-    )
+    scores: str = setting("", help="For auto=scale: workdir of probe.py or reproduce.py with the weights.")
     inner_splits: int = setting(3, low=1, help="Splits of the training part for auto=target.")
     data: str = setting(TISSUE, help=f"Folder of annotated images, or {TISSUE} (rendered).")
     magnification: float = setting(0.0, low=0, help="Of the images of a folder that does not state it.")
@@ -72,18 +71,14 @@ class Settings(Base):
     trainable: Literal["head", "all"] = setting(
         "head", help="Whether heads are trained on features computed once, or all weights fine-tuned."
     )
-    seeds: int = setting(
-        10, low=1, help="Each draws a split by source image, a head and an order of the patches."
-    )
+    seeds: int = setting(10, low=1, help="Each draws a split by image, a head and an order of the patches.")
     seed: int = setting(0, low=0, help="The first of them.")
     held_out: float = setting(0.3, low=0.001, high=0.999, help="Share of the source images.")
     fixed_split: bool = setting(False, help="Whether all seeds share a split, as published.")
     inputs: Literal["weights", "raw"] = setting(
         "weights", help="Preprocessing of the weights, or values from 0 to 255 as published."
     )
-    head_epochs: int = setting(
-        100, low=1, help="Passes over the patches when a head is trained by gradient descent."
-    )
+    head_epochs: int = setting(100, low=1, help="Passes over the patches in gradient descent of a head.")
     head_batch_size: int = setting(32, low=1, help="Patches per step of such a head.")
     head_learning_rate: float = setting(3e-3, low=1e-12, help="Of the first step of such a head.")
     epochs: int = setting(5, low=1, help="Of fine-tuning.")
@@ -95,9 +90,7 @@ class Settings(Base):
     batch_norm: Literal["running", "recomputed", "frozen"] = setting(
         "running", help="Statistics used for prediction: running as published, or recomputed after training."
     )
-    dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", help="Of the forward pass when trainable=head."
-    )
+    dtype: Literal["float32", "bfloat16"] = setting("float32", help="Of the forward pass if trainable=head.")
 
     def problems(self) -> list[str]:
         """No data, and scale as the rule of the cut without the run that read it."""
@@ -125,28 +118,18 @@ def check(settings: Settings) -> dict[str, Network]:
     def fits(name: str, network: Network) -> None:
         _cut(settings, name, network)
 
-    networks, problems = {}, []
-    try:
-        _source(settings)
-    except ValueError as error:
-        problems.append(str(error))
-    try:
+    def networks() -> dict[str, Network]:
         if settings.architecture:
             get_architecture(settings.architecture)
-        networks = load_networks(settings.weights, settings.architecture, fits)
-    except ValueError as error:
-        problems.append(str(error))
-    if problems:
-        raise ValueError(" ".join(problems))
-    return networks
+        return load_networks(settings.weights, settings.architecture, fits)
+
+    return together(lambda: _source(settings), networks)[1]
 
 
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Patches, the three models of every network on them, their errors and tests.
 
-    Args:
-        settings: What to compute.
-        folder: Of the run; patches/, features/ and training/ in it are not made again.
+    patches/, features/ and training/ in the folder are not made again.
 
     Returns:
         transfer (errors by model, seed and magnification; the weights of the network from scratch are called "random (NAME)"),
@@ -155,11 +138,9 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
         whole and pruned, the latter at the layer chosen most often), magnifications (patches, their sources, mean and sd of their
         area) and left_out (what was not used, by reason).
     """
-    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as where:
-        return _run(settings, Path(where))
-
-
-def _run(settings: Settings, folder: Path) -> dict[str, pd.DataFrame]:
+    if folder is None:
+        with TemporaryDirectory() as temporary:
+            return run(settings, Path(temporary))
     networks = check(settings)
     source = _source(settings)
     patches = _patches(settings, source, folder / "patches")
@@ -170,17 +151,12 @@ def _run(settings: Settings, folder: Path) -> dict[str, pd.DataFrame]:
         "%d patches of %d source images or patients.", len(patches), patches.table["group"].nunique()
     )
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    train = {
-        seed: grouped_splits(
-            patches.column("group"),
-            1,
-            settings.seed if settings.fixed_split else seed,
-            settings.held_out,
-            classes=patches.column("magnification"),
-        )[0]
-        for seed in seeds
-    }
-    parts: dict[str, list[pd.DataFrame]] = {"predictions": [], "models": []}
+    train = {}
+    for seed in seeds:
+        drawn = settings.seed if settings.fixed_split else seed
+        split = partial(grouped_splits, patches.column("group"), 1, drawn, settings.held_out)
+        (train[seed],) = split(classes=patches.column("magnification"))
+    parts: list[tuple[str, pd.DataFrame]] = []
     for name, network in networks.items():
         head, layer = settings.trainable == "head", _cut(settings, name, network)
         conditions = ("trained", "random_weights") if head else ("trained",) if layer is None else ()
@@ -195,26 +171,19 @@ def _run(settings: Settings, folder: Path) -> dict[str, pd.DataFrame]:
         if head:
             named = {"architecture": network.architecture.name, "weights": name}
             predictions, further = comparison.heads_compared(
-                features, patches, train, layers, **named, **given, progress=True
+                features, patches, train, layers, **named, **given
             )
         else:
+            recipe = Recipe(**given, targets=settings.targets, batch_norm=settings.batch_norm)
+            options: Any = {"size": settings.size, "recipe": recipe}
+            options["preprocessing"] = "raw" if settings.inputs == "raw" else None
             predictions, further = comparison.fine_tuned(
-                network,
-                name,
-                patches,
-                train,
-                layers,
-                folder / "training",
-                size=settings.size,
-                recipe=Recipe(**given, targets=settings.targets, batch_norm=settings.batch_norm),
-                preprocessing="raw" if settings.inputs == "raw" else None,
+                network, name, patches, train, layers, folder / "training", **options
             )
-        parts["predictions"].append(predictions)
-        parts.setdefault("sweep" if head else "learning", []).append(further)
-        parts["models"].append(
-            _models(settings, name, network, Counter(layers.values()).most_common(1)[0][0])
-        )
-    tables = {kind: pd.concat(frames, ignore_index=True) for kind, frames in parts.items()}
+        models = _models(settings, name, network, Counter(layers.values()).most_common(1)[0][0])
+        parts += [("predictions", predictions), ("models", models)]
+        parts.append(("sweep" if head else "learning", further))
+    tables = stacked(parts)
     scores = metrics.scores(tables["predictions"], np.unique(patches.column("magnification")))
     called = scores["weights"].where(scores["model"] != "scratch", "random (" + scores["weights"] + ")")
     return {
@@ -265,17 +234,11 @@ def _features(
         network = random_network(network, settings.seed)
     if settings.inputs == "raw":
         network = network._replace(card=dataclasses.replace(network.card, preprocessing="raw"))
+    options: Any = {"size": settings.size, "batch_size": settings.batch_size}
+    options |= {"dtype": getattr(jnp, settings.dtype), "progress": f"{name} {condition}"}
     features = cached_features(
         folder / "features" / f"{name}-{condition}.npz",
-        lambda: compute_features(
-            network,
-            patches,
-            layers,
-            size=settings.size,
-            batch_size=settings.batch_size,
-            dtype=getattr(jnp, settings.dtype),
-            progress=f"{name} {condition}",
-        ),
+        partial(compute_features, network, patches, layers, **options),
     )
     if features.skipped:
         first = features.skipped[0]
@@ -293,14 +256,12 @@ def _models(settings: Settings, name: str, network: Network, layer: str) -> pd.D
         rows.append((model, last, *measure_cost(start.module, start.variables, settings.size)))
     frame = pd.DataFrame(rows, columns=["model", "layer", "parameters", "flops"])
     named = {"architecture": network.architecture.name, "weights": name}
-    return frame.assign(**named)[[*named, *frame]]
+    return labelled(frame, **named)
 
 
 def _magnifications(patches: ImageSet) -> pd.DataFrame:
     frame = patches.table[["magnification", "group", "area"]].rename(columns={"magnification": "kind"})
-    each = frame.assign(kind=frame["kind"].map("{:g}".format)).sort_values(
-        "kind", key=lambda kind: kind.astype(float)
-    )
+    each = frame.sort_values("kind", kind="stable").assign(kind=lambda rows: rows["kind"].map("{:g}".format))
     groups = pd.concat([frame.assign(kind="all"), each]).groupby("kind", sort=False)
     counts = groups.agg(
         patches=("area", "size"), sources=("group", "nunique"), area=("area", "mean"), sd=("area", "std")

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,11 @@ import pandas as pd
 
 from scalecov_jax.experiments.transfer import Settings
 from scalecov_jax.images.patches import open_patches
-from scalecov_jax.models.architecture import plain_name
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
-from scalecov_jax.report.numbers import number, signed
+from scalecov_jax.report.numbers import number, signed, span
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
-from scalecov_jax.tables import rows_of
+from scalecov_jax.tables import network_names, rows_of
 from scalecov_jax.transfer import metrics
 
 MODELS = {"whole": "whole", "pruned": "pruned", "scratch": "from scratch"}
@@ -73,9 +72,7 @@ class _Network:
     def __init__(self, settings: Settings, models: pd.DataFrame, scores: pd.DataFrame, tables: _Tables):
         self.settings, self.models = settings, models.set_index("model")
         self.architecture, self.weights = models[["architecture", "weights"]].iloc[0]
-        self.name = plain_name(self.architecture)
-        if (tables["models"].groupby("architecture")["weights"].nunique() > 1)[self.architecture]:
-            self.name += f" ({self.weights})"
+        self.name = network_names(tables["models"])[self.weights]
         scores = rows_of(scores, weights=self.weights)
         each = scores[scores["magnification"] != "all"]
         self.each = each.assign(magnification=each["magnification"] + "X")
@@ -111,16 +108,12 @@ class _Network:
                 yield _mean_and_sd(quantity, self.name, values, "px" if metric == "mae" else "", **known)
         errors, layer = self.errors("trained", "ridge"), self.published.get("pruned", ("",))[0]
         if layer in errors:
-            quantity, known = (
-                "MAE, cut at the published layer, ridge on frozen features",
-                self.known("pruned", "mae"),
-            )
-            yield _mean_and_sd(quantity, f"{self.name} {layer}", errors[layer], "px", **known)
+            quantity = "MAE, cut at the published layer, ridge on frozen features"
+            known, at = self.known("pruned", "mae"), f"{self.name} {layer}"
+            yield _mean_and_sd(quantity, at, errors[layer], "px", **known)
         if len(errors):
-            quantity, best = (
-                "least MAE of any layer, ridge, chosen on the held-out patches",
-                errors.mean().idxmin(),
-            )
+            best = errors.mean().idxmin()
+            quantity = "least MAE of any layer, ridge, chosen on the held-out patches"
             yield _mean_and_sd(quantity, f"{self.name} {best}", errors[best], "px")
         sizes: Any = self.models[["parameters", "flops"]]
         whole, pruned = sizes.loc["whole"], sizes.loc["pruned"]
@@ -190,20 +183,18 @@ class _Network:
         least = self.totals.groupby(keys)["mae"].mean().groupby("trainable").idxmin()
         strong = [at for at, key in enumerate(itertools.product(self.trained, MODELS)) if key in {*least}]
         caption = f"{self.name}: errors, mean ± sd over {self.seeds} seeds; by magnification the MAE in px. Marked: least MAE."
-        return _table(caption, frame, strong)
+        return Table.of(caption, frame, strong)
 
     def tests_table(self) -> Table:
         """Pruned against the others, paired by seed."""
         compared = self.tables["comparisons"]
-        ends = zip(compared["low"], compared["high"], strict=True)
+        ends = compared[["low", "high"]].to_numpy(float).tolist()
         frame = {
             "trained": compared["trainable"].map(TRAINED),
             "metric": compared["metric"].map(METRICS),
             "against": compared["base"].map(MODELS),
             "difference": compared["difference"].map(signed),
-            "95 % interval": [
-                "–" if pd.isna(low) else f"{number(low)} to {number(high)}" for low, high in ends
-            ],
+            "95 % interval": [span(*of) for of in ends],
             "better in": compared["wins"].astype(str) + f" of {self.seeds} seeds",
             "p": compared["p"].map(_p),
             "Holm p": compared["p_holm"].map(_p),
@@ -213,7 +204,7 @@ class _Network:
             f"{self.name}: pruned minus the other network; less is better for MAE, more for κ. Marked: shown."
         )
         strong = [at for at, (_, row) in enumerate(compared.iterrows()) if verdict(row)]
-        return _table(caption, pd.DataFrame(frame), strong)
+        return Table.of(caption, pd.DataFrame(frame), strong)
 
     def layers_table(self) -> Table:
         """Errors of heads on every layer, and the difference to the whole network."""
@@ -227,7 +218,7 @@ class _Network:
         frame["notes"] = [notes.get(layer, "") + " least error" * (layer == best) for layer in frame.index]
         caption = f"{self.name}: held-out MAE in px by a head on each layer, mean ± sd over seeds, and minus the whole network's."
         strong = [at for at, layer in enumerate(frame.index) if layer in self.cuts]
-        return _table(caption, frame.reset_index(names="layer"), strong)
+        return Table.of(caption, frame.reset_index(names="layer"), strong)
 
     def figures(self) -> Iterator[Image]:
         """Error by layer or by epoch, error by magnification, predictions and the magnifications they tell."""
@@ -321,10 +312,8 @@ def _cautions(settings: Settings, networks: list[_Network], tables: _Tables) -> 
 
     groups = {seed: {*rows} for seed, rows in tables["predictions"].groupby("seed")["group"]}
     compared = tables["comparisons"][tables["comparisons"]["metric"].isin(("mae", "kappa"))]
-    tests, least = (
-        compared.groupby(["trainable", "base"]).size().max() if len(compared) else 1,
-        2.0 ** (1 - len(groups)),
-    )
+    tests = compared.groupby(["trainable", "base"]).size().max() if len(compared) else 1
+    least = 2.0 ** (1 - len(groups))
     if len(groups) == 1:
         yield caution("number of seeds", 1, "There is neither a spread over seeds nor a test.")
     elif tests * least >= LEVEL:
@@ -338,22 +327,18 @@ def _cautions(settings: Settings, networks: list[_Network], tables: _Tables) -> 
         yield caution("source images ever held out", images, note)
     if several := [network for network in networks if len(network.cuts) > 1]:
         note = "The numbers of the pruned network average over these layers."
-        most = max(len(network.cuts) for network in several)
-        yield caution(
-            "most layers at which a network was cut", most, note, "; ".join(each.cut for each in several)
-        )
+        most, at = max(len(network.cuts) for network in several), "; ".join(each.cut for each in several)
+        yield caution("most layers at which a network was cut", most, note, at)
     same = [
         f"{network.name}, {TRAINED[trainable]}"
-        for network, trainable in (
-            (network, trainable) for network in networks for trainable in network.trained
-        )
+        for network in networks
+        for trainable in network.trained
         if len(groups) > 1 and rows_of(network.tables["comparisons"], trainable=trainable, base="whole").empty
     ]
     if same:
         note = "That is a single result, which is neither a spread nor a test."
-        yield caution(
-            "seeds with the same predictions for the same patches", len(groups), note, "; ".join(same)
-        )
+        quantity = "seeds with the same predictions for the same patches"
+        yield caution(quantity, len(groups), note, "; ".join(same))
     pairs = [len(a & b) / min(len(a), len(b)) for a, b in itertools.combinations(groups.values(), 2)]
     if settings.fixed_split or (pairs and len({frozenset(names) for names in groups.values()}) == 1):
         note = "The spread over seeds and p speak of this split only, not of other source images. The interval does."
@@ -362,15 +347,8 @@ def _cautions(settings: Settings, networks: list[_Network], tables: _Tables) -> 
         note = (
             "The training parts overlap too: the seeds are not independent, and Wilcoxon's p is optimistic."
         )
-        share = 100 * float(np.mean(pairs))
-        yield Finding(
-            "overlap of held-out images of two seeds",
-            "mean of pairs",
-            share,
-            unit="%",
-            note=note,
-            level="caution",
-        )
+        quantity, share = "overlap of held-out images of two seeds", 100 * float(np.mean(pairs))
+        yield Finding(quantity, "mean of pairs", share, unit="%", note=note, level="caution")
 
 
 def _patches(settings: Settings, tables: _Tables, folder: Path | None) -> Section:
@@ -382,10 +360,10 @@ def _patches(settings: Settings, tables: _Tables, folder: Path | None) -> Sectio
         "source images or patients": counts["sources"].map("{:,}".format),
         "mean area, px": counts["area"].map(number) + " ± " + counts["sd"].map(number),
     }
-    shown = [_table("Patches and their mean nucleus area, mean ± sd over patches.", pd.DataFrame(frame))]
+    shown = [Table.of("Patches and their mean nucleus area, mean ± sd over patches.", pd.DataFrame(frame))]
     if len(left_out):
         brief = left_out.astype(str).assign(example=left_out["example"].str[:60])
-        shown.append(_table("What was left out, by reason.", brief))
+        shown.append(Table.of("What was left out, by reason.", brief))
     images = [_sheet(folder / "patches")] if folder else []
     return Section("Patches", f"Patches of {settings.size} x {settings.size} pixels.", images, shown)
 
@@ -399,10 +377,6 @@ def _sheet(folder: Path) -> Image:
         rows[f"{magnification:g}X"] = [("", patches[int(members[at])].image) for at in picked]
     alt = f"Patches in rows of a magnification each: {', '.join(rows)}."
     return plots.image_grid(rows, alt=alt, name="patches", caption="As the networks see them.", width=0.8)
-
-
-def _table(caption: str, frame: pd.DataFrame, strong: Collection[int] = ()) -> Table:
-    return Table(caption, [*map(str, frame)], [*frame.itertuples(index=False, name=None)], strong)
 
 
 def _bands(frame: pd.DataFrame) -> dict[str, Any]:

@@ -20,14 +20,7 @@ def capture(
     With an offset e the output a of a layer becomes a + e for all that follows, and is returned so: the derivative of anything
     by e at e = 0 is the one by a, for any module of any network.
 
-    Pure; meant to be jitted, when the compiler drops whatever comes after the last wanted layer.
-
-    Args:
-        module: The network.
-        variables: Its variables.
-        inputs: Preprocessed images.
-        layers: Names of modules at any depth.
-        offsets: What to add to the output of layers.
+    Pure; meant to be jitted, when the compiler drops whatever comes after the last wanted layer. Layers are modules at any depth.
 
     Raises:
         ValueError: No module, or more than one, has a wanted name.

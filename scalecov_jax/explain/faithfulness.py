@@ -21,61 +21,36 @@ SMALL = 0.25  # share of the image below which an object is small
 
 
 class Curves(NamedTuple):
-    """The target while pixels come or go in the order of a map, at shares 0, 1/T, ..., 1 of the pixels.
+    """The target while pixels come or go in the order of a map, at shares 0, 1/T, ..., 1 of the pixels."""
 
-    Attributes:
-        insertion: From the baseline to the image; high at once where the map is faithful.
-        deletion: From the image to the baseline; low at once where the map is faithful.
-    """
-
-    insertion: Float[Array, "N T1"]
-    deletion: Float[Array, "N T1"]
+    insertion: Float[Array, "N T1"]  # from the baseline to the image; high at once where the map is faithful
+    deletion: Float[Array, "N T1"]  # from the image to the baseline; low at once where the map is faithful
 
 
 class Pointing(NamedTuple):
-    """The pointing game of two ways to point, on the same images.
+    """The pointing game of two ways to point, on the same images."""
 
-    Attributes:
-        images: Their number.
-        hits: Images where the map's largest value lies in the box.
-        centre_hits: Images whose centre lies in the box.
-        only_map: Hits of the map alone.
-        only_centre: Hits of the centre alone.
-        p: Of the exact two-sided McNemar test on these two.
-    """
-
-    images: int
-    hits: int
-    centre_hits: int
-    only_map: int
-    only_centre: int
-    p: float
+    images: int  # their number
+    hits: int  # images where the map's largest value lies in the box
+    centre_hits: int  # images whose centre lies in the box
+    only_map: int  # hits of the map alone
+    only_centre: int  # hits of the centre alone
+    p: float  # of the exact two-sided McNemar test on these two
 
 
 class Exchanged(NamedTuple):
-    """Hits of maps beside those of maps that are exchanged among the images.
+    """Hits of maps beside those of maps that are exchanged among the images."""
 
-    Attributes:
-        hits: See `hits`.
-        expected: Mean number of hits of exchanged maps.
-        p: One-sided permutation p value.
-    """
-
-    hits: int
-    expected: float
-    p: float
+    hits: int  # see `hits`
+    expected: float  # mean number of hits of exchanged maps
+    p: float  # one-sided permutation p value
 
 
 class Randomised(NamedTuple):
-    """Maps of a network whose layers are random from the output down to `layer`, beside those of the network.
+    """Maps of a network whose layers are random from the output down to `layer`, beside those of the network."""
 
-    Attributes:
-        layer: The last part that was made random.
-        correlation: Spearman's, of each image; 0 where one of the maps is constant.
-    """
-
-    layer: str
-    correlation: Float[np.ndarray, " N"]
+    layer: str  # the last part that was made random
+    correlation: Float[np.ndarray, " N"]  # Spearman's, of each image; 0 where one of the maps is constant
 
 
 @partial(jit, static_argnames=("module", "steps"))
@@ -88,16 +63,9 @@ def insertion_deletion(
     target: Target,
     steps: int = 16,
 ) -> Curves:
-    """Replace pixels by those of a baseline, in the order of a map.
+    """Replace pixels by those of a baseline (such as `blurred` images), in the order of a map, in T = `steps` steps.
 
-    Args:
-        module: The network.
-        variables: Its variables.
-        inputs: Preprocessed images.
-        maps: Of the size of the images; pixels of equal value go in the order of rows and columns.
-        baseline: What takes the place of deleted pixels, such as `blurred` images.
-        target: What is explained.
-        steps: T.
+    Maps have the size of the images; pixels of equal value go in the order of rows and columns.
 
     Source: Petsiuk, Das and Saenko 2018, RISE, section 4.1.
     """
@@ -137,14 +105,9 @@ def blurred(inputs: Float[Array, "N H W 3"], sigma: float = 10.0) -> Float[Array
 def hits(
     maps: Float[np.ndarray, "N H W"], boxes: Sequence[Box], tolerance: int = 0
 ) -> Bool[np.ndarray, " N"]:
-    """Whether the largest value of each map lies in the box of its image.
+    """Whether the largest value of each map lies in the box of its image, or misses it by `tolerance` pixels at most.
 
-    A map that is nowhere above zero points nowhere and misses.
-
-    Args:
-        maps: Of the size in which the boxes are given.
-        boxes: 1-based and inclusive, as in PASCAL VOC.
-        tolerance: Pixels by which a miss still counts as a hit (15 in the source).
+    A map that is nowhere above zero points nowhere and misses. Boxes are 1-based and inclusive, in pixels of the map.
 
     Source: Zhang et al. 2016, Top-down Neural Attention by Excitation Backprop, section 4.1.
     """
@@ -152,10 +115,10 @@ def hits(
     return _inside(*points(maps), boxes, tolerance)
 
 
-def centre_hits(height: int, width: int, boxes: Sequence[Box], tolerance: int = 0) -> Bool[np.ndarray, " N"]:
+def centre_hits(height: int, width: int, boxes: Sequence[Box]) -> Bool[np.ndarray, " N"]:
     """Whether the centre of each image lies in its box: what pointing achieves without looking."""
     count = len(boxes)
-    return _inside(np.full(count, (width + 1) / 2), np.full(count, (height + 1) / 2), boxes, tolerance)
+    return _inside(np.full(count, (width + 1) / 2), np.full(count, (height + 1) / 2), boxes, 0)
 
 
 def pointing_game(hit: Bool[np.ndarray, " N"], centre: Bool[np.ndarray, " N"]) -> Pointing:
@@ -174,12 +137,6 @@ def exchange_test(
 ) -> Exchanged:
     """The pointing game against maps of the other images: does a map follow the object, or where objects usually are?
 
-    Args:
-        maps: See `hits`.
-        boxes: See `hits`.
-        permutations: Of the maps among the images.
-        seed: Of the permutations.
-
     Source: a permutation test of independence; with it a map gains nothing from pointing where most boxes are.
     """
     _check_boxes(len(maps), boxes)
@@ -197,12 +154,8 @@ def pointing_strata(
 ) -> dict[str, Pointing]:
     """`pointing_game` over all images, and over those whose object is small; a stratum without images is left out.
 
-    A large box is hard to miss from the centre, so all images together say little of where a map points.
-
-    Args:
-        hit: See `hits`.
-        centre: See `centre_hits`.
-        share: Area of the box, as a share of its image; small is below a quarter.
+    A large box is hard to miss from the centre, so all images together say little of where a map points. `share` is the area of
+    the box, as a share of its image; small is below a quarter.
 
     Source: Zhang et al. 2016, section 4.1: `difficult` images have objects below a quarter of the image, and besides them one of
         another category, which images with one object do not have.
@@ -212,12 +165,7 @@ def pointing_strata(
 
 
 def parts_downwards(network: Network, size: int = 0) -> tuple[str, ...]:
-    """Modules at the top of the network that have weights, from the output down.
-
-    Args:
-        network: Network.
-        size: Height and width of its images in pixels; its own when 0.
-    """
+    """Modules at the top of the network that have weights, from the output down; `size` is that of images, its own when 0."""
     order: dict[str, None] = {}
 
     def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -234,15 +182,9 @@ def parts_downwards(network: Network, size: int = 0) -> tuple[str, ...]:
 
 
 def randomise_downwards(network: Network, parts: Sequence[str], seed: int = 0) -> Iterator[tuple[str, Any]]:
-    """Variables of the network with more and more of its parts random, from the output down.
+    """Variables of the network with more and more of its parts random, from the output down, and the last part made random.
 
-    Args:
-        network: Network.
-        parts: Names of modules at the top of the network, in the order in which they lose their weights.
-        seed: Of the random weights, drawn as in `checkpoints.random_network`.
-
-    Yields:
-        The last part made random, and the variables.
+    Parts are modules at the top of the network; random weights are drawn as in `checkpoints.random_network`.
 
     Raises:
         ValueError: The network has no such parts.
@@ -272,13 +214,7 @@ def weight_randomisation(
 ) -> list[Randomised]:
     """Rank correlation of maps with those of a network that forgets, layer by layer from the output down.
 
-    A map that hardly changes does not show what the network has learnt.
-
-    Args:
-        network: Network.
-        maps: From variables to maps of the same images.
-        parts: See `randomise_downwards`.
-        seed: See there.
+    A map that hardly changes does not show what the network has learnt. `maps` makes them from variables.
 
     Source: Adebayo et al. 2018, Sanity Checks for Saliency Maps.
     """

@@ -4,9 +4,11 @@ An objective is optimised on K images together (more than one for diversity); M 
 optimised at once with vmap. Steps run in compiled chunks, between which the state can be kept on disk.
 """
 
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,6 +18,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, UInt8
 
+from scalecov_jax.atomic import replacing
 from scalecov_jax.compilation import jit
 from scalecov_jax.explain.capture import capture
 from scalecov_jax.explain.fourier_image import (
@@ -35,20 +38,14 @@ REDIRECTED = 16  # first steps, in which dead ReLUs pass gradients
 
 @dataclass(frozen=True)
 class Objective:
-    """Something to maximise; several are summed.
+    """Something to maximise; several are summed."""
 
-    Attributes:
-        kind: direction: mean over the map of a . v (a channel, where v is a unit vector of the axes). neuron: a . v at the
-            centre of the map. layer: mean of a^2.
-        layer: Where a is the output.
-        vectors: v of each of M objectives; [M, 0] for a layer.
-        weight: In the sum.
-    """
-
+    # direction: mean over the map of a . v (a channel, where v is a unit vector of the axes). neuron: a . v at the centre of
+    # the map. layer: mean of a^2
     kind: Kind
-    layer: str
-    vectors: Any
-    weight: Any = 1.0
+    layer: str  # where a is the output
+    vectors: Any  # v of each of M objectives; [M, 0] for a layer
+    weight: Any = 1.0  # in the sum
 
 
 jax.tree_util.register_dataclass(Objective, data_fields=["vectors", "weight"], meta_fields=["kind", "layer"])
@@ -56,21 +53,13 @@ jax.tree_util.register_dataclass(Objective, data_fields=["vectors", "weight"], m
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of an optimisation with Adam.
+    """A part of an optimisation with Adam."""
 
-    Attributes:
-        steps: Their number.
-        learning_rate: Of Adam, whose state starts at 0.
-        total_variation: Weight of the penalty, see `fourier_image.total_variation`.
-        transforms: What the images must survive.
-        diversity: Weight of the penalty on images of one objective that resemble each other.
-    """
-
-    steps: int = 512
-    learning_rate: float = 0.05
-    total_variation: float = 0.0
-    transforms: Transforms = STANDARD
-    diversity: float = 0.0
+    steps: int = 512  # their number
+    learning_rate: float = 0.05  # of Adam, whose state starts at 0
+    total_variation: float = 0.0  # weight of the penalty, see `fourier_image.total_variation`
+    transforms: Transforms = STANDARD  # what the images must survive
+    diversity: float = 0.0  # weight of the penalty on images of one objective that resemble each other
 
 
 LUCID = (Stage(),)
@@ -84,21 +73,13 @@ RECIPES = {"lucid": LUCID, "imvip": IMVIP}
 
 
 class State(NamedTuple):
-    """Where an optimisation stands, for M objectives of K images.
+    """Where an optimisation stands, for M objectives of K images."""
 
-    Attributes:
-        spectra: See `fourier_image.random_spectra`.
-        moments: Of Adam.
-        keys: Randomness of each objective.
-        step: Steps done, over all stages.
-        values: Sum of the objectives at the last step; the mean over the K images.
-    """
-
-    spectra: Float[Array, "M K F size 3 2"]
-    moments: Any
-    keys: Key[Array, " M"]
-    step: int
-    values: Float[Array, " M"]
+    spectra: Float[Array, "M K F size 3 2"]  # see `fourier_image.random_spectra`
+    moments: Any  # of Adam
+    keys: Key[Array, " M"]  # randomness of each objective
+    step: int  # steps done, over all stages
+    values: Float[Array, " M"]  # sum of the objectives at the last step; the mean over the K images
 
 
 def channel(layer: str, channels: Sequence[int], width: int, weight: float = 1.0) -> Objective:
@@ -124,13 +105,7 @@ def whole_layer(layer: str, count: int = 1, weight: float = 1.0) -> Objective:
 
 
 def start(objectives: Sequence[Objective], *, size: int = 128, images: int = 1, seed: int = 0) -> State:
-    """The state before the first step.
-
-    Args:
-        objectives: To be summed, all for the same number M of images.
-        size: Height and width of the images in pixels.
-        images: K, for each of the M.
-        seed: An objective's images depend on it and on its place among the M.
+    """The state before the first step; an objective's images depend on the seed and on its place among the M.
 
     Raises:
         ValueError: No objective, or objectives for different numbers of images.
@@ -142,7 +117,7 @@ def start(objectives: Sequence[Objective], *, size: int = 128, images: int = 1, 
         )
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(counts[0]))
     spectra = jax.vmap(lambda key: random_spectra(key, images, size))(keys)
-    return State(spectra, _adam(0.0).init(spectra), keys, 0, jnp.zeros(counts[0]))
+    return State(spectra, optax.adam(0.0).init(spectra), keys, 0, jnp.zeros(counts[0]))
 
 
 def advance(
@@ -154,16 +129,7 @@ def advance(
     state: State,
     steps: int,
 ) -> State:
-    """Go on for some steps, or to the end of the stage.
-
-    Args:
-        module: The network; images may be of another size than its own as long as the layers are reached.
-        variables: Its variables.
-        preprocessing: What they expect.
-        objectives: See `start`.
-        recipe: Stages in their order.
-        state: From `start` or `advance`.
-        steps: At most.
+    """Go on for some steps, or to the end of the stage; images may be of another size than the network's own.
 
     Raises:
         ValueError: The network has no such layer, or vectors of another width than it.
@@ -178,7 +144,7 @@ def advance(
         return state
     moments = state.moments
     if state.step == begin and begin:
-        moments = _adam(0.0).init(state.spectra)
+        moments = optax.adam(0.0).init(state.spectra)
     steps = min(steps, begin + stage.steps - state.step)
     spectra, moments, values, alive = _advance(
         module,
@@ -211,20 +177,9 @@ def visualise(
     chunk: int = 64,
     each_chunk: Callable[[State], None] | None = None,
 ) -> State:
-    """Optimise to the end of a recipe; see `start` and `advance`.
+    """Optimise K = `images` images for each of M objectives to the end of a recipe; see `start` and `advance`.
 
-    Args:
-        module: The network.
-        variables: Its variables.
-        preprocessing: What they expect.
-        objectives: To be summed.
-        recipe: `LUCID`, `IMVIP` or other stages.
-        size: Height and width of the images in pixels.
-        images: For each of the M.
-        seed: Of the first images and of the transformations.
-        state: Where to go on, if not from the beginning.
-        chunk: Steps between two calls of `each_chunk`.
-        each_chunk: Called with the state, to show progress and to keep it.
+    Goes on from `state`, if there is one; `each_chunk` is called with the state after every `chunk` steps.
 
     Source: Olah, Mordvintsev and Schubert 2017, Feature Visualization; Graziani et al. 2019 (IMVIP) for the recipe of that name.
     """
@@ -237,13 +192,40 @@ def visualise(
     return state
 
 
+def save_state(path: Path, state: State) -> None:
+    """Write a state; the file appears only when it is complete."""
+    leaves = jax.tree.leaves((state.spectra, state.moments, state.values))
+    named: dict[str, Any] = {f"leaf_{index}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
+    keys = np.asarray(jax.random.key_data(state.keys))
+    with replacing(path) as partial:
+        np.savez(partial, step=state.step, keys=keys, **named)
+
+
+def load_state(path: Path, objectives: Sequence[Objective], *, size: int) -> State | None:
+    """Read a state of `save_state`, of one image of this size for each objective; nothing where there is no file.
+
+    Raises:
+        ValueError: The file is damaged or holds the state of other objectives.
+    """
+    if not path.exists():
+        return None
+    fresh = start(objectives, size=size)
+    expected, tree = jax.tree.flatten((fresh.spectra, fresh.moments, fresh.values))
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            leaves = [jnp.asarray(file[f"leaf_{index}"]) for index in range(len(expected))]
+            keys, step = jax.random.wrap_key_data(jnp.asarray(file["keys"])), int(file["step"])
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to start again.") from error
+    if [one.shape for one in leaves] != [one.shape for one in expected]:
+        raise ValueError(f"{path} holds images of another number or size; delete it to start again.")
+    spectra, moments, values = jax.tree.unflatten(tree, leaves)
+    return State(spectra, moments, keys, step, values)
+
+
 def pictures(state: State) -> UInt8[np.ndarray, "M K size size 3"]:
     """The images of a state in 8 bits."""
     return np.asarray(jnp.round(255 * jax.vmap(to_images)(state.spectra))).astype(np.uint8)
-
-
-def _adam(learning_rate: Any) -> optax.GradientTransformation:
-    return optax.adam(learning_rate)
 
 
 @partial(jit, static_argnames=("module", "preprocessing", "transforms"))
@@ -260,7 +242,7 @@ def _advance(
     steps: Any,
 ) -> tuple[Array, Any, Float[Array, " M"], Array]:
     learning_rate, variation, diversity = rates
-    optimizer = _adam(learning_rate)
+    optimizer = optax.adam(learning_rate)
 
     def loss(
         spectra: Array, key: Any, wanted: tuple[Objective, ...], redirected: Array
@@ -320,11 +302,7 @@ def _resemblance(output: Array) -> Array:
 
 @jax.custom_vjp
 def redirected_relu(x: Array, on: Float[Array, ""]) -> Array:
-    """ReLU that, where no gradient at all gets through an image's maps, passes that part which would push them up.
-
-    Args:
-        x: Input.
-        on: 1, or 0 for the ordinary gradient.
+    """ReLU that, where no gradient at all gets through an image's maps, passes that part which would push them up, if `on` is 1.
 
     Source: Lucid (gradient override of the first 16 steps).
     """

@@ -14,21 +14,13 @@ _COLOURS = np.array([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]
 
 @dataclass(frozen=True)
 class Transforms:
-    """Random changes of an image, drawn again at every step.
+    """Random changes of an image, drawn again at every step."""
 
-    Attributes:
-        pad: Grey pixels added on every side, so that what is moved in is not black.
-        jitter: Range of the shift before the others, in whole pixels.
-        scales: Factors to choose from.
-        degrees: Angles to choose from.
-        last_jitter: Range of the shift after the others, in whole pixels.
-    """
-
-    pad: int = 12
-    jitter: int = 8
-    scales: tuple[float, ...] = tuple(1 + (i - 5) / 50 for i in range(11))
-    degrees: tuple[float, ...] = (*map(float, range(-10, 11)), *5 * (0.0,))
-    last_jitter: int = 4
+    pad: int = 12  # grey pixels added on every side, so that what is moved in is not black
+    jitter: int = 8  # range of the shift before the others, in whole pixels
+    scales: tuple[float, ...] = tuple(1 + (i - 5) / 50 for i in range(11))  # factors to choose from
+    degrees: tuple[float, ...] = (*map(float, range(-10, 11)), *5 * (0.0,))  # angles to choose from
+    last_jitter: int = 4  # range of the shift after the others, in whole pixels
 
 
 STANDARD = Transforms()
@@ -36,13 +28,7 @@ LIGHT = Transforms(pad=0, scales=(1.0,), last_jitter=2)
 
 
 def random_spectra(key: Key[Array, ""], count: int, size: int) -> Float[Array, "count F size 3 2"]:
-    """Spectra near grey: real and imaginary parts from N(0, 0.01) before they are scaled by frequency.
-
-    Args:
-        key: Randomness.
-        count: Number of images.
-        size: Height and width in pixels.
-    """
+    """Spectra of images near grey: real and imaginary parts from N(0, 0.01) before they are scaled by frequency."""
     return INITIAL_SD * jax.random.normal(key, (count, size // 2 + 1, size, 3, 2))
 
 

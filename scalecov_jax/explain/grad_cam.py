@@ -17,12 +17,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 def grad_cam(
     activations: Float[Array, "N H W K"], gradients: Float[Array, "N H W K"], *, signed: bool = False
 ) -> Float[Array, "N H W"]:
-    """Grad-CAM: w_k is the mean of g^k over the map.
-
-    Args:
-        activations: See `gradients.layer_gradients`.
-        gradients: Of the target, alike.
-        signed: Keep what speaks against the target, as negative values, in place of the last ReLU.
+    """Grad-CAM: w_k is the mean of g^k over the map; `signed` keeps what speaks against the target, as negative values.
 
     Source: Selvaraju et al. 2017, Grad-CAM, equations 1 and 2.
     """

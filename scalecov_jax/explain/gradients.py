@@ -16,17 +16,12 @@ from scalecov_jax.explain.target import Target
 
 
 class LayerGradients(NamedTuple):
-    """Of N images at one layer.
+    """Of N images at one layer."""
 
-    Attributes:
-        activations: Output of the layer: maps, or a vector.
-        gradients: Derivative of the target of an image by its own activations.
-        scores: The target.
-    """
-
-    activations: Float[Array, "N H W D"] | Float[Array, "N D"]
+    activations: Float[Array, "N H W D"] | Float[Array, "N D"]  # output of the layer: maps, or a vector
+    # derivative of the target of an image by its own activations
     gradients: Float[Array, "N H W D"] | Float[Array, "N D"]
-    scores: Float[Array, " N"]
+    scores: Float[Array, " N"]  # the target
 
 
 @partial(jit, static_argnames=("module", "layer"))
@@ -37,13 +32,7 @@ def layer_gradients(
 
     It is the derivative by a zero that is added to the output, so that no module needs to know of it, and the backward pass
     ends at the layer. A sum before its ReLU (`add_*`) is explained as it stands: pixels that the ReLU cuts have no gradient.
-
-    Args:
-        module: The network.
-        variables: Its variables.
-        inputs: Preprocessed images; float64 for gradients in float64.
-        layer: Name of a module at any depth.
-        target: What is explained.
+    float64 inputs give gradients in float64.
 
     Raises:
         ValueError: No such layer, or the target is read before it.
@@ -75,11 +64,6 @@ def layer_gradients(
 
 def check_gradients(computed: LayerGradients, layer: str, names: Sequence[str]) -> None:
     """Refuse what is not finite.
-
-    Args:
-        computed: Of `layer`.
-        layer: For the message.
-        names: Of the images.
 
     Raises:
         FloatingPointError: Activations or gradients of some images are NaN or infinite; names them.

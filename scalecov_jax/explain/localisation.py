@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Integer
 from scipy.ndimage import maximum_filter
 from scipy.special import gammaln
 from skimage.measure import label
+from sklearn.metrics import average_precision_score
 
 from scalecov_jax.explain.faithfulness import points
 from scalecov_jax.probes.statistics import Interval, clustered_bootstrap
@@ -18,37 +19,23 @@ Mask = Bool[np.ndarray, "H W"] | Integer[np.ndarray, "H W"]
 
 
 class Located(NamedTuple):
-    """How well a map finds the lesions of an image.
+    """How well a map finds the lesions of an image."""
 
-    Attributes:
-        hit: Whether its highest pixel lies in a lesion; see `lesion_hit`.
-        recall: Share of lesions that are marked; see `lesion_recall`.
-        precision: Area under precision and recall of the pixels; see `average_precision`.
-    """
-
-    hit: float
-    recall: float
-    precision: float
+    hit: float  # whether its highest pixel lies in a lesion; see `lesion_hit`
+    recall: float  # share of lesions that are marked; see `lesion_recall`
+    precision: float  # area under precision and recall of the pixels; see `average_precision`
 
 
 class Compared(NamedTuple):
-    """A method over images, beside the reference.
+    """A method over images, beside the reference."""
 
-    Attributes:
-        mean: Over images.
-        interval: 95 %, by the bootstrap over patients; None with fewer than two patients, as the next four.
-        difference: Mean of the method minus the reference.
-        difference_interval: 95 %, of this.
-        p: Exact Wilcoxon signed-rank test of the patients' mean differences.
-        holm: p adjusted for the number of methods.
-    """
-
-    mean: float
+    mean: float  # over images
+    # 95 %, by the bootstrap over patients; None with fewer than two patients, as the next four
     interval: Interval | None
-    difference: float | None = None
-    difference_interval: Interval | None = None
-    p: float | None = None
-    holm: float | None = None
+    difference: float | None = None  # mean of the method minus the reference
+    difference_interval: Interval | None = None  # 95 %, of this
+    p: float | None = None  # exact Wilcoxon signed-rank test of the patients' mean differences
+    holm: float | None = None  # p adjusted for the number of methods
 
 
 def lesions(mask: Mask) -> Integer[np.ndarray, "H W"]:
@@ -97,22 +84,11 @@ def average_precision(scores: Map, mask: Mask) -> float:
     inside = np.asarray(mask).ravel() > 0
     if not inside.any():
         raise ValueError("A mask without any lesion has no precision; leave such images out.")
-    flat = np.asarray(scores).ravel()
-    order = np.argsort(flat)[::-1]
-    last = np.append(np.flatnonzero(np.diff(flat[order])), len(flat) - 1)  # of every run of equal values
-    found = np.cumsum(inside[order])[last]
-    return float((np.diff(found, prepend=0) * found / (last + 1)).sum() / inside.sum())
+    return float(average_precision_score(inside, np.asarray(scores).ravel()))
 
 
 def locate(scores: Map, mask: Mask, marked: Bool[np.ndarray, "H W"], tolerance: int = 0) -> Located:
-    """All three measures of a map.
-
-    Args:
-        scores: The map.
-        mask: Lesions, of the size of the map.
-        marked: Pixels that stand out; see `score_maps.binary_map`.
-        tolerance: See `lesion_hit`.
-    """
+    """All three measures of a map, with the pixels `marked` that stand out; see `score_maps.binary_map`."""
     return Located(
         float(lesion_hit(scores, mask, tolerance)),
         lesion_recall(marked, mask),
@@ -142,27 +118,21 @@ def compare_methods(
     """Means of a measure over images, and each method's difference to a reference on the same images.
 
     The images of a patient are drawn together by the bootstrap, and enter the test as their mean.
-
-    Args:
-        values: Of each method, an image a value.
-        reference: One of the methods.
-        patients: Of each image.
-        seed: Of the bootstrap.
     """
     names, of = np.unique(np.asarray(patients), return_inverse=True)
-    first, groups = values[reference], [np.asarray(patients)]
+    first, groups = values[reference], np.asarray(patients)
     zero = np.zeros(len(of))
     found = {}
     for method, own in values.items():
         if len(names) < 2:
             found[method] = Compared(float(own.mean()), None)
             continue
-        one = Compared(float(own.mean()), clustered_bootstrap([own], [zero], groups, seed=seed))
+        one = Compared(float(own.mean()), clustered_bootstrap(own, zero, groups, seed=seed))
         if method != reference:
             means = [np.bincount(of, each) / np.bincount(of) for each in (own, first)]
             one = one._replace(
                 difference=float((own - first).mean()),
-                difference_interval=clustered_bootstrap([own], [first], groups, seed=seed),
+                difference_interval=clustered_bootstrap(own, first, groups, seed=seed),
                 p=compare(*means).p,
             )
         found[method] = one

@@ -10,14 +10,10 @@ from scalecov_jax.models.receptive_field import ReceptiveField
 
 
 class Prior(NamedTuple):
-    """How a position is spread over its receptive field: a Gaussian of its middle, cut off at its ends.
+    """How a position is spread over its receptive field: a Gaussian of its middle, cut off at its ends."""
 
-    Attributes:
-        ratio: Standard deviation / size of the receptive field.
-        inside_image: Spread over the part inside the image, so that nothing is lost; else what lies outside is.
-    """
-
-    ratio: float = 0.25
+    ratio: float = 0.25  # standard deviation / size of the receptive field
+    # spread over the part inside the image, so that nothing is lost; else what lies outside is
     inside_image: bool = True
 
 
@@ -32,9 +28,6 @@ def quoted_fields(fields: Sequence[ReceptiveField]) -> list[ReceptiveField]:
     """Receptive fields as the source quotes them for the convolutions of its grader: 3, 5, 9, 13, ..., 509, 637.
 
     They leave out the kernels of the poolings; stride and middle are the true ones.
-
-    Args:
-        fields: Of the 14 convolutions and of conv15.
 
     Raises:
         ValueError: Not 15 layers.
@@ -57,12 +50,6 @@ def spread(
 ) -> Float[np.ndarray, "P I"]:
     """Share of each pixel (row) in each position of a layer (column) along one axis; columns add up to 1 if `inside_image`.
 
-    Args:
-        field: Of the layer.
-        positions: Of the layer.
-        pixels: Of the image.
-        prior: See there.
-
     Raises:
         ValueError: A position sees nothing of the image.
     """
@@ -82,13 +69,7 @@ def spread(
 def map_scores(
     scores: Float[np.ndarray, "*B h w"], rows: Float[np.ndarray, "H h"], columns: Float[np.ndarray, "W w"]
 ) -> Float[np.ndarray, "*B H W"]:
-    """Scores of a layer as maps of the image, by two matrix products (the prior is separable).
-
-    Args:
-        scores: One number a position.
-        rows: See `spread`.
-        columns: Alike.
-    """
+    """Scores of a layer, one a position, as maps of the image, by two matrix products with `spread` (the prior is separable)."""
     return rows @ np.asarray(scores, np.float64) @ columns.T
 
 

@@ -21,22 +21,16 @@ from scalecov_jax.explain.target import Target
 
 
 class Parts(NamedTuple):
-    """The parts of T scores of N images.
+    """The parts of T scores of N images."""
 
-    Attributes:
-        scores: The targets themselves.
-        gradients: lambda at the tensor that enters the first layer.
-        inputs: lambda x summed over the channels.
-        constants: lambda c by path of the layer (`layer_names` has their order): maps summed over the channels, or one number
-            where the layer has no maps.
-        link: What the target keeps: its bias, what its link has that is not linear, and what its layer has behind the last
-            module inside it.
-    """
-
-    scores: Float[Array, "T N"]
-    gradients: Float[Array, "T N H W 3"]
-    inputs: Float[Array, "T N H W"]
+    scores: Float[Array, "T N"]  # the targets themselves
+    gradients: Float[Array, "T N H W 3"]  # lambda at the tensor that enters the first layer
+    inputs: Float[Array, "T N H W"]  # lambda x summed over the channels
+    # lambda c by path of the layer (`layer_names` has their order): maps summed over the channels, or one number where the
+    # layer has no maps
     constants: dict[str, Float[Array, "T N ..."]]
+    # what the target keeps: its bias, what its link has that is not linear, and what its layer has behind the last module
+    # inside it
     link: Float[Array, "T N"]
 
 
@@ -60,14 +54,8 @@ def propagate_scores(
     phi(a) - phi'(a) a, which for layer normalisation is nearly all of its output. Of two equal values a maximum has both, in
     equal shares; so have the poolings of the networks, which are maxima of two at a time. A probability is divided likewise, and
     what its softmax or sigmoid keeps is the constant of that layer or of the link: it is not linear, so that the parts of a
-    logit are easier to read.
-
-    Args:
-        module: The network, as at inference.
-        variables: Its variables.
-        inputs: Preprocessed images; float64 for parts in float64. Their zero decides what is input and what constant.
-        targets: Of one layer and one link, such as the logits of all classes.
-        reduce: From the scores of a layer's values to what is kept of them.
+    logit are easier to read. Targets are of one layer and one link; the zero of the inputs decides what is input and what
+    constant; `reduce` makes of the scores of a layer's values what is kept of them.
 
     Raises:
         ValueError: Targets of several layers, a layer that is not there, dropout or batch normalisation in training.

@@ -20,20 +20,13 @@ SAME = 1e-5  # sensitivities whose sd is below this part of their size do not di
 
 
 class TcavTest(NamedTuple):
-    """TCAV scores of C directions beside those of random ones.
+    """TCAV scores of C directions beside those of random ones."""
 
-    Attributes:
-        score: Share of images with S > 0.
-        low: 2.5th percentile of the scores of random directions.
-        high: 97.5th percentile.
-        random_mean: Their mean, which is 0.5.
-        p: Share of random directions whose score is as far from 0.5, itself counted; two-sided.
-    """
-
-    score: Float[np.ndarray, " C"]
-    low: float
-    high: float
-    random_mean: float
+    score: Float[np.ndarray, " C"]  # share of images with S > 0
+    low: float  # 2.5th percentile of the scores of random directions
+    high: float  # 97.5th percentile
+    random_mean: float  # their mean, which is 0.5
+    # share of random directions whose score is as far from 0.5, itself counted; two-sided
     p: Float[np.ndarray, " C"]
 
 
@@ -54,10 +47,6 @@ def sensitivities(
 ) -> Float[Array, "N C"]:
     """Signed directional derivatives of all images along all directions, from one backward pass.
 
-    Args:
-        gradients: See `gradients.layer_gradients`.
-        directions: Scaled to unit length here.
-
     Source: Graziani et al. 2018, section 3; Kim et al. 2018, TCAV, equation 1.
     """
     return pooled_gradients(gradients) @ _unit(directions).T
@@ -69,10 +58,6 @@ def dimension_free(
     """Z = sqrt(D) cos(g, v), to compare layers of different widths; 0 where the gradient vanishes.
 
     Along a random direction u, g . u has mean 0 and variance |g|^2 / D: z counts standard deviations of chance.
-
-    Args:
-        gradients: See `gradients.layer_gradients`.
-        directions: Of any length.
 
     Source: in the place of Yeche et al. 2019 (UBS), whose formula we have not seen; derived here.
     """
@@ -97,26 +82,18 @@ def tcav(sensitivities: Float[np.ndarray, "N C"] | Float[Array, "N C"]) -> Float
 def tcav_test(
     gradients: Float[Array, "N H W D"] | Float[Array, "N D"],
     directions: Float[Array, "C D"] | Float[np.ndarray, "C D"],
-    random: Float[np.ndarray, "R D"] | None = None,
-    *,
     seed: int = 0,
 ) -> TcavTest:
     """TCAV scores against those of random directions on the same images.
 
     Gradients of images resemble each other, so scores of random directions spread far around 0.5: behind the last non-linearity
-    each of them is 0 or 1. A test against 0.5 that takes images for independent would call most of them significant.
-
-    Args:
-        gradients: See `gradients.layer_gradients`.
-        directions: Those in question.
-        random: Directions that mean nothing, such as RCVs of shuffled measures; 1000 from the unit sphere when absent.
-        seed: Of these.
+    each of them is 0 or 1. A test against 0.5 that takes images for independent would call most of them significant. Random
+    directions are 1000 from the unit sphere.
 
     Source: Kim et al. 2018, section 3.3 (random concepts as the reference), with a permutation p value.
     """
     pooled = pooled_gradients(gradients)
-    if random is None:
-        random = random_directions(RANDOM_DIRECTIONS, pooled.shape[1], seed)
+    random = random_directions(RANDOM_DIRECTIONS, pooled.shape[1], seed)
     score = tcav(sensitivities(pooled, jnp.asarray(directions)))
     reference = tcav(sensitivities(pooled, jnp.asarray(random)))
     as_far = np.abs(reference[None] - 0.5) >= np.abs(score[:, None] - 0.5) - 1e-9
@@ -131,10 +108,6 @@ def bidirectional_relevance(
     """Br = max(R2, 0) mean(S) / sd(S) over images.
 
     A negative R2 would turn the sign of a concept that the layer does not hold; such a concept has Br = 0.
-
-    Args:
-        sensitivities: Of all images.
-        r2: Held-out R2 of the RCV of each concept.
 
     Raises:
         ValueError: S is the same for all images, as it is where the target is a linear function of the features; names the
@@ -160,15 +133,7 @@ def relevance_intervals(
     seed: int = 0,
     groups: Sequence[str] | None = None,
 ) -> Float[np.ndarray, "2 C"]:
-    """95 % intervals of Br over images, by the bootstrap; see `bidirectional_relevance`.
-
-    Args:
-        sensitivities: Of all images.
-        r2: Held-out R2 of the RCV of each concept, taken as known.
-        draws: Resamples.
-        seed: Of the resampling.
-        groups: Slide, patient or source of each image, drawn as a whole; each image by itself when absent.
-    """
+    """95 % intervals of Br over images, by the bootstrap that draws groups as a whole; see `bidirectional_relevance`."""
     s = np.asarray(sensitivities, np.float64)
     bidirectional_relevance(s, r2)  # refuses what is undefined
     names = np.arange(len(s)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]

@@ -28,20 +28,14 @@ class Target:
 
     A class logit, a probability, a unit of a regression head and the projection on an RCV are all of this form, so that every
     method takes any of them.
-
-    Attributes:
-        layer: Where it is read.
-        weights: w, [D] for all images or [N, D] with one row an image; none to take the largest feature of each image.
-        bias: b.
-        link: Applied to the sum, elementwise.
-        among: Without w, features of which the largest is taken; all when empty.
     """
 
-    layer: str
+    layer: str  # where it is read
+    # w, [D] for all images or [N, D] with one row an image; none to take the largest feature of each image
     weights: Any
-    bias: Any = 0.0
-    link: Callable[[Any], Any] = _identity
-    among: tuple[int, ...] = ()
+    bias: Any = 0.0  # b
+    link: Callable[[Any], Any] = _identity  # applied to the sum, elementwise
+    among: tuple[int, ...] = ()  # without w, features of which the largest is taken; all when empty
 
     def __call__(self, output: Float[Array, "N H W D"] | Float[Array, "N D"]) -> Float[Array, " N"]:
         """The target of each image, from the output of its layer."""
@@ -63,11 +57,7 @@ jax.tree_util.register_dataclass(
 
 
 def class_logit(network: Network, classes: int | str | Sequence[int | str] | np.ndarray) -> Target:
-    """The logit of a class: the number before the softmax.
-
-    Args:
-        network: Network with its classification head.
-        classes: Index or name of the class, for all images or one an image.
+    """The logit of a class: the number before the softmax. Classes are given by index or name, for all images or one an image.
 
     Raises:
         ValueError: The network has no head, or no such class (nearest names are given).
@@ -87,10 +77,6 @@ def class_probability(network: Network, classes: int | str | Sequence[int | str]
 
 def group_logit(network: Network, classes: Sequence[int | str]) -> Target:
     """The largest logit of some classes, such as all kinds of cars.
-
-    Args:
-        network: Network with its classification head.
-        classes: Indices or names.
 
     Raises:
         ValueError: See `class_logit`; no class.
@@ -129,12 +115,7 @@ def head_unit(
 ) -> Target:
     """A unit of a head on the pooled features of a layer, such as a row of `transfer.heads.Heads`.
 
-    Args:
-        network: Network.
-        layer: Where the head reads.
-        kernel: Of the unit.
-        bias: Of the unit.
-        link: Of the head: none for regression, `jax.nn.sigmoid` for the probability of a binary classifier.
+    The link of a head is none for regression, `jax.nn.sigmoid` for the probability of a binary classifier.
 
     Raises:
         ValueError: The network has no such layer, or it stops before it.
@@ -157,9 +138,7 @@ def rcv_projection(network: Network, rcv: Rcv, vector: Vector = "filter") -> Tar
 def settled(target: Target, output: Float[Array, "N H W D"] | Float[Array, "N D"]) -> Target:
     """The target with its largest feature chosen once for each image, so that it stays when the network changes.
 
-    Args:
-        target: Any; one with weights stays as it is.
-        output: Of its layer, for the images in question.
+    A target with weights stays as it is; `output` is that of its layer.
     """
     if target.weights is not None:
         return target

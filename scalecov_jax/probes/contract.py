@@ -8,32 +8,22 @@ from jaxtyping import Array, Float
 
 
 class Probe(NamedTuple):
-    """A way to read concept measures from features: two pure functions in JAX.
+    """A way to read concept measures from features: two pure functions in JAX."""
 
-    Attributes:
-        name: For messages and tables.
-        fit: Training features and targets to whatever `predict` needs (any pytree). Features come divided by their sd over all
-            images and centred by the training part, in float64.
-        predict: That and features of other images, standardised alike, to one row an image and one column a target.
-        check: Raises ValueError for targets [S, N, M] that the probe cannot read; none when absent.
-    """
-
-    name: str
+    name: str  # for messages and tables
+    # training features and targets to whatever `predict` needs (any pytree). Features come divided by their sd over all images
+    # and centred by the training part, in float64
     fit: Callable[[Float[Array, "N D"], Float[Array, "N M"]], Any]
+    # that and features of other images, standardised alike, to one row an image and one column a target
     predict: Callable[[Any, Float[Array, "K D"]], Float[Array, "K M"]]
+    # raises ValueError for targets [S, N, M] that the probe cannot read; none when absent
     check: Callable[[np.ndarray], None] | None = None
 
 
 def check_problem(
     features: Mapping[str, np.ndarray], targets: np.ndarray, splits: np.ndarray, allow_constant: bool = False
 ) -> None:
-    """Check that every part of every split can be fitted or scored.
-
-    Args:
-        features: Of each layer, [N, D].
-        targets: Concept measures, [S, N, M].
-        splits: True marks the training part, [S, N].
-        allow_constant: Whether a target may be constant on a part of a split.
+    """Check that every part of every split of targets [S, N, M] can be fitted or scored; True marks the training part.
 
     Raises:
         ValueError: No layer, shapes that do not fit together, values that are not finite, a part of a split with fewer than

@@ -1,4 +1,4 @@
-"""Ridge and least squares on all layers at once: what of `ridge` is asked for, in float64, and its limits.
+"""Ridge and least squares on all layers at once: what of `ridge` and `split_ridge` is asked for, in float64, and its limits.
 
 Every number here has one definition. Features are divided by their sd over all N images, no measure entering; the intercept is
 free; the penalty of each training part minimises its own leave-one-out error; R2 is against the mean of the held-out part.
@@ -19,7 +19,7 @@ from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
 from scalecov_jax import compilation
-from scalecov_jax.probes import ridge
+from scalecov_jax.probes import ridge, split_ridge
 from scalecov_jax.probes.contract import check_positive, check_problem
 from scalecov_jax.probes.splits import padded
 
@@ -38,34 +38,26 @@ class ProbeScores(NamedTuple):
 
 
 class Inference(NamedTuple):
-    """Ridge on every layer; L layers, S splits, N images, G groups of images, M concept measures.
+    """Ridge on every layer; L layers, S splits, N images, G groups of images, M concept measures."""
 
-    Attributes:
-        r2: Held-out R2 of every split, of the measures and then of the shuffled ones.
-        alpha: Penalty of every split, by exact leave-one-out inside its training part.
-        inner: Leave-one-out R2 inside the training part at that penalty.
-        ols: Held-out R2 of least squares, where there are shuffled measures; else [L, S, 0].
-        without: r2 when a group of images is taken out of the whole experiment; 0 where it is not defined.
-        defined: Whether it is defined: the held-out part without the group still has two different measures.
-        dual: Dual coefficients of the fit to each training part, 0 in held-out rows.
-        errors: Measure minus prediction of each image by the fit to all others.
-        leverage: Of each image in the fit to all images.
-        dual_all: Dual coefficients of the fit to all images.
-        alpha_all: Penalty of that fit, by exact leave-one-out.
-        dof: Its effective degrees of freedom, the intercept and nuisance measures included.
-    """
-
+    # held-out R2 of every split, of the measures and then of the shuffled ones
     r2: Float[np.ndarray, "L S MO"]
+    # penalty of every split, by exact leave-one-out inside its training part
     alpha: Float[np.ndarray, "L S MO"]
-    inner: Float[np.ndarray, "L S MO"]
+    inner: Float[np.ndarray, "L S MO"]  # leave-one-out R2 inside the training part at that penalty
+    # held-out R2 of least squares, where there are shuffled measures; else [L, S, 0]
     ols: Float[np.ndarray, "L S _"]
+    # r2 when a group of images is taken out of the whole experiment; 0 where it is not defined
     without: Float[np.ndarray, "L S G M"]
+    # whether it is defined: the held-out part without the group still has two different measures
     defined: Bool[np.ndarray, "S G M"]
+    # dual coefficients of the fit to each training part, 0 in held-out rows
     dual: Float[np.ndarray, "L S N M"]
-    errors: Float[np.ndarray, "L N M"]
-    leverage: Float[np.ndarray, "L N M"]
-    dual_all: Float[np.ndarray, "L N M"]
-    alpha_all: Float[np.ndarray, "L M"]
+    errors: Float[np.ndarray, "L N M"]  # measure minus prediction of each image by the fit to all others
+    leverage: Float[np.ndarray, "L N M"]  # of each image in the fit to all images
+    dual_all: Float[np.ndarray, "L N M"]  # dual coefficients of the fit to all images
+    alpha_all: Float[np.ndarray, "L M"]  # penalty of that fit, by exact leave-one-out
+    # its effective degrees of freedom, the intercept and nuisance measures included
     dof: Float[np.ndarray, "L M"]
 
 
@@ -96,21 +88,10 @@ def score_layers(
     *,
     progress: str | None = None,
 ) -> ProbeScores:
-    """Probe every layer on every split with least squares and ridge.
+    """Probe every layer on every split with least squares and ridge; targets are [S, N, M] where each split has its own.
 
     Equal in float64 to scikit-learn's LinearRegression and RidgeCV, fitted to training parts of
-    StandardScaler().fit_transform(features).
-
-    Args:
-        features: Of each layer.
-        targets: Concept measures; [S, N, M] if each split has its own, such as shuffled ones.
-        splits: True marks the training part. The parts may differ in size.
-        alphas: Penalties to choose from by exact leave-one-out.
-        scaling: See `ridge.standardisation`.
-        progress: Label of a progress bar on stderr; none when absent.
-
-    Returns:
-        Scores in the order of `features`.
+    StandardScaler().fit_transform(features). Parts may differ in size.
 
     Raises:
         ValueError: See `contract.check_problem`; penalties that are not positive.
@@ -128,19 +109,10 @@ def held_out(
     alphas: Float[np.ndarray, " A"] = ALPHAS,
     allow_constant: bool = False,
     progress: str | None = None,
-) -> ridge.HeldOut:
+) -> split_ridge.HeldOut:
     """Ridge alone, as in `score_layers`; of thousands of targets too, such as permuted measures, in chunks of equal size.
 
-    Args:
-        features: See `score_layers`, as are `targets`, `splits` and `progress`.
-        targets: Concept measures.
-        splits: True marks the training part.
-        alphas: Penalties to choose from.
-        allow_constant: Give NaN where a target is constant on a part of a split, as permuted measures of few groups may be.
-        progress: Label of a progress bar on stderr.
-
-    Raises:
-        ValueError: See `score_layers`.
+    With `allow_constant` R2 is NaN where a target is constant on a part of a split, as permuted measures of few groups may be.
     """
     problem = _problem(features, targets, splits, alphas, allow_constant=allow_constant)
     count = problem.shared.shape[1]
@@ -152,10 +124,11 @@ def held_out(
         part = problem._replace(shared=problem.shared[:, columns])
         found.append(_every_layer(_held_out, features, part, progress=progress))
     joined = (np.concatenate(values, axis=-1) for values in zip(*found, strict=True))
-    scores = ridge.HeldOut(*(values[..., : count + problem.own.shape[2]] for values in joined))
+    scores = split_ridge.HeldOut(*(values[..., : count + problem.own.shape[2]] for values in joined))
     if not allow_constant:
         return scores
-    constant = np.stack([_constant(targets[mask]) | _constant(targets[~mask]) for mask in splits])
+    spread = np.array([[np.ptp(targets[part], axis=0) for part in (mask, ~mask)] for mask in splits])
+    constant: Any = (spread == 0).any(1)
     return scores._replace(r2=np.where(constant[None], np.nan, scores.r2))
 
 
@@ -172,16 +145,9 @@ def infer(
 ) -> Inference:
     """Fit ridge to every layer and split, leaving out images and groups in turn.
 
-    Args:
-        features: Of each layer.
-        targets: Concept measures, the same for all splits.
-        splits: True marks the training part.
-        groups: Patient, slide or source image of each image, what another sample would draw afresh; each image when absent.
-        shuffled: Further measures of each split, of which held-out scores are wanted and nothing else. With them come the scores
-            of least squares, since both take a decomposition of each training part.
-        nuisances: Measures that are fitted without a penalty beside the intercept, in every training part.
-        alphas: Penalties to choose from.
-        progress: Label of a progress bar on stderr; none when absent.
+    Groups are the patients, slides or source images of the images, what another sample would draw afresh; each image when absent.
+    Of the measures `shuffled` in each split held-out scores are wanted and nothing else. With them come the scores of least
+    squares, since both take a decomposition of each training part. Nuisances are fitted without a penalty beside the intercept.
 
     Raises:
         ValueError: See `contract.check_problem`; nuisances that are not one row an image, or so many that nothing is left.
@@ -203,15 +169,10 @@ def fit(
     *,
     scale_over: Bool[np.ndarray, "P N"] | None = None,
 ) -> ridge.Linear:
-    """Fit a linear probe to each of several parts of the images, scaled as everywhere by the sd over all of them.
+    """Fit a linear probe to each of several parts of the images, one part of all when absent.
 
-    Args:
-        features: Of one layer.
-        targets: Concept measures.
-        parts: True marks the images of a part; one part of all images when absent.
-        alphas: Penalties to choose from by exact leave-one-out inside the part; None for least squares of minimum norm.
-        scaling: See `ridge.standardisation`.
-        scale_over: For each part the images over which the sd is taken, where some must have no influence; all when absent.
+    Features are scaled by the sd over all images, or over those of `scale_over` where some must have no influence. Penalties are
+    chosen by exact leave-one-out inside the part; None for least squares of minimum norm.
 
     Returns:
         Weights [P, D, M] in the units of the features, intercepts and penalties [P, M], in NumPy.
@@ -240,18 +201,11 @@ def fit(
     return ridge.Linear(*found)
 
 
-def _fit(
-    z: Float[np.ndarray, "N D"],
-    y: Float[np.ndarray, "N M"],
-    rows: np.ndarray,
-    weight: np.ndarray,
-    alphas: Any,
-) -> ridge.Linear:
+def _fit(z: np.ndarray, y: np.ndarray, rows: np.ndarray, weight: np.ndarray, alphas: Any) -> ridge.Linear:
     if 2 * z.shape[1] < rows.shape[1]:
         return jax.device_get(_fit_primal(z, y, rows, weight, alphas))
-    dual, alpha = jax.device_get(
-        _fit_dual(z @ z.T, y, rows, weight, alphas)
-    )  # one compilation for all widths
+    # One compilation for all widths.
+    dual, alpha = jax.device_get(_fit_dual(z @ z.T, y, rows, weight, alphas))
     weights = np.stack([z[at].T @ one for at, one in zip(rows, dual, strict=True)])
     mean, middle = (
         np.stack([w @ values[at] / w.sum() for at, w in zip(rows, weight, strict=True)]) for values in (z, y)
@@ -264,19 +218,14 @@ def weights_of(
 ) -> tuple[Float[np.ndarray, "P D M"], Float[np.ndarray, "P M"], Float[np.ndarray, " D"]]:
     """Weights and intercepts in the units of the features from dual coefficients, and the sd of each feature (1 if constant).
 
-    Args:
-        features: Of one layer.
-        dual: Of several fits, 0 for images that had no part in a fit; without nuisances they sum to 0.
-        targets: The concept measures of the fits.
+    `dual` is 0 for images that had no part in a fit; without nuisances each column sums to 0.
     """
     with float64():
         x = features.astype(np.float64)
         scale = np.asarray(_standardisation(x, scaling="each").scale)
         weights = (x / np.square(scale)).T @ dual
         part = (dual != 0).any(2)
-        part[~part.any(1)] = (
-            True  # a fit that reads nothing is the mean of its images, of which all are as good as any
-        )
+        part[~part.any(1)] = True  # a fit that reads nothing is the mean of its images, all as good as any
         mean, middle = (part @ values / part.sum(1, keepdims=True) for values in (x, targets))
         return weights, middle - np.einsum("pd,pdm->pm", mean, weights), scale
 
@@ -289,7 +238,7 @@ def ranks(features: Mapping[str, Float[np.ndarray, "N _"]]) -> dict[str, int]:
     return dict(zip(features, map(int, _every_layer(_rank, features)[0]), strict=True))
 
 
-def grouping(groups: Sequence[Any] | np.ndarray | None, count: int) -> ridge.Groups:
+def grouping(groups: Sequence[Any] | np.ndarray | None, count: int) -> split_ridge.Groups:
     """Rows of each group, in the order of their names; every image its own group when `groups` is None.
 
     Raises:
@@ -305,18 +254,7 @@ def grouping(groups: Sequence[Any] | np.ndarray | None, count: int) -> ridge.Gro
             f"All {count} images belong to one group ({names[0]}); inference over groups needs at least two."
         )
     rows, weight = padded(of[None] == np.arange(len(names))[:, None])
-    return ridge.Groups(rows, weight, of)  # pyright: ignore[reportArgumentType]
-
-
-def plan_memory(layers: int, images: int, splits: int, groups: int, measures: int, held_out: int) -> int:
-    """Bytes that `infer` takes at its largest on a machine with as many workers as layers run side by side.
-
-    For each worker the Gram matrix, its eigenvectors and the operator with room for temporaries (8 N^2), the solves of one split
-    (4 T N + 2 T G); and the results of all layers.
-    """
-    worker = 8 * images**2 + 4 * held_out * images + 2 * held_out * groups + splits * held_out * measures
-    results = layers * measures * (splits * (3 + groups + images) + 3 * images)
-    return 8 * ((_workers() or layers) * worker + results)
+    return split_ridge.Groups(rows, weight, of)  # pyright: ignore[reportArgumentType]
 
 
 class _Problem(NamedTuple):
@@ -324,7 +262,7 @@ class _Problem(NamedTuple):
 
     shared: Float[Any, "N M"]
     own: Float[Any, "S N O"]
-    parts: ridge.Parts
+    parts: split_ridge.Parts
     alphas: Float[Any, " A"]
     unpenalised: Float[Any, "N K"]
 
@@ -337,26 +275,17 @@ def _problem(
     nuisances: np.ndarray | None = None,
     allow_constant: bool = False,
 ) -> _Problem:
-    if targets.ndim == 2:
-        # One target at a time as a view: check_problem wants the targets of every split.
-        check_problem(
-            features, np.broadcast_to(targets, (len(splits), *targets.shape)), splits, allow_constant
-        )
-        shared, own = targets, np.empty((*splits.shape, 0))
-    else:
-        check_problem(features, targets, splits, allow_constant)
-        shared, own = np.empty((splits.shape[1], 0)), targets
+    common, empty = targets.ndim == 2, np.empty((*splits.shape, 0))
+    of_splits = np.broadcast_to(targets, (len(splits), *targets.shape)) if common else targets  # a view
+    check_problem(features, of_splits, splits, allow_constant)
+    shared, own = (targets, empty) if common else (np.empty((splits.shape[1], 0)), targets)
     return _Problem(
         np.asarray(shared, np.float64),
         np.asarray(own, np.float64),
-        ridge.Parts(*padded(~splits), *padded(splits)),  # pyright: ignore[reportArgumentType]
+        split_ridge.Parts(*padded(~splits), *padded(splits)),  # pyright: ignore[reportArgumentType]
         np.sort(check_positive("Penalties", alphas)),
         _unpenalised(nuisances, splits.shape[1]),
     )
-
-
-def _constant(values: np.ndarray) -> np.ndarray:
-    return np.ptp(values, axis=0) == 0
 
 
 def _every_layer(
@@ -378,7 +307,7 @@ def _every_layer(
 
     with float64(), tqdm(total=len(features), desc=progress, unit="layer", disable=progress is None) as bar:
         device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-        if not (workers := _workers()):
+        if not (workers := layers_at_once()):
             grams = jnp.stack(
                 [_gram(values.astype(np.float64), scaling=scaling) for values in features.values()]
             )
@@ -399,7 +328,7 @@ def _vectorised(one: Callable[..., Any]) -> Callable[..., Any]:
     return jit(lambda grams, *shared: jax.vmap(one, (0, *(None for _ in shared)))(grams, *shared))
 
 
-def _workers() -> int:
+def layers_at_once() -> int:
     """Layers that run side by side, 0 where all of them are one call."""
     return min(8, os.cpu_count() or 1) if jax.default_backend() in ("cpu", "tpu") else 0
 
@@ -416,24 +345,24 @@ def _gram(features: Float[Array, "N D"], scaling: ridge.Scaling) -> Float[Array,
 @jit
 def _both(gram: Float[Array, "N N"], problem: _Problem) -> tuple[Any, ...]:
     shared, own, parts, alphas, columns = problem
-    found = ridge.held_out(ridge.decompose(gram, columns), gram, shared, own, parts, alphas, ols=True)
+    found = split_ridge.held_out(ridge.decompose(gram, columns), gram, shared, own, parts, alphas, ols=True)
     return found.ols, found.r2, found.alpha
 
 
 @jit
 def _held_out(gram: Float[Array, "N N"], problem: _Problem) -> tuple[Any, ...]:
     shared, own, parts, alphas, columns = problem
-    return ridge.held_out(ridge.decompose(gram, columns), gram, shared, own, parts, alphas)[:3]
+    return split_ridge.held_out(ridge.decompose(gram, columns), gram, shared, own, parts, alphas)[:3]
 
 
 @jit
-def _infer(gram: Float[Array, "N N"], problem: _Problem, groups: ridge.Groups) -> tuple[Any, ...]:
+def _infer(gram: Float[Array, "N N"], problem: _Problem, groups: split_ridge.Groups) -> tuple[Any, ...]:
     targets, own, parts, alphas, columns = problem
     spectrum = ridge.decompose(gram, columns)
-    held = ridge.held_out(spectrum, gram, targets, own, parts, alphas, ols=own.shape[2] > 0)
+    held = split_ridge.held_out(spectrum, gram, targets, own, parts, alphas, ols=own.shape[2] > 0)
     nothing = jnp.zeros((len(own), 0))
     without, defined, dual = jax.lax.map(
-        lambda one: ridge.without_each_group(spectrum, one[0], parts, one[1], groups),
+        lambda one: split_ridge.without_each_group(spectrum, one[0], parts, one[1], groups),
         (targets.T, held.alpha[:, : targets.shape[1]].T),
     )
     whole = ridge.fit(spectrum, targets, alphas)

@@ -16,23 +16,14 @@ ALPHAS = np.logspace(-5, 2, 15)
 
 
 class KernelFit(NamedTuple):
-    """Predictions are the sum over bandwidths of k(z, rows) @ coefficients + intercept.
+    """Predictions are the sum over bandwidths of k(z, rows) @ coefficients + intercept."""
 
-    Attributes:
-        rows: The training features.
-        gamma: 1 / (2 D s^2) of each bandwidth.
-        coefficients: Dual coefficients; zero except at the bandwidth that a target chose.
-        intercept: Of each target.
-        bandwidth: The multiple of the median distance that each target chose.
-        alpha: The penalty that each target chose.
-    """
-
-    rows: Float[Array, "N D"]
-    gamma: Float[Array, " B"]
-    coefficients: Float[Array, "B N M"]
-    intercept: Float[Array, " M"]
-    bandwidth: Float[Array, " M"]
-    alpha: Float[Array, " M"]
+    rows: Float[Array, "N D"]  # the training features
+    gamma: Float[Array, " B"]  # 1 / (2 D s^2) of each bandwidth
+    coefficients: Float[Array, "B N M"]  # dual coefficients; zero except at the bandwidth that a target chose
+    intercept: Float[Array, " M"]  # of each target
+    bandwidth: Float[Array, " M"]  # the multiple of the median distance that each target chose
+    alpha: Float[Array, " M"]  # the penalty that each target chose
 
 
 def kernel_ridge(
@@ -45,10 +36,7 @@ def kernel_ridge(
 
     The kernel K of the training images is a Gram matrix as in `ridge`, with dual coefficients a. As these sum to 0, centring the
     kernel of new rows comes down to an intercept, mean y - mean K a.
-
-    Args:
-        bandwidths: Multiples c of the median heuristic.
-        alphas: Penalties. The kernel is at most 1, so that they do not scale with D.
+    The kernel is at most 1, so that penalties do not scale with D.
 
     Raises:
         ValueError: A bandwidth or penalty that is not positive.

@@ -16,19 +16,12 @@ ITERATIONS = 100  # of Lloyd's algorithm at most; it mostly settles within 20
 
 
 class LocalFit(NamedTuple):
-    """A linear probe for the images nearest to each centre.
+    """A linear probe for the images nearest to each centre."""
 
-    Attributes:
-        centres: In the space of standardised features.
-        weights: Of each centre and target.
-        intercept: Of each centre and target.
-        alpha: The penalty of each centre and target.
-    """
-
-    centres: Float[Array, "C D"]
-    weights: Float[Array, "C D M"]
-    intercept: Float[Array, "C M"]
-    alpha: Float[Array, "C M"]
+    centres: Float[Array, "C D"]  # in the space of standardised features
+    weights: Float[Array, "C D M"]  # of each centre and target
+    intercept: Float[Array, "C M"]  # of each centre and target
+    alpha: Float[Array, "C M"]  # the penalty of each centre and target
 
 
 def local_ridge(clusters: int = 3, minimum: int = 20, alphas: Sequence[float] | np.ndarray = ALPHAS) -> Probe:
@@ -37,10 +30,8 @@ def local_ridge(clusters: int = 3, minimum: int = 20, alphas: Sequence[float] | 
     Clusters are found in the space of standardised features: k-means++ with a fixed key, then Lloyd's algorithm. In a cluster
     features are centred, but keep the scale of the whole training part.
 
-    Args:
-        clusters: Their number.
-        minimum: A cluster of fewer images takes the ridge of all of them.
-        alphas: Penalties, chosen for each cluster and target by exact leave-one-out.
+    A cluster of fewer than `minimum` images takes the ridge of all of them. Penalties are chosen for each cluster and target by
+    exact leave-one-out.
 
     Raises:
         ValueError: No cluster, a minimum below 2, or a penalty that is not positive.

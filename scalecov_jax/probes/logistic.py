@@ -21,9 +21,6 @@ def logistic(alphas: Sequence[float] | np.ndarray = ALPHAS) -> Probe:
 
     Predictions are probabilities, so that R2 is the Brier skill score; `accuracy` and `auc` are scores of `cross_validate` too.
 
-    Args:
-        alphas: Penalties to choose from by approximate leave-one-out.
-
     Raises:
         ValueError: A penalty that is not positive; from `cross_validate`, targets other than 0 and 1.
     """
@@ -35,20 +32,10 @@ def concept_activation_vector(
     features: Float[np.ndarray, "N D"],
     targets: Float[np.ndarray, "N M"],
     alphas: Sequence[float] | np.ndarray = ALPHAS,
-    scaling: ridge.Scaling = "each",
 ) -> ridge.Linear:
     """The concept activation vector (CAV): `weights` of a logistic regression, in the units of the features.
 
     features @ weights + intercept is the logit of the probability. Computed in float64 on standardised features.
-
-    Args:
-        features: Of images with and without the concept.
-        targets: 1 with the concept, 0 without.
-        alphas: Penalties to choose from by approximate leave-one-out.
-        scaling: See `ridge.standardisation`.
-
-    Returns:
-        Arrays of NumPy in float64.
 
     Raises:
         ValueError: Targets other than 0 and 1, or only one of them; a penalty that is not positive.
@@ -63,7 +50,7 @@ def concept_activation_vector(
     penalties = check_positive("Penalties", np.asarray(alphas))
     with float64():
         x = jnp.asarray(features, np.float64)
-        by = ridge.standardisation(x, scaling=scaling)
+        by = ridge.standardisation(x)
         fit = jit(fit_logistic)(ridge.standardise(x, by), np.asarray(targets, np.float64), penalties)
         return jax.tree.map(np.asarray, ridge.in_feature_units(fit, by))
 
@@ -83,13 +70,7 @@ def fit_logistic(
     where p is the probability, x_i the row with a 1 for the intercept, and H the Hessian: one Newton step from the fit of all
     images to that without image i.
 
-    Args:
-        z: Standardised features of the training images.
-        targets: 0 or 1.
-        alphas: Penalties to choose from, all positive; scikit-learn's C is 1 / alpha.
-
-    Returns:
-        The fit, whose `ridge.predict` is the logit eta.
+    z is standardised, and targets are 0 or 1; scikit-learn's C is 1 / alpha. `ridge.predict` of the fit is the logit eta.
 
     Source: Rad and Maleki 2020, A scalable estimate of the out-of-sample prediction error via approximate leave-one-out.
     """

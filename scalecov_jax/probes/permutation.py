@@ -30,24 +30,17 @@ Exchanged = Literal["images", "groups", "images within groups", "groups, and ima
 
 
 class Permutation(NamedTuple):
-    """Tests of every layer and measure; B permutations.
+    """Tests of every layer and measure; B permutations."""
 
-    Attributes:
-        observed: Mean held-out R2 of the measures as they are.
-        control: Its mean over the permutations: what the procedure reads where nothing is to be read.
-        p: Share of all B + 1 orders with at least the observed R2.
-        p_family: The same for the largest R2 over all layers and measures, each in units of what it reaches by chance (from the
-            median of the orders to their 95 % quantile): the chance that anything at all would look so good.
-        null: R2 of each permutation.
-        permuted: What was: see `exchanged`.
-    """
-
-    observed: Float[np.ndarray, "L M"]
+    observed: Float[np.ndarray, "L M"]  # mean held-out R2 of the measures as they are
+    # its mean over the permutations: what the procedure reads where nothing is to be read
     control: Float[np.ndarray, "L M"]
-    p: Float[np.ndarray, "L M"]
+    p: Float[np.ndarray, "L M"]  # share of all B + 1 orders with at least the observed R2
+    # the same for the largest R2 over all layers and measures, each in units of what it reaches by chance (from the median of
+    # the orders to their 95 % quantile): the chance that anything at all would look so good
     p_family: Float[np.ndarray, "L M"]
-    null: Float[np.ndarray, "L M B"]
-    permuted: "Exchanged" = "images"
+    null: Float[np.ndarray, "L M B"]  # R2 of each permutation
+    permuted: "Exchanged" = "images"  # what was: see `exchanged`
 
 
 def permutation_test(
@@ -63,17 +56,7 @@ def permutation_test(
 ) -> Permutation:
     """Test every layer and measure against permuted measures.
 
-    All measures are permuted alike, so that their correlation stays as it is.
-
-    Args:
-        features: Of each layer.
-        measures: One column a concept.
-        splits: True marks the training part.
-        permutations: B; p cannot fall below 1 / (B + 1).
-        seed: Of the permutations.
-        groups: Group of each image, such as its patient; every image is its own when absent.
-        alphas: Penalties of ridge to choose from.
-        progress: Label of a progress bar on stderr; none when absent.
+    All measures are permuted alike, so that their correlation stays as it is. p cannot fall below 1 / (`permutations` + 1).
 
     Raises:
         ValueError: Fewer than 19 permutations (p could not fall to 5 %), groups that are not one an image, so few groups that
@@ -102,23 +85,16 @@ class Permuted(NamedTuple):
     """B permutations of the measures of N images in G groups; M measures.
 
     The measure of image i of group g is then mean + spread_g * effects of the group that g takes + residual that i takes.
-
-    Attributes:
-        mean: Of all groups.
-        spread: Standard deviation of the mean of each group, or 1.
-        effects: Mean of each group less `mean`, over `spread`.
-        residuals: What is left of each image.
-        of: Group of each image.
-        groups: Group that each group takes; empty [B, 0] where all effects are 0, as in groups of one size.
-        images: Image whose residual each image takes; empty [B, 0] where all residuals are 0.
     """
 
-    mean: Float[np.ndarray, " M"]
-    spread: Float[np.ndarray, "G M"]
-    effects: Float[np.ndarray, "G M"]
-    residuals: Float[np.ndarray, "N M"]
-    of: Int[np.ndarray, " N"]
+    mean: Float[np.ndarray, " M"]  # of all groups
+    spread: Float[np.ndarray, "G M"]  # standard deviation of the mean of each group, or 1
+    effects: Float[np.ndarray, "G M"]  # mean of each group less `mean`, over `spread`
+    residuals: Float[np.ndarray, "N M"]  # what is left of each image
+    of: Int[np.ndarray, " N"]  # group of each image
+    # group that each group takes; empty [B, 0] where all effects are 0, as in groups of one size
     groups: Int[np.ndarray, "B G"] | Int[np.ndarray, "B 0"]
+    # image whose residual each image takes; empty [B, 0] where all residuals are 0
     images: Int[np.ndarray, "B N"] | Int[np.ndarray, "B 0"]
 
     @classmethod

@@ -27,16 +27,9 @@ def linear_ridge(alphas: Sequence[float] | np.ndarray = ALPHAS) -> Probe:
     return Probe("ridge", lambda z, targets: ridge.linear(z, targets, jnp.asarray(alphas)), ridge.predict)
 
 
-PROBES: dict[str, Probe] = {
-    probe.name: probe
-    for probe in (
-        linear_ridge(),
-        Probe("ols", ridge.linear, ridge.predict),
-        kernel_ridge(),
-        logistic(),
-        local_ridge(),
-    )
-}
+_OLS = Probe("ols", ridge.linear, ridge.predict)
+_PROBES = linear_ridge(), _OLS, kernel_ridge(), logistic(), local_ridge()
+PROBES: dict[str, Probe] = {probe.name: probe for probe in _PROBES}
 
 
 def r2(predictions: Float[Array, "K M"], targets: Float[Array, "K M"]) -> Float[Array, " M"]:
@@ -59,17 +52,8 @@ def cross_validate(
     It is compiled once for each width of a layer and size of the training part. The probe is traced on all of them before
     anything is computed.
 
-    Args:
-        probe: One of `PROBES`, or your own.
-        features: Of each layer; divided here by their sd over all images, and centred by the training part of each split.
-        targets: Concept measures; each split has its own, so that one may hold shuffled ones.
-        splits: True marks the training part. The parts may differ in size.
-        scaling: See `ridge.standardisation`.
-        score: Predictions and held-out targets to one number a target.
-        progress: Label of a progress bar on stderr; none when absent.
-
-    Returns:
-        Scores in the order of `features`.
+    Each split has its own targets, so that one may hold shuffled ones. Features are divided here by their sd over all images, and
+    centred by the training part of each split. `score` makes one number a target of predictions and held-out targets.
 
     Raises:
         ValueError: See `check_problem`; or the probe fails, is not traceable, or returns another shape or values that are not

@@ -16,19 +16,12 @@ LARGE = 5000  # images, from which one decomposition of images x images a split 
 
 
 class Route(NamedTuple):
-    """How to probe.
-
-    Attributes:
-        name: memory or streamed.
-        reason: Why, as the end of a sentence.
-        memory_bytes: What the way through memory takes at its largest, the network aside.
-        streamed_bytes: What streaming takes, the network aside.
-    """
+    """How to probe."""
 
     name: Literal["memory", "streamed"]
-    reason: str
-    memory_bytes: int
-    streamed_bytes: int
+    reason: str  # why, as the end of a sentence
+    memory_bytes: int  # what the way through memory takes at its largest, the network aside
+    streamed_bytes: int  # what streaming takes, the network aside
 
 
 def choose_route(
@@ -45,16 +38,9 @@ def choose_route(
 ) -> Route:
     """Stream where there are many images and the splits allow it.
 
-    Args:
-        asked: auto, memory or streamed.
-        images: Number of images N.
-        widths: Features of each layer D.
-        splitting: Kind of the splits, see `splits.make_splits`.
-        splits: Number of splits or folds; of leave_one_group_out the number of groups.
-        measures: Number of concept measures.
-        permutations: Of the measures.
-        needs_features: What else was asked for that sums cannot give, such as a probe.
-        limit: Bytes that may be used; half of the machine's memory when absent.
+    `splitting` is a kind of `splits.make_splits`, of `splits` splits or folds (of leave_one_group_out the number of groups);
+    `needs_features` is what else was asked for that sums cannot give, such as a probe; `limit` the bytes that may be used, half
+    of the machine's memory when absent.
 
     Raises:
         ValueError: Streaming was asked for and is impossible, or there is no such route.
@@ -66,7 +52,7 @@ def choose_route(
     limit = limit or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     held = images // splits if splitting in FOLDS else math.ceil(HELD_OUT * images)
     memory = 16 * images * sum(widths)  # two conditions in float32, one of them in float64 while it is solved
-    memory += evaluate.plan_memory(len(widths), images, splits, images, measures, held)
+    memory += memory_bytes(len(widths), images, splits, images, measures, held)
     streamed = streamed_bytes(images, widths, splits, measures, permutations)
     obstacle = ""
     if splitting not in FOLDS:
@@ -93,28 +79,31 @@ def choose_route(
     return Route("streamed", reason, memory, streamed)
 
 
-def streamed_bytes(
-    images: int, widths: Sequence[int], folds: int, measures: int, permutations: int, rows: int = ROWS
-) -> int:
-    """Bytes that streaming takes: sums of all folds, one fold on the device with room for its products, and the solution of
-    the widest layer; the order of the images in every permutation.
+def streamed_bytes(images: int, widths: Sequence[int], folds: int, measures: int, permutations: int) -> int:
+    """Bytes that streaming takes.
 
-    Args:
-        images: Number of images N; only permutations grow with it.
-        widths: Features of each layer D.
-        folds: Number of folds K.
-        measures: Number of concept measures.
-        permutations: Of the measures.
-        rows: Images added at a time.
+    Sums of all folds, one fold on the device with room for its products, and the solution of the widest layer; the order of
+    the images in every permutation. Only permutations grow with the number of images; `sums.ROWS` of them are added at a time.
     """
     targets = measures * (1 + folds + permutations)  # as they are, shuffled for each fold, permuted
     sums = (folds + 3) * bytes_of(widths, targets)
     widest = max(widths)
     solved = 8 * (8 * widest**2 + 3 * 15 * widest * targets)
     order = images * (4 * permutations + 8 * 2 * measures)
-    return sums + solved + order + 12 * rows * (sum(widths) + targets)
+    return sums + solved + order + 12 * ROWS * (sum(widths) + targets)
 
 
 def describe(count: int) -> str:
     """Bytes in the unit that a person would take."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def memory_bytes(layers: int, images: int, splits: int, groups: int, measures: int, held_out: int) -> int:
+    """Bytes that `evaluate.infer` takes at its largest on a machine with as many workers as layers run side by side.
+
+    For each worker the Gram matrix, its eigenvectors and the operator with room for temporaries (8 N^2), the solves of one split
+    (4 T N + 2 T G); and the results of all layers.
+    """
+    worker = 8 * images**2 + 4 * held_out * images + 2 * held_out * groups + splits * held_out * measures
+    results = layers * measures * (splits * (3 + groups + images) + 3 * images)
+    return 8 * ((evaluate.layers_at_once() or layers) * worker + results)

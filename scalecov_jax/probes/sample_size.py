@@ -1,53 +1,16 @@
 """Where least squares collapses: the same layers probed with more and more training images."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from tqdm import tqdm
 
 from scalecov_jax.probes.evaluate import ALPHAS, ranks, score_layers
-from scalecov_jax.scores import ESTIMATORS, Estimator
+from scalecov_jax.scores import ESTIMATORS
 
 MIN_HELD_OUT = 10  # images; R2 on fewer says nothing
-
-
-class SizeScore(NamedTuple):
-    """Held-out R2 of one layer with one size of the training part (a row of sample_size.csv).
-
-    `width` is the number of features D, `rank` how many of them are linearly independent over all images (`evaluate.ranks`).
-    """
-
-    weights: str
-    image_class: str
-    layer: str
-    width: int
-    rank: int
-    n_train: int
-    split: int
-    estimator: Estimator
-    r2: float
-
-
-class Dip(NamedTuple):
-    """Where the median R2 of least squares over splits is lowest along n_train, at one layer.
-
-    Attributes:
-        layer: The layer.
-        width: Its features D.
-        rank: How many of them are linearly independent.
-        n_train: Size of the training part at the lowest median.
-        ols: The median there.
-        ridge: The median of ridge at the same size.
-    """
-
-    layer: str
-    width: int
-    rank: int
-    n_train: int
-    ols: float
-    ridge: float
 
 
 def usable_sizes(sizes: Sequence[int], count: int) -> list[int]:
@@ -70,85 +33,58 @@ def sweep(
     measures: Float[np.ndarray, " N"],
     sizes: Sequence[int],
     *,
-    weights: str,
-    image_class: str,
     splits: int = 10,
     seed: int = 0,
     alphas: Float[np.ndarray, " A"] = ALPHAS,
     progress: str | None = None,
-) -> list[SizeScore]:
+) -> pd.DataFrame:
     """Probe every layer with training parts of several sizes; whatever is not trained on is held out.
 
     Least squares fits n_train targets exactly once a layer has n_train linearly independent features, and its error is largest
     where their number meets n_train, on any layer and even on noise. If the dip is an artefact of the estimator, it moves with
     n_train; if it belonged to the layer it would stay.
 
-    Args:
-        features: Pooled features of each layer.
-        measures: The concept measure of each image.
-        sizes: Numbers of training images; those that leave fewer than `MIN_HELD_OUT` images are passed over. The images of a
-            small part are among those of every larger one.
-        weights: Name of the weights, for the rows.
-        image_class: Name of the images, for the rows.
-        splits: Random orders of the images.
-        seed: Of the orders.
-        alphas: Penalties of ridge.
-        progress: Label of a progress bar on stderr; none when absent.
+    Sizes that leave fewer than `MIN_HELD_OUT` images are passed over. The images of a small part, the first in one of `splits`
+    random orders, are among those of every larger one.
+
+    Returns:
+        Columns layer, width (features D), rank (how many of them are linearly independent over all images, see
+        `evaluate.ranks`), n_train, split, estimator, r2 (held out).
 
     Raises:
         ValueError: See `usable_sizes`.
     """
-    count = len(measures)
-    kept = usable_sizes(sizes, count)
+    count, kept, found = len(measures), usable_sizes(sizes, len(measures)), []
     orders = [np.random.default_rng((seed, split, 2)).permutation(count) for split in range(splits)]
-    independent = ranks(features)
-    rows = []
     # One call a size: padded to the largest, the small ones would cost as much.
     for size in tqdm(kept, desc=progress, unit="size", disable=progress is None):
         masks = np.zeros((splits, count), bool)
         for mask, order in zip(masks, orders, strict=True):
             mask[order[:size]] = True
         scores = score_layers(features, measures[:, None], masks, alphas)
-        rows += [
-            SizeScore(
-                weights,
-                image_class,
-                layer,
-                values.shape[1],
-                independent[layer],
-                size,
-                split,
-                estimator,
-                float(getattr(scores, estimator)[index, split, 0]),
-            )
-            for estimator in ESTIMATORS
-            for index, (layer, values) in enumerate(features.items())
-            for split in range(splits)
-        ]
-    return rows
+        found.append(np.stack([getattr(scores, estimator)[..., 0] for estimator in ESTIMATORS]))
+    axes = {"n_train": kept, "estimator": ESTIMATORS, "layer": [*features], "split": range(splits)}
+    table = pd.DataFrame({"r2": np.ravel(found)}, pd.MultiIndex.from_product([*axes.values()], names=[*axes]))
+    widths, independent = {layer: values.shape[1] for layer, values in features.items()}, ranks(features)
+    table = table.reset_index().assign(
+        width=lambda rows: rows["layer"].map(widths), rank=lambda rows: rows["layer"].map(independent)
+    )
+    return table[["layer", "width", "rank", "n_train", "split", "estimator", "r2"]]
 
 
-def medians(
-    rows: Sequence[SizeScore], layer: str, estimator: Estimator
-) -> tuple[np.ndarray, Float[np.ndarray, " K"]]:
-    """Sizes of the training part and the median R2 over splits at each."""
-    wanted = [row for row in rows if (row.layer, row.estimator) == (layer, estimator)]
-    sizes = np.unique([row.n_train for row in wanted])
-    return sizes, np.array([np.median([r.r2 for r in wanted if r.n_train == size]) for size in sizes])
+def dips(table: pd.DataFrame) -> pd.DataFrame:
+    """Where the median R2 of least squares over splits is lowest along n_train, at each layer of one class and network.
 
+    Only layers whose rank lies inside the range of sizes are listed: elsewhere the dip cannot be seen.
 
-def dips(rows: Sequence[SizeScore]) -> list[Dip]:
-    """The dip of each layer whose rank lies inside the range of sizes (elsewhere it cannot be seen).
-
-    Args:
-        rows: Of one class and one set of weights.
+    Returns:
+        Columns layer, width, rank, n_train (at the lowest median), ols (the median there) and ridge (its median there).
     """
-    layers = {row.layer: (row.width, row.rank) for row in rows}
-    found = []
-    for layer, (width, rank) in layers.items():
-        sizes, ols = medians(rows, layer, "ols")
-        if sizes[0] < rank < sizes[-1]:
-            lowest = int(np.argmin(ols))
-            ridge = medians(rows, layer, "ridge")[1][lowest]
-            found.append(Dip(layer, width, rank, int(sizes[lowest]), float(ols[lowest]), float(ridge)))
-    return found
+    keys = ["layer", "width", "rank"]
+    medians = (
+        table.groupby([*keys, "n_train", "estimator"], sort=False)["r2"].median().unstack().reset_index()
+    )
+    sizes = medians["n_train"]
+    seen = medians[(sizes.min() < medians["rank"]) & (medians["rank"] < sizes.max())]
+    lowest = seen.loc[seen.groupby("layer", sort=False)["ols"].idxmin()]
+    return lowest[[*keys, "n_train", *ESTIMATORS]].rename_axis(columns=None).reset_index(drop=True)

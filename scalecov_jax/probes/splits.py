@@ -26,14 +26,9 @@ def make_splits(
 ) -> Bool[np.ndarray, "S N"]:
     """Splits of a kind that a config names; True marks the training part.
 
-    Args:
-        kind: random, stratified, grouped, k_fold, grouped_k_fold or leave_one_group_out; auto is grouped where several images
-            belong to one group, and random otherwise.
-        count: Number of images N.
-        splits: Number of splits S, or of folds; leave_one_group_out makes as many as there are groups, whatever this says.
-        seed: Of everything random.
-        groups: Patient, slide or source image of each image; for auto, the last two kinds and grouped.
-        values: The concept measure of each image; for stratified.
+    auto is grouped where several images belong to one group, and random otherwise; leave_one_group_out makes as many splits as
+    there are groups. Groups are the patients, slides or source images of the images; values are of the concept measure, and count
+    for stratified alone.
 
     Raises:
         ValueError: No such kind (the nearest is named), groups or values missing or not one an image, or what the kind's own
@@ -64,13 +59,9 @@ def share_groups(groups: Sequence[str] | np.ndarray) -> bool:
 
 
 def random_splits(count: int, splits: int, seed: int, held_out: float = HELD_OUT) -> Bool[np.ndarray, "S N"]:
-    """Independent random splits.
+    """Independent random splits; `held_out` of the images, rounded up, are held out.
 
-    Args:
-        count: Number of images N.
-        splits: Number of splits S.
-        seed: Split s depends on (seed, s) alone, so that more splits leave the first ones as they were.
-        held_out: Share of the images that is held out, rounded up to a whole number of images.
+    Split s depends on (seed, s) alone, so that more splits leave the first ones as they were.
 
     Raises:
         ValueError: Fewer than two images would lie on one side.
@@ -96,15 +87,9 @@ def stratified_splits(
 ) -> Bool[np.ndarray, "S N"]:
     """Independent random splits with the same distribution of a measure on both sides.
 
-    Each bin gives its share to the held-out part, to within one image. As many images are held out as in `random_splits`.
-
-    Args:
-        values: The measure or class of each image. At most `bins` distinct values, and names, are classes with a bin each;
-            more are parted by rank into bins of equal size, equal values never.
-        splits: Number of splits S.
-        seed: Split s depends on (seed, s) alone.
-        held_out: Share of the images that is held out.
-        bins: Number of bins.
+    Each bin gives its share to the held-out part, to within one image. As many images are held out as in `random_splits`, and
+    split s depends on (seed, s) alone. At most `bins` distinct values, and names, are classes with a bin each; more are parted by
+    rank into bins of equal size, equal values never.
 
     Raises:
         ValueError: Fewer than two images would lie on one side, values that are not finite, or no bin.
@@ -143,14 +128,7 @@ def grouped_splits(
     """Independent random splits that keep every group on one side, and have every class on both.
 
     Groups are assigned at random until the held-out part has `held_out` of the groups (rounded, at least one); an assignment
-    that leaves a class out of one part is drawn again.
-
-    Args:
-        groups: Patient, slide or source image of each image.
-        splits: Number of splits S.
-        seed: Split s depends on (seed, s) alone.
-        held_out: Share of the groups that is held out.
-        classes: Class of each image, such as its magnification; when absent, nothing but the groups counts.
+    that leaves out one of the `classes` (such as magnifications) of one part is drawn again. Split s depends on (seed, s) alone.
 
     Raises:
         ValueError: Fewer than two groups, a class that occurs in one group only, or no split found that has every class on both

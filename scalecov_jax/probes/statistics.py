@@ -7,7 +7,6 @@ deviations.
 """
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -34,14 +33,10 @@ class Estimate(NamedTuple):
 
 
 class PeakSet(NamedTuple):
-    """Which layers may be the best one.
+    """Which layers may be the best one."""
 
-    Attributes:
-        p: For each layer, p of the hypothesis that no layer is better.
-        members: Layers with p above 5 %: with 95 % confidence the best one is among them.
-    """
-
-    p: Float[np.ndarray, " L"]
+    p: Float[np.ndarray, " L"]  # for each layer, p of the hypothesis that no layer is better
+    # layers with p above 5 %: with 95 % confidence the best one is among them
     members: Bool[np.ndarray, " L"]
 
 
@@ -73,15 +68,13 @@ def deviations(without: Float[np.ndarray, "... G"]) -> Float[np.ndarray, "... G"
     return np.sqrt((groups - 1) / groups) * (without - without.mean(-1, keepdims=True))
 
 
-def jackknife(
-    value: float, deviation: Float[np.ndarray, " G"], level: float = LEVEL, most: float = math.inf
-) -> Estimate:
+def jackknife(value: float, deviation: Float[np.ndarray, " G"], most: float = math.inf) -> Estimate:
     """Value +- t(G - 1) sqrt(sum of squared deviations), cut off at the largest value there is, such as 1 for R2.
 
     As the true value lies below `most`, cutting off there leaves out none that the whole interval would have covered.
     """
     error = float(np.sqrt(np.square(deviation).sum()))
-    reach = float(stats.t.ppf((1 + level) / 2, len(deviation) - 1)) * error
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, len(deviation) - 1)) * error
     return Estimate(value, error, Interval(value - reach, min(value + reach, most)))
 
 
@@ -91,7 +84,6 @@ def bootstrap(
     *,
     replicates: int = 9999,
     seed: int = 0,
-    level: float = LEVEL,
 ) -> Interval:
     """Percentile interval when groups are drawn with replacement and count linearly, by their deviations.
 
@@ -101,13 +93,11 @@ def bootstrap(
     Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 2.7.
     """
     moved = value - _drawn(len(deviation), replicates, seed) @ deviation
-    tail = 50 * (1 - level)
+    tail = 50 * (1 - LEVEL)
     return Interval(*(float(one) for one in np.percentile(moved, [tail, 100 - tail])))
 
 
-def corrected_resampled_t(
-    scores: Float[np.ndarray, " S"], n_train: float, n_test: float, level: float = LEVEL
-) -> Estimate:
+def corrected_resampled_t(scores: Float[np.ndarray, " S"], n_train: float, n_test: float) -> Estimate:
     """Mean +- t(S - 1) sqrt((1 / S + n_test / n_train) s^2), s^2 the variance over splits.
 
     The correction for the overlap of the splits is a rule of thumb; see docs/statistics.md for what it covers.
@@ -122,7 +112,7 @@ def corrected_resampled_t(
             f"An interval from the spread over splits needs at least two of them, got {len(scores)}."
         )
     error = float(np.sqrt((1 / len(scores) + n_test / n_train) * np.var(scores, ddof=1)))
-    reach = float(stats.t.ppf((1 + level) / 2, len(scores) - 1)) * error
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, len(scores) - 1)) * error
     value = float(np.mean(scores))
     return Estimate(value, error, Interval(value - reach, value + reach))
 
@@ -133,20 +123,12 @@ def peak_set(
     *,
     replicates: int = 9999,
     seed: int = 0,
-    level: float = LEVEL,
 ) -> PeakSet:
     """The layers that may be the best, each tested against all others at once.
 
     For layer l the statistic is the largest of (theta_k - theta_l) / se_kl over the others k, and p the share of bootstrap
     replicates of the centred differences (`bootstrap`) whose largest is at least that. If l is the best layer, it is left out
-    with a probability of 5 % at most, whatever the others are.
-
-    Args:
-        values: Of each layer, such as mean R2.
-        deviation: Of each layer, over the same groups.
-        replicates: Of the bootstrap.
-        seed: Of the bootstrap.
-        level: Confidence.
+    with a probability of 5 % at most, whatever the others are. All deviations are over the same groups.
 
     Source: Hsu 1984, Constrained Simultaneous Confidence Intervals for Multiple Comparisons with the Best.
     """
@@ -156,15 +138,13 @@ def peak_set(
     for layer in range(layers):
         others = np.delete(np.arange(layers), layer)
         error = np.sqrt(np.square(deviation[others] - deviation[layer]).sum(1))
-        others, error = (
-            others[error > 0],
-            error[error > 0],
-        )  # a layer with the same predictions is neither better nor worse
+        # A layer with the same predictions is neither better nor worse.
+        others, error = others[error > 0], error[error > 0]
         if len(others):
             observed = ((values[others] - values[layer]) / error).max()
             largest = ((moved[:, others] - moved[:, [layer]]) / error[None]).max(1)
             p[layer] = (1 + (largest >= observed).sum()) / (1 + replicates)
-    return PeakSet(p, p > 1 - level)
+    return PeakSet(p, p > 1 - LEVEL)
 
 
 @lru_cache(maxsize=2)
@@ -176,10 +156,7 @@ def _drawn(groups: int, replicates: int, seed: int) -> Float[np.ndarray, "B G"]:
 def draw_groups(groups: int, resamples: int, seed: int | np.random.Generator) -> Int[np.ndarray, "B G"]:
     """How often each of G groups comes in each of B resamples of G draws: the weight of each of its images there.
 
-    Args:
-        groups: Number of groups, G.
-        resamples: Their number, B.
-        seed: Of the draws; resamples with the same seed are paired.
+    Resamples with the same seed are paired.
     """
     return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), resamples)
 
@@ -191,9 +168,9 @@ def percentile_interval(values: Float[np.ndarray, " B"]) -> Interval:
 
 
 def clustered_bootstrap(
-    errors_a: Sequence[Float[np.ndarray, " _"]],
-    errors_b: Sequence[Float[np.ndarray, " _"]],
-    clusters: Sequence[Shaped[np.ndarray, " _"]],
+    errors_a: Float[np.ndarray, " N"],
+    errors_b: Float[np.ndarray, " N"],
+    clusters: Shaped[np.ndarray, " _"],
     *,
     replicates: int = 10_000,
     seed: int = 0,
@@ -202,37 +179,22 @@ def clustered_bootstrap(
 
     Patches of one source image err alike, so images are drawn: each replicate draws C of the C images with replacement and takes
     sum_c w_c sum(a - b)_c / sum_c w_c n_c, with w_c how often image c was drawn and n_c its patches over all seeds. It is the
-    interval for new images, with the seeds as they are; with fewer than about 20 images it is too narrow.
-
-    Args:
-        errors_a: Absolute errors of one network: for each seed, a value a test patch.
-        errors_b: Of the other, for the same patches.
-        clusters: Source images (numbers or names) of these patches.
-        replicates: Number of bootstrap replicates.
-        seed: Of the random numbers.
+    interval for new images, with the seeds as they are; with fewer than about 20 images it is too narrow. Errors are absolute,
+    of the patches of all seeds, the same for both networks.
 
     Raises:
-        ValueError: Numbers of seeds or patches differ, values are not finite, or fewer than 2 source images.
+        ValueError: Not an image for each error, values that are not finite, or fewer than 2 source images.
 
     Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 3.8.
     """
-    if not len(errors_a) == len(errors_b) == len(clusters):
-        raise ValueError(
-            f"Got {len(errors_a)} and {len(errors_b)} seeds of errors, {len(clusters)} of source images; expected equal numbers."
-        )
-    problems = []
-    for index, (a, b, names) in enumerate(zip(errors_a, errors_b, clusters, strict=True)):
-        if not len(a) == len(b) == len(names):
-            problems.append(f"{len(a)} and {len(b)} errors for {len(names)} patches at seed {index}")
-        elif bad := int((~(np.isfinite(a) & np.isfinite(b))).sum()):
-            problems.append(f"{bad} of {len(a)} errors not finite at seed {index}")
-    if problems:
-        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ValueError(f"{'; '.join(problems[:10])}{more}.")
-    images, owner = np.unique(np.concatenate(clusters), return_inverse=True) if len(clusters) else ((), ())
+    difference = errors_a.astype(np.float64) - errors_b
+    if len(clusters) != len(difference):
+        raise ValueError(f"{len(difference)} errors for {len(clusters)} patches; expected one each.")
+    if bad := int((~np.isfinite(difference)).sum()):
+        raise ValueError(f"{bad} of {len(difference)} errors are not finite.")
+    images, owner = np.unique(clusters, return_inverse=True)
     if len(images) < 2:
         raise ValueError(f"An interval needs at least two source images, got {len(images)}.")
-    difference = np.concatenate([a.astype(np.float64) - b for a, b in zip(errors_a, errors_b, strict=True)])
     sums, counts = np.bincount(owner, weights=difference), np.bincount(owner)
     drawn = draw_groups(len(images), replicates, seed)
     return percentile_interval((drawn @ sums) / (drawn @ counts))

@@ -35,43 +35,28 @@ _ABSENT: dict[Products, float] = {"float64": 0.0, "float32": 1e-7}
 
 
 class FoldScores(NamedTuple):
-    """Held-out R2 of each layer, fold and target.
+    """Held-out R2 of each layer, fold and target."""
 
-    Attributes:
-        ols: Of least squares of minimum norm.
-        ridge: Of ridge.
-        alpha: The penalty of ridge, chosen on the training folds.
-        inner: R2 of ridge inside the training folds at that penalty, each predicted by the others.
-        rank: Directions of the standardised training features that are not absent (see `spectral.least_squares`).
-    """
-
-    ols: Float[np.ndarray, "L K M"]
-    ridge: Float[np.ndarray, "L K M"]
-    alpha: Float[np.ndarray, "L K M"]
+    ols: Float[np.ndarray, "L K M"]  # of least squares of minimum norm
+    ridge: Float[np.ndarray, "L K M"]  # of ridge
+    alpha: Float[np.ndarray, "L K M"]  # the penalty of ridge, chosen on the training folds
+    # R2 of ridge inside the training folds at that penalty, each predicted by the others
     inner: Float[np.ndarray, "L K M"]
+    # directions of the standardised training features that are not absent (see `ridge.least_squares`)
     rank: Int[np.ndarray, "L K"]
 
 
 class FoldRcvs(NamedTuple):
-    """Ridge of the first m targets of one layer, fitted to all images and then to the images outside each fold.
+    """Ridge of the first m targets of one layer, fitted to all images and then to the images outside each fold."""
 
-    Attributes:
-        weights: In units of the target per unit of the feature.
-        intercept: Of each.
-        alpha: Penalty of the fit to all images, by the errors of each fold under a fit to the others.
-        pattern: Cov(x, y) / Var(y) over all images.
-        scale: Standard deviation of each feature; 1 of a constant one.
-        mean: Of each feature.
-        sigma: Standard deviation of each target.
-    """
-
-    weights: Float[np.ndarray, "K1 D m"]
-    intercept: Float[np.ndarray, "K1 m"]
+    weights: Float[np.ndarray, "K1 D m"]  # in units of the target per unit of the feature
+    intercept: Float[np.ndarray, "K1 m"]  # of each
+    # penalty of the fit to all images, by the errors of each fold under a fit to the others
     alpha: Float[np.ndarray, " m"]
-    pattern: Float[np.ndarray, "D m"]
-    scale: Float[np.ndarray, " D"]
-    mean: Float[np.ndarray, " D"]
-    sigma: Float[np.ndarray, " m"]
+    pattern: Float[np.ndarray, "D m"]  # cov(x, y) / Var(y) over all images
+    scale: Float[np.ndarray, " D"]  # standard deviation of each feature; 1 of a constant one
+    mean: Float[np.ndarray, " D"]  # of each feature
+    sigma: Float[np.ndarray, " m"]  # standard deviation of each target
 
 
 class _Part(NamedTuple):
@@ -93,17 +78,9 @@ def score_folds(
     rcvs: int = 0,
     progress: str | None = None,
 ) -> tuple[FoldScores, list[FoldRcvs]]:
-    """Hold out each fold in turn.
+    """Hold out each fold in turn, and give the vectors of the first `rcvs` targets, layer by layer.
 
-    Args:
-        layers: Of each layer the sums of every fold.
-        alphas: Penalties to choose from.
-        products: In what the sums were formed, see `sums.add`: says what can be rounding.
-        rcvs: Number of the first targets whose vectors are wanted.
-        progress: Label of a progress bar on stderr; none when absent.
-
-    Returns:
-        Scores in the order of `layers`, and the vectors of each layer.
+    `products` is that in which the sums were formed, see `sums.add`: it says what can be rounding.
 
     Raises:
         ValueError: Fewer than three folds, penalties that are not positive, sums that are not finite, a fold with fewer than two
@@ -112,15 +89,9 @@ def score_folds(
     alphas = check_positive("Penalties", alphas)
     _check(layers)
     folds = len(next(iter(layers.values())))
-    with (
-        float64(threads=min(32, os.cpu_count() or 1)),
-        tqdm(
-            total=len(layers) * folds * (folds + 1) // 2,
-            desc=progress,
-            unit="part",
-            disable=progress is None,
-        ) as bar,
-    ):
+    total, threads = len(layers) * folds * (folds + 1) // 2, min(32, os.cpu_count() or 1)
+    shown = tqdm(total=total, desc=progress, unit="part", disable=progress is None)
+    with float64(threads=threads), shown as bar:
         every = [_one_layer(sums, alphas, products, rcvs, bar) for sums in layers.values()]
     scores, vectors = zip(*every, strict=True)
     return FoldScores(*map(np.stack, zip(*scores, strict=True))), list(vectors)
@@ -148,15 +119,8 @@ def _one_layer(
         spread = _spread(sums[out])
         floor = np.float64(max(10 * train.count * np.finfo(float).eps, _ABSENT[products]))
         ols, ridge, rank = _errors(part, sums[out], alpha, floor)
-        rows.append(
-            (
-                1 - np.asarray(ols) / spread,
-                1 - np.asarray(ridge) / spread,
-                alpha,
-                1 - inner[out].min(0) / _spread(train),
-                np.asarray(rank),
-            )
-        )
+        r2 = (1 - np.asarray(errors) / spread for errors in (ols, ridge))
+        rows.append((*r2, alpha, 1 - inner[out].min(0) / _spread(train), np.asarray(rank)))
         bar.update()
     alpha = alphas[outside.argmin(0)]
     fits.insert(0, _linear(_decompose(every, inverse), alpha, rcvs))
@@ -208,14 +172,8 @@ def _decompose(train: Sums, inverse: Float[Array, " D"]) -> _Part:
     a = covered * inverse[:, None] * inverse[None]
     b = (train.xy - n * mean[:, None] * intercept[None]) * inverse[:, None]
     values, vectors = jnp.linalg.eigh((a + a.T) / 2, symmetrize_input=False)
-    return _Part(
-        mean + train.shift_x,
-        inverse,
-        intercept + train.shift_y,
-        jnp.maximum(values, 0),
-        vectors,
-        vectors.T @ b,
-    )
+    middle = mean + train.shift_x, inverse, intercept + train.shift_y
+    return _Part(*middle, jnp.maximum(values, 0), vectors, vectors.T @ b)
 
 
 def _squared_errors(part: _Part, held: Sums, coefficients: Float[Array, "C D M"]) -> Float[Array, "C M"]:

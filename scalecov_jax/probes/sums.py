@@ -22,27 +22,16 @@ ROWS = 2048  # images added at a time, where batches are smaller
 
 
 class Sums(NamedTuple):
-    """Sums over the images of one fold at one layer, float64; features and targets are those minus their shift.
+    """Sums over the images of one fold at one layer, float64; features and targets are those minus their shift."""
 
-    Attributes:
-        count: Number of images.
-        shift_x: First guess of the mean of each feature.
-        shift_y: First guess of the mean of each target.
-        x: Sum of the features.
-        y: Sum of the targets.
-        xx: Sum of products of features.
-        xy: Sum of products of features and targets.
-        yy: Sum of squared targets.
-    """
-
-    count: Float[Any, ""]
-    shift_x: Float[Any, " D"]
-    shift_y: Float[Any, " M"]
-    x: Float[Any, " D"]
-    y: Float[Any, " M"]
-    xx: Float[Any, "D D"]
-    xy: Float[Any, "D M"]
-    yy: Float[Any, " M"]
+    count: Float[Any, ""]  # number of images
+    shift_x: Float[Any, " D"]  # first guess of the mean of each feature
+    shift_y: Float[Any, " M"]  # first guess of the mean of each target
+    x: Float[Any, " D"]  # sum of the features
+    y: Float[Any, " M"]  # sum of the targets
+    xx: Float[Any, "D D"]  # sum of products of features
+    xy: Float[Any, "D M"]  # sum of products of features and targets
+    yy: Float[Any, " M"]  # sum of squared targets
 
 
 def empty(shift_x: Float[np.ndarray, " D"], shift_y: Float[np.ndarray, " M"]) -> Sums:
@@ -59,15 +48,10 @@ def add(
     weight: Float[Array, " R"],
     products: Products = "float64",
 ) -> Sums:
-    """Add images to sums. Pure; meant to be jitted under `jax.enable_x64`.
+    """Add images of weight 1 to sums; those of weight 0 are padding. Pure; meant to be jitted under `jax.enable_x64`.
 
-    Args:
-        sums: So far.
-        features: Of a layer, one row an image.
-        targets: One column a target, float64.
-        weight: 1 for images that count, 0 for padding, whose features may be anything.
-        products: In what features are multiplied: float64, or float32 (each call rounds to about 1e-7, which the float64 sums
-            over calls average out).
+    Targets are float64. Features are multiplied in `products`: each call in float32 rounds to about 1e-7, which the float64 sums
+    over calls average out.
     """
     kept = weight[:, None] > 0
     y = jnp.where(kept, targets - sums.shift_y[None], 0)

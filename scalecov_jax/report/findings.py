@@ -9,35 +9,22 @@ from scalecov_jax.report.numbers import interval, number, signed
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One number, and what is needed to judge it.
+    """One number, and what is needed to judge it."""
 
-    Attributes:
-        quantity: What was measured and how, such as "median R² of the width under GAP, ridge".
-        at: Where, such as "InceptionV3 mixed0, 75 to 500 px".
-        value: The number.
-        low: Lower end of its interval; None where there is none.
-        high: Upper end of its interval.
-        interval: What the interval is, such as "quartiles of 25 splits".
-        unit: Of all three, such as "px" or "%".
-        published: The published value: a number, or words where only words are printed; None if nothing was published.
-        source: Where it was published.
-        note: A sentence on how to read the number.
-        level: headline (stands on top of the page), result, or caution (what to know before trusting the others).
-        digits: Decimals of value and interval; by default none of %, two of all else.
-    """
-
-    quantity: str
-    at: str
+    quantity: str  # what was measured and how, such as "median R² of the width under GAP, ridge"
+    at: str  # where, such as "InceptionV3 mixed0, 75 to 500 px"
     value: float
-    low: float | None = None
-    high: float | None = None
-    interval: str = ""
-    unit: str = ""
+    low: float | None = None  # lower end of its interval; None where there is none
+    high: float | None = None  # upper end of its interval
+    interval: str = ""  # what the interval is, such as "quartiles of 25 splits"
+    unit: str = ""  # of all three, such as "px" or "%"
+    # the published value: a number, or words where only words are printed; None if nothing was published
     published: float | str | None = None
-    source: str = ""
-    note: str = ""
+    source: str = ""  # where it was published
+    note: str = ""  # A sentence on how to read the number
+    # headline (stands on top of the page), result, or caution (what to know before trusting the others)
     level: Literal["headline", "result", "caution"] = "result"
-    digits: int | None = None
+    digits: int | None = None  # decimals of value and interval; by default none of %, two of all else
 
     @property
     def shown(self) -> str:

@@ -17,11 +17,7 @@ from scalecov_jax.training import TrainingSettings, read_curve
 def curve_image(curve: pd.DataFrame, settings: TrainingSettings, score: str, held_out: float) -> Image:
     """Loss and score of the training batches against the images seen, and the score of held-out images at the end.
 
-    Args:
-        curve: Columns images, loss and, in lower case, the score.
-        settings: Of the training.
-        score: Its name.
-        held_out: NaN if it is undefined.
+    The score is a column of the curve in lower case; `held_out` is NaN where it is undefined.
     """
     series = {"training loss": curve["loss"], score: curve[score.lower().replace("-", "")]}
     batches = [
@@ -41,12 +37,8 @@ def curve_image(curve: pd.DataFrame, settings: TrainingSettings, score: str, hel
 def write_card(kind: str, settings: Base, page: Page, folder: Path, facts: Mapping[str, str]) -> None:
     """Write the card of `folder/network`: ARCHITECTURE.md, and the curve as ARCHITECTURE-curve.png and .svg.
 
-    Args:
-        kind: What was trained: a macro of templates/model_card.md.
-        settings: Of the training, `TrainingSettings`.
-        page: Its headlines, its first table and the image of `curve_image` stand on the card.
-        folder: Of the run.
-        facts: From `provenance.provenance`.
+    What was trained is a macro of templates/model_card.md; headlines, the first table and the `curve_image` of the page stand on
+    the card.
     """
     assert isinstance(settings, TrainingSettings)
     network = checkpoints.load(folder / "network")

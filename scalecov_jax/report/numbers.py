@@ -20,6 +20,11 @@ def interval(value: float | None, low: float | None, high: float | None, digits:
     )
 
 
+def span(low: float, high: float, digits: int = 2) -> str:
+    """The ends of an interval alone; a dash where there is none."""
+    return "–" if math.isnan(low) else f"{number(low, digits)} to {number(high, digits)}"
+
+
 def percent(share: float | None) -> str:
     """A share in per cent."""
     text = number(None if share is None else 100 * share, 0)

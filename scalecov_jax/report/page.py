@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import pandas as pd
 from markupsafe import Markup
 
 from scalecov_jax.report.findings import Finding, table
@@ -14,23 +15,14 @@ from scalecov_jax.report.numbers import number, percent
 
 
 class Image(NamedTuple):
-    """A picture embedded in the page.
+    """A picture embedded in the page."""
 
-    Attributes:
-        content: Bytes of an SVG, PNG or JPEG file.
-        alt: What the picture says, for those who cannot see it.
-        caption: Shown under the picture.
-        wide: Takes the full width of the page.
-        name: Of the files that the runner writes to figures/; none when empty.
-        png: The same picture as a PNG file, for these files.
-    """
-
-    content: bytes
-    alt: str
-    caption: str = ""
-    wide: bool = False
-    name: str = ""
-    png: bytes = b""
+    content: bytes  # bytes of an SVG, PNG or JPEG file
+    alt: str  # what the picture says, for those who cannot see it
+    caption: str = ""  # shown under the picture
+    wide: bool = False  # takes the full width of the page
+    name: str = ""  # of the files that the runner writes to figures/; none when empty
+    png: bytes = b""  # the same picture as a PNG file, for these files
 
 
 class Table(NamedTuple):
@@ -40,6 +32,23 @@ class Table(NamedTuple):
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     strong: Collection[int] = ()
+
+    @classmethod
+    def of(cls, caption: str, frame: pd.DataFrame, strong: Collection[int] = ()) -> "Table":
+        """The cells of a data frame of texts, without its index."""
+        return cls(caption, [*map(str, frame)], [*frame.itertuples(index=False, name=None)], strong)
+
+    @classmethod
+    def by_layer(
+        cls,
+        caption: str,
+        columns: Mapping[str, pd.Series],
+        layers: Sequence[str],
+        strong: Collection[str] = (),
+    ) -> "Table":
+        """A row per layer, a dash where a column has none; the layers `strong` are emphasised."""
+        frame = pd.DataFrame(dict(columns), index=pd.Index(layers, name="layer")).astype(object).fillna("–")
+        return cls.of(caption, frame.reset_index(), [at for at, x in enumerate(layers) if x in strong])
 
 
 class Section(NamedTuple):
@@ -76,53 +85,32 @@ DE_LA_TORRE = Method(
 
 
 class Report(NamedTuple):
-    """The data of one page.
+    """The data of one page."""
 
-    Attributes:
-        title: Heading and browser title.
-        answer: The result in one plain sentence; line breaks part those of several networks.
-        warnings: What a reader must know before trusting the numbers.
-        skipped: Names of the images left out, by reason.
-        sections: Figures, tables and text.
-        provenance: Command, seed, versions, config, checksum, device, date, wall time; in this order.
-        reading: How to read the page, term by term, or as text from a template.
-        method: Named below it.
-        lead: A figure under the answer.
-    """
-
-    title: str
-    answer: str
-    warnings: Sequence[str] = ()
-    skipped: Mapping[str, Sequence[str]] = {}
-    sections: Sequence[Section] = ()
+    title: str  # heading and browser title
+    answer: str  # the result in one plain sentence; line breaks part those of several networks
+    warnings: Sequence[str] = ()  # what a reader must know before trusting the numbers
+    skipped: Mapping[str, Sequence[str]] = {}  # names of the images left out, by reason
+    sections: Sequence[Section] = ()  # figures, tables and text
+    # command, seed, versions, config, checksum, device, date, wall time; in this order
     provenance: Mapping[str, str] = {}
-    reading: Mapping[str, str] | Markup = Markup()
-    method: Method = GRAZIANI
-    lead: Image | None = None
+    # how to read the page, from a template
+    reading: Markup = Markup()
+    method: Method = GRAZIANI  # named below it
+    lead: Image | None = None  # A figure under the answer
 
 
 class Page(NamedTuple):
-    """What the `report` of an experiment returns; `Page.report` makes the file of it.
+    """What the `report` of an experiment returns; `Page.report` makes the file of it."""
 
-    Attributes:
-        title: Heading and browser title.
-        findings: All numbers of the experiment that a reader should not have to look for.
-        sections: Figures, tables and text.
-        reading: How to read the page, from a template.
-        skipped: Names of the images left out, by reason.
-        lead: The figure under the headlines.
-        facts: What other programs read from summary.json beside findings and settings.
-        method: The paper that it follows.
-    """
-
-    title: str
-    findings: Sequence[Finding]
-    sections: Sequence[Section]
-    reading: Markup = Markup()
-    skipped: Mapping[str, Sequence[str]] = {}
-    lead: Image | None = None
-    facts: Mapping[str, Any] = {}
-    method: Method = GRAZIANI
+    title: str  # heading and browser title
+    findings: Sequence[Finding]  # all numbers of the experiment that a reader should not have to look for
+    sections: Sequence[Section]  # figures, tables and text
+    reading: Markup = Markup()  # how to read the page, from a template
+    skipped: Mapping[str, Sequence[str]] = {}  # names of the images left out, by reason
+    lead: Image | None = None  # the figure under the headlines
+    facts: Mapping[str, Any] = {}  # what other programs read from summary.json beside findings and settings
+    method: Method = GRAZIANI  # the paper that it follows
 
     @property
     def images(self) -> list[Image]:
@@ -170,13 +158,7 @@ def render_report(report: Report) -> str:
 
 
 def render_text(template: str, part: str, **values: Any) -> Markup:
-    """One macro of a template in `report/templates`, as HTML in which the values are escaped.
-
-    Args:
-        template: Name of the file.
-        part: Name of the macro.
-        values: Its arguments.
-    """
+    """One macro of a template in `report/templates`, as HTML in which the values are escaped."""
     return Markup(getattr(_environment().get_template(f"templates/{template}").module, part)(**values))
 
 

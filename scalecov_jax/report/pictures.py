@@ -28,14 +28,7 @@ class Album:
             (folder / "pictures").mkdir(exist_ok=True)
 
     def add(self, figure: str, row: str, title: str, pixels: Pixels) -> None:
-        """Keep a picture.
-
-        Args:
-            figure: Name of the figure it belongs to; what stands before the first underscore is its kind.
-            row: What stands at the left of its row in the figure.
-            title: Above it.
-            pixels: RGB.
-        """
+        """Keep a picture with a title above it, in a row of a figure, whose name up to the first underscore is its kind."""
         if self._folder:
             file = f"pictures/{figure}_{len(self._rows):04}.png"
             (self._folder / file).write_bytes(encode_png(pixels))
@@ -49,14 +42,7 @@ class Album:
 def picture_figures(
     table: pd.DataFrame, folder: Path, captions: dict[str, str], **options: Any
 ) -> Iterator[Image]:
-    """The figures of a table of pictures, each a grid.
-
-    Args:
-        table: From `Album.table`.
-        folder: Of the run.
-        captions: By kind of figure.
-        options: See `plots.image_grid`.
-    """
+    """The figures of `Album.table`, each a grid, with captions by kind of figure; for options see `plots.image_grid`."""
     for name, rows in table.groupby("figure", sort=False):
         caption = captions[str(name).split("_")[0]]
         grid = {

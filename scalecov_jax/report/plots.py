@@ -1,7 +1,4 @@
-"""Figures drawn from tables, each with the alt text that says what the table holds. Experiments that have moved draw with these.
-
-Files called *_figures draw for the experiments that have not (docs/architecture.md).
-"""
+"""Figures drawn from tables, each with the alt text that says what the table holds."""
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
@@ -30,6 +27,7 @@ LOOKS = (
 MOST_MARKED = 60  # points of a line that have marks
 
 
+@styled
 def r2_by_layer(
     frame: pd.DataFrame,
     layers: Sequence[str],
@@ -43,13 +41,7 @@ def r2_by_layer(
 
     The ordinate is exp(R2 - 1), so that no far negative R2 hides the others; R2 itself stands on the right.
 
-    Args:
-        frame: Columns series, layer and r2, a row per split; layers that a series has not are left out of its line.
-        layers: From input to output.
-        name: Of the files.
-        caption: Under the figure.
-        blank: Layers to shade.
-        blank_label: Why, for the legend.
+    The columns are series, layer and r2, a row per split; layers that a series has not are left out of its line.
     """
     quartiles = (
         frame.groupby(["series", "layer"], sort=False)["r2"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
@@ -62,9 +54,27 @@ def r2_by_layer(
         f"{label}: {', '.join(f'{layer} {number(r2)}' for layer, r2 in rows[0.5].items())}."
         for label, rows in curves.items()
     )
-    return _image(_curves(curves, layers, blank, blank_label), alt, caption, name)
+    figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
+    axes = figure.subplots()
+    place = {layer: at for at, layer in enumerate(layers)}
+    for count, layer in enumerate(blank):
+        label = "_nolegend_" if count else blank_label
+        axes.axvspan(place[layer] - 0.5, place[layer] + 0.5, color=SHADE, linewidth=0, label=label, zorder=0)
+    style.r2_axis(axes, top=1.05)
+    for (label, rows), (color, marker, dashes) in zip(curves.items(), cycle(LOOKS), strict=False):
+        x = [place[layer] for layer in rows.index]
+        low, middle, high = np.exp(rows.to_numpy() - 1).T
+        axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+        look = {"color": color, "marker": marker, "markersize": 5, "label": label}
+        axes.plot(x, middle, dashes, zorder=3, markerfacecolor="white" if dashes == "--" else color, **look)
+    name_layers(axes, layers)
+    axes.set_xlim(-0.5, len(layers) - 0.5)
+    axes.set_xlabel("layer, from input to output")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=9.5)
+    return _image(figure, alt, caption, name)
 
 
+@styled
 def predicted_against_true(
     frame: pd.DataFrame,
     panels: Mapping[str, str],
@@ -80,14 +90,8 @@ def predicted_against_true(
     Large marks are the split of median R2, whose R2 stands above; small marks all splits. What lies outside the axes is drawn at
     their edge.
 
-    Args:
-        frame: Columns panel, split, true and predicted.
-        panels: Titles by the values of the column panel, from left to right.
-        unit: What is predicted, and its unit, such as "width (px)".
-        name: Of the files.
-        caption: Under the figure.
-        empty: Stands in a panel that has no rows.
-        log: Whether the axes are logarithmic; true values are then positive.
+    The columns are panel, split, true and predicted; titles are by panel, from left to right, and `empty` stands in one without
+    rows. True values on logarithmic axes are positive.
 
     Source: Graziani et al. 2021, Figure 7.
     """
@@ -98,7 +102,40 @@ def predicted_against_true(
         for panel, title in panels.items()
     )
     alt = f"Predicted against true {unit} of held-out images. R² of the median split: {', '.join(shown)}."
-    return _image(_scatter(parts, splits, panels, unit, empty, log), alt, caption, name)
+    figure = Figure(figsize=(WIDTH, 2.95), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    true = pd.concat([part["true"] for part in parts.values()])
+    low, high = true.min(), true.max()
+    reach = high - low
+    limits, ends = (low - 0.25 * reach, high + 0.25 * reach), (low - 0.08 * reach, high + 0.08 * reach)
+    inside = (low - 0.205 * reach, high + 0.205 * reach)
+    if log:
+        limits, ends, inside = (low / 3, high * 3), (low / 1.2, high * 1.2), (low / 2.8, high * 2.8)
+    for axes, (panel, title), (color, marker, _) in zip(grid, panels.items(), cycle(LOOKS), strict=False):
+        axes.set_title(title, fontsize=10)
+        axes.set_xlim(*ends)
+        axes.set_ylim(*limits)
+        if log:
+            axes.set(xscale="log", yscale="log")
+            every = [factor * 10.0**power for power in range(-3, 7) for factor in (1.0, 3.0)]
+            for axis, (first, final) in ((axes.xaxis, ends), (axes.yaxis, limits)):
+                ticks = [tick for tick in every if first <= tick <= final]
+                axis.set_ticks(ticks, [f"{tick:.10g}" for tick in ticks])
+                axis.set_ticks([], minor=True)
+        axes.set_xlabel(f"true {unit}")
+        if panel not in splits:
+            axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", fontsize=10)
+            continue
+        axes.plot([low, high], [low, high], color="#707070", linewidth=1)
+        chosen, r2 = splits[panel]
+        for large, rows in parts[panel].groupby(parts[panel]["split"] == chosen):
+            size, alpha, order = (5.5, 1.0, 3) if large else (2.5, 0.25, 2)
+            look = {"color": color, "markersize": size, "alpha": alpha, "zorder": order}
+            look |= {"linestyle": "", "markeredgewidth": 0}
+            axes.plot(rows["true"], rows["predicted"].clip(*inside), marker, **look)
+        axes.set_title(f"{title}: R² = {number(r2)}", fontsize=10)
+    grid[0].set_ylabel(f"predicted {unit}")
+    return _image(figure, alt, caption, name)
 
 
 def curves(
@@ -150,15 +187,11 @@ def curves(
     return _image(figure, " ".join(said), caption, name)
 
 
+@styled
 def bars(frame: pd.DataFrame, *, x: str, name: str, caption: str, digits: int = 2) -> Image:
     """Horizontal bars with intervals: a group per label, a colour per series.
 
-    Args:
-        frame: Columns label, value, low and high; series where there are several. A missing value leaves its place empty.
-        x: What the bars measure, with its unit.
-        name: Of the files.
-        caption: Under the figure.
-        digits: Of the numbers in the alt text.
+    The columns are label, value, low and high, and series where there are several. A missing value leaves its place empty.
     """
     frame = frame if "series" in frame else frame.assign(series="")
     cells = frame[["label", "series", "value", "low", "high"]].to_numpy().tolist()
@@ -166,9 +199,28 @@ def bars(frame: pd.DataFrame, *, x: str, name: str, caption: str, digits: int = 
         f"{label}{', ' + series if series else ''} {interval(value, low, high, digits)}"
         for label, series, value, low, high in cells
     )
-    return _image(_bars(frame, x), f"{x}: {'; '.join(said)}.", caption, name)
+    alt = f"{x}: {'; '.join(said)}."
+    labels, series = list(frame["label"].unique()), list(frame["series"].unique())
+    height = 0.8 / len(series)
+    size = 0.9 + 0.34 * len(labels) * max(1.0, len(series) ** 0.6)
+    figure = Figure(figsize=(WIDTH, size), layout="constrained")
+    axes = figure.subplots()
+    for count, (label, (color, *_)) in enumerate(zip(series, cycle(LOOKS), strict=False)):
+        rows = frame[frame["series"] == label].set_index("label").reindex(labels)
+        at = np.arange(len(labels)) + (count - (len(series) - 1) / 2) * height
+        axes.barh(at, rows["value"], 0.85 * height, color=color, label=label or "_nolegend_")
+        ends = np.abs(np.array([rows["value"] - rows["low"], rows["high"] - rows["value"]], dtype=float))
+        axes.errorbar(rows["value"], at, xerr=ends, fmt="none", ecolor="#202020", capsize=2)
+    axes.axvline(0, color="#707070", linewidth=0.8)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel(x)
+    if len(series) > 1:
+        figure.legend(loc="outside upper left", ncols=2, fontsize=9.5)
+    return _image(figure, alt, caption, name)
 
 
+@styled
 def matrix(
     tables: Mapping[str, pd.DataFrame],
     *,
@@ -182,15 +234,7 @@ def matrix(
 ) -> Image:
     """Matrices of numbers in colour, one above the other; up to ten columns each cell holds its number.
 
-    Args:
-        tables: By the titles of the panels; index and columns are the names along the axes.
-        rows: What the rows are.
-        columns: What the columns are.
-        name: Of the files.
-        caption: Under the figure.
-        limits: Of the colours.
-        digits: Of the numbers in the cells.
-        texts: What stands in the cells instead of the numbers.
+    `texts` stand in the cells instead of the numbers; `limits` are those of the colours.
     """
     said = [
         f"{title + ', ' if title else ''}{row}: "
@@ -201,14 +245,33 @@ def matrix(
     cells = texts or {
         title: table.map(lambda value: number(value, digits)) for title, table in tables.items()
     }
-    return _image(
-        _matrix(tables, cells, rows, columns, limits),
-        f"{rows} by {columns}. {'; '.join(said)}.",
-        caption,
-        name,
-    )
+    few = max(table.shape[1] for table in tables.values()) <= 10
+    height = sum(0.9 + (0.38 if few else 0.22) * len(table) for table in tables.values())
+    figure = Figure(figsize=(WIDTH, 0.5 + height), layout="constrained")
+    grid = figure.subplots(len(tables), 1, squeeze=False)[:, 0]
+    look = {"cmap": "Blues", "vmin": limits[0], "vmax": limits[1], "aspect": "auto"}
+    shown = None
+    for axes, (title, table) in zip(grid, tables.items(), strict=True):
+        values = table.to_numpy(float)
+        shown = axes.imshow(np.clip(values, *limits), **look)
+        for row, column in np.ndindex(values.shape) if few else ():
+            share = (values[row, column] - limits[0]) / (limits[1] - limits[0])
+            text, color = str(cells[title].iat[row, column]), "white" if share > 0.55 else "black"
+            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
+        axes.set_title(title, fontsize=10.5)
+        axes.set_yticks(range(len(table)), table.index.map(str), fontsize=9)
+        ticks = range(table.shape[1]), table.columns.map(str)
+        axes.set_xticks(*ticks, fontsize=9, rotation=0 if few else 90)
+        axes.set_ylabel(rows)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+    grid[-1].set_xlabel(columns)
+    if not few and shown is not None:
+        figure.colorbar(shown, ax=list(grid))
+    return _image(figure, f"{rows} by {columns}. {'; '.join(said)}.", caption, name)
 
 
+@styled
 def image_grid(
     rows: Mapping[str, Sequence[tuple[str, np.ndarray]]],
     *,
@@ -221,24 +284,32 @@ def image_grid(
 ) -> Image:
     """Pictures in rows, each with a title.
 
-    Args:
-        rows: By the names at their left. A picture is RGB in uint8 [H, W, 3], or a map of floats [H, W], drawn in the colours of
-            `scale`.
-        alt: What the pictures show, from the data.
-        name: Of the files.
-        caption: Under the figure.
-        width: Of a picture, in inches.
-        scale: Smallest and largest value of maps, and the name of matplotlib's colours.
-        label: Of the colour bar; without one, none is drawn.
+    A picture is RGB in uint8 [H, W, 3], or a map of floats [H, W], drawn in the colours of `scale` (smallest and largest value,
+    and matplotlib's name); without a `label` no colour bar is drawn. `width` is that of a picture, in inches.
     """
-    return _image(_grid(rows, width, scale, label), alt, caption, name)
+    columns = max(map(len, rows.values()))
+    figure = Figure(figsize=(width * columns + 0.5, 1.1 * width * len(rows) + 0.3), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    look = {"vmin": scale[0], "vmax": scale[1], "cmap": scale[2]} if scale else {}
+    for places, (row, pictures) in zip(grid, rows.items(), strict=True):
+        for axes in places:
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+        for axes, (title, picture) in zip(places, pictures, strict=False):
+            axes.imshow(picture, **(look if picture.ndim == 2 else {}))
+            axes.set_title(title, fontsize=8, pad=2, parse_math=False)
+        places[0].set_ylabel(row[:24], fontsize=8.5)
+    if scale and label:
+        colours = ScalarMappable(Normalize(*scale[:2]), scale[2])
+        figure.colorbar(colours, ax=grid, shrink=0.6, aspect=30, label=label)
+    return _image(figure, alt, caption, name)
 
 
 def median_split(frame: pd.DataFrame) -> tuple[int, float]:
     """The split whose R2 is the median (the lower of the middle two), and that R2.
 
-    Args:
-        frame: Columns split, true and predicted.
+    The columns are split, true and predicted.
 
     Raises:
         ValueError: No rows.
@@ -257,80 +328,6 @@ def median_split(frame: pd.DataFrame) -> tuple[int, float]:
 
 def _image(figure: Figure, alt: str, caption: str, name: str) -> Image:
     return Image(style.render(figure, "svg"), alt, caption, name=name, png=style.render(figure, "png"))
-
-
-@styled
-def _curves(
-    curves: Mapping[str, pd.DataFrame], layers: Sequence[str], blank: Sequence[str], blank_label: str
-) -> Figure:
-    figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
-    axes = figure.subplots()
-    place = {layer: at for at, layer in enumerate(layers)}
-    for count, layer in enumerate(blank):
-        label = "_nolegend_" if count else blank_label
-        axes.axvspan(place[layer] - 0.5, place[layer] + 0.5, color=SHADE, linewidth=0, label=label, zorder=0)
-    style.r2_axis(axes, top=1.05)
-    for (label, rows), (color, marker, dashes) in zip(curves.items(), cycle(LOOKS), strict=False):
-        x = [place[layer] for layer in rows.index]
-        low, middle, high = np.exp(rows.to_numpy() - 1).T
-        axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
-        look = {"color": color, "marker": marker, "markersize": 5, "label": label}
-        axes.plot(x, middle, dashes, zorder=3, markerfacecolor="white" if dashes == "--" else color, **look)
-    name_layers(axes, layers)
-    axes.set_xlim(-0.5, len(layers) - 0.5)
-    axes.set_xlabel("layer, from input to output")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=9.5)
-    return figure
-
-
-@styled
-def _scatter(
-    parts: Mapping[str, pd.DataFrame],
-    splits: Mapping[str, tuple[int, float]],
-    panels: Mapping[str, str],
-    unit: str,
-    empty: str,
-    log: bool,
-) -> Figure:
-    figure = Figure(figsize=(WIDTH, 2.95), layout="constrained")
-    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    true = pd.concat([part["true"] for part in parts.values()])
-    low, high = true.min(), true.max()
-    limits = (low - 0.25 * (high - low), high + 0.25 * (high - low))
-    edge = 0.03 * (limits[1] - limits[0])
-    ends, inside = (
-        (low - 0.08 * (high - low), high + 0.08 * (high - low)),
-        (limits[0] + edge, limits[1] - edge),
-    )
-    if log:
-        limits, ends, inside = (low / 3, high * 3), (low / 1.2, high * 1.2), (low / 2.8, high * 2.8)
-    for axes, (panel, title), (color, marker, _) in zip(grid, panels.items(), cycle(LOOKS), strict=False):
-        axes.set_title(title, fontsize=10)
-        axes.set_xlim(*ends)
-        axes.set_ylim(*limits)
-        if log:
-            axes.set(xscale="log", yscale="log")
-            for axis, (first, final) in ((axes.xaxis, ends), (axes.yaxis, limits)):
-                ticks = [
-                    t for power in range(-3, 7) for t in (10.0**power, 3 * 10.0**power) if first <= t <= final
-                ]
-                axis.set_ticks(ticks, [f"{t:.10g}" for t in ticks])
-                axis.set_ticks([], minor=True)
-        axes.set_xlabel(f"true {unit}")
-        if panel not in splits:
-            axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", fontsize=10)
-            continue
-        axes.plot([low, high], [low, high], color="#707070", linewidth=1)
-        chosen, r2 = splits[panel]
-        for large, rows in parts[panel].groupby(parts[panel]["split"] == chosen):
-            y = rows["predicted"].clip(*inside)
-            look = {"color": color, "markersize": 5.5 if large else 2.5, "alpha": 1.0 if large else 0.25}
-            axes.plot(
-                rows["true"], y, marker, linestyle="", markeredgewidth=0, zorder=3 if large else 2, **look
-            )
-        axes.set_title(f"{title}: R² = {number(r2)}", fontsize=10)
-    grid[0].set_ylabel(f"predicted {unit}")
-    return figure
 
 
 @styled
@@ -374,14 +371,8 @@ def _panels(
             rows = frame[(frame["panel"] == panel) & (frame["series"] == label)]
             at = rows["x"].map(place) if order else rows["x"]
             if {"low", "high"} <= {*rows}:
-                axes.fill_between(
-                    at,
-                    rows["low"].clip(*limits),
-                    rows["high"].clip(*limits),
-                    color=color,
-                    alpha=0.18,
-                    linewidth=0,
-                )
+                ends = (rows[end].clip(*limits) for end in ("low", "high"))
+                axes.fill_between(at, *ends, color=color, alpha=0.18, linewidth=0)
             filled = "white" if dashes == "--" and "hollow" not in rows else color
             size = 4.5 if len(rows) <= MOST_MARKED else 0
             look = {"color": color, "marker": marker, "markersize": size, "label": label}
@@ -407,91 +398,4 @@ def _panels(
         grid[-1].xaxis.set_minor_formatter(NullFormatter())
     grid[-1].set_xlabel(x)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper left", ncols=columns, fontsize=9.5)
-    return figure
-
-
-@styled
-def _bars(frame: pd.DataFrame, x: str) -> Figure:
-    labels, series = list(frame["label"].unique()), list(frame["series"].unique())
-    height = 0.8 / len(series)
-    size = 0.9 + 0.34 * len(labels) * max(1.0, len(series) ** 0.6)
-    figure = Figure(figsize=(WIDTH, size), layout="constrained")
-    axes = figure.subplots()
-    for count, (name, (color, *_)) in enumerate(zip(series, cycle(LOOKS), strict=False)):
-        rows = frame[frame["series"] == name].set_index("label").reindex(labels)
-        at = np.arange(len(labels)) + (count - (len(series) - 1) / 2) * height
-        axes.barh(at, rows["value"], 0.85 * height, color=color, label=name or "_nolegend_")
-        ends = np.abs(np.array([rows["value"] - rows["low"], rows["high"] - rows["value"]], dtype=float))
-        axes.errorbar(rows["value"], at, xerr=ends, fmt="none", ecolor="#202020", capsize=2)
-    axes.axvline(0, color="#707070", linewidth=0.8)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
-    axes.set_xlabel(x)
-    if len(series) > 1:
-        figure.legend(loc="outside upper left", ncols=2, fontsize=9.5)
-    return figure
-
-
-@styled
-def _matrix(
-    tables: Mapping[str, pd.DataFrame],
-    cells: Mapping[str, pd.DataFrame],
-    rows: str,
-    columns: str,
-    limits: tuple[float, float],
-) -> Figure:
-    few = max(table.shape[1] for table in tables.values()) <= 10
-    height = sum(0.9 + (0.38 if few else 0.22) * len(table) for table in tables.values())
-    figure = Figure(figsize=(WIDTH, 0.5 + height), layout="constrained")
-    grid = figure.subplots(len(tables), 1, squeeze=False)[:, 0]
-    shown = None
-    for axes, (title, table) in zip(grid, tables.items(), strict=True):
-        values = table.to_numpy(float)
-        shown = axes.imshow(
-            np.clip(values, *limits), cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto"
-        )
-        for row, column in np.ndindex(values.shape) if few else ():
-            share = (values[row, column] - limits[0]) / (limits[1] - limits[0])
-            text, color = str(cells[title].iat[row, column]), "white" if share > 0.55 else "black"
-            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
-        axes.set_title(title, fontsize=10.5)
-        axes.set_yticks(range(len(table)), [str(label) for label in table.index], fontsize=9)
-        axes.set_xticks(
-            range(table.shape[1]),
-            [str(label) for label in table.columns],
-            fontsize=9,
-            rotation=0 if few else 90,
-        )
-        axes.set_ylabel(rows)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
-    grid[-1].set_xlabel(columns)
-    if not few and shown is not None:
-        figure.colorbar(shown, ax=list(grid))
-    return figure
-
-
-@styled
-def _grid(
-    rows: Mapping[str, Sequence[tuple[str, np.ndarray]]],
-    width: float,
-    scale: tuple[float, float, str] | None,
-    label: str,
-) -> Figure:
-    columns = max(map(len, rows.values()))
-    figure = Figure(figsize=(width * columns + 0.5, 1.1 * width * len(rows) + 0.3), layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    look = {"vmin": scale[0], "vmax": scale[1], "cmap": scale[2]} if scale else {}
-    for places, (name, pictures) in zip(grid, rows.items(), strict=True):
-        for axes in places:
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_visible(False)
-        for axes, (title, picture) in zip(places, pictures, strict=False):
-            axes.imshow(picture, **(look if picture.ndim == 2 else {}))
-            axes.set_title(title, fontsize=8, pad=2, parse_math=False)
-        places[0].set_ylabel(name[:24], fontsize=8.5)
-    if scale and label:
-        colours = ScalarMappable(Normalize(*scale[:2]), scale[2])
-        figure.colorbar(colours, ax=grid, shrink=0.6, aspect=30, label=label)
     return figure

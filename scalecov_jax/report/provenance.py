@@ -31,14 +31,7 @@ _PACKAGES = (
 def provenance(
     command: Sequence[str], settings: Mapping[str, Any], networks: Mapping[str, Network], started: float
 ) -> dict[str, str]:
-    """Command, seed, versions, device, compiler, weights, settings, date and wall time, as text.
-
-    Args:
-        command: As typed, such as `sys.argv`.
-        settings: The run's configuration.
-        networks: The networks used, by name.
-        started: `time.monotonic()` at the start.
-    """
+    """Command, seed, versions, device, compiler, weights, settings, date and wall time since `time.monotonic()` at `started`."""
     device = jax.devices()[0]
     machine = f"{platform.machine()}, {os.cpu_count()} processors, {platform.system()}"
     weights = (

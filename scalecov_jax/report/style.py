@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-_Draw = TypeVar("_Draw", bound=Callable[..., Figure])
+_Draw = TypeVar("_Draw", bound=Callable[..., Any])
 
 # Okabe-Ito colours; markers and dashes differ too, so that the curves can be told apart in grey.
 BLUE, ORANGE, RED, GREEN, DARK = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#3c3c3c"
@@ -34,7 +34,7 @@ def styled(draw: _Draw) -> _Draw:
     """Draw with matplotlib's own defaults, whatever the user's matplotlibrc says."""
 
     @functools.wraps(draw)
-    def wrapped(*args: Any, **kwargs: Any) -> Figure:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         with matplotlib.rc_context(_STYLE):
             return draw(*args, **kwargs)
 
@@ -56,16 +56,10 @@ def r2_axis(axes: Axes, top: float) -> None:
     axes.axhline(np.exp(-1), color="#707070", linewidth=1, label="R² = 0: no better than the mean")
 
 
-def name_layers(axes: Axes, names: Sequence[str], marked: int | None = None) -> None:
-    """Name the layers along the abscissa: all, or where they are too many every n-th and the marked one, which is bold."""
-    step = -(-len(names) // MOST_NAMES)
-    shown = list(range(len(names) - 1, -1, -step))
-    if marked is not None:
-        shown = [marked, *(at for at in shown if abs(at - marked) >= step)]
-    shown.sort()
+def name_layers(axes: Axes, names: Sequence[str]) -> None:
+    """Name the layers along the abscissa: all, or where they are too many every n-th, the last among them."""
+    shown = range(len(names) - 1, -1, -len(names) // MOST_NAMES)[::-1]
     axes.set_xticks(shown, [names[at] for at in shown], rotation=90)
-    if marked is not None:
-        axes.get_xticklabels()[shown.index(marked)].set_fontweight("bold")
 
 
 def render(figure: Figure, image_format: Literal["png", "svg"]) -> bytes:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from scalecov_jax.checkpoints import check_files
 from scalecov_jax.hosts import gather_text, is_first, on_first
-from scalecov_jax.probes.sums import Sums
+from scalecov_jax.probes.sums import Sums, empty
 from scalecov_jax.streaming.stream_sums import State, Unreadable
 
 
@@ -24,9 +24,7 @@ def resume(folder: Path, fingerprint: Mapping[str, str]) -> State:
     What cannot be read is moved to `damaged_N` beside `folder`, with a warning: nothing is deleted, whatever the cause. All hosts
     read together, from a folder that they share.
 
-    Args:
-        folder: The states, one folder each.
-        fingerprint: What determines the sums, by name: images, weights, settings.
+    A fingerprint holds what determines the sums, by name: images, weights, settings.
 
     Raises:
         ValueError: The states were made with another fingerprint; names every difference.
@@ -82,7 +80,7 @@ def keeper(folder: Path, fingerprint: Mapping[str, str]) -> Callable[[State], No
 
         try:
             on_first(check_room)
-            ocp.save(str(folder.absolute() / str(state.flushes)), _tree(state), custom_metadata=noted)
+            ocp.save(str(folder.absolute() / str(state.flushes)), _tree(state.sums), custom_metadata=noted)
         except (OSError, ValueError) as error:
             problem = " ".join(str(error).split())[:200]
             raise ValueError(
@@ -127,7 +125,9 @@ def _load(folder: Path, number: int, fingerprint: Mapping[str, str]) -> State:
             f"The sums in {folder} were made from something else, so they cannot be resumed ({changed}). Take another --workdir, "
             "or --overwrite."
         )
-    loaded: Any = ocp.load(str(path), _blank(noted["shape"]))
+    shape = noted["shape"].items()
+    blank = {name: [empty(np.zeros(d), np.zeros(m))] * folds for name, (folds, d, m) in shape}
+    loaded: Any = ocp.load(str(path), _tree(blank))
     state = State(
         number,
         {name: [Sums(**loaded[name][str(k)]) for k in range(len(loaded[name]))] for name in noted["shape"]},
@@ -143,26 +143,12 @@ def _numbers(folder: Path) -> list[int]:
     return sorted((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), reverse=True)
 
 
-def _tree(state: State) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+def _tree(layers: Mapping[str, Sequence[Sums]]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     return {
         name: {
-            str(k): {field: np.asarray(value) for field, value in one._asdict().items()}
-            for k, one in enumerate(sums)
+            str(k): {field: np.asarray(x) for field, x in one._asdict().items()} for k, one in enumerate(sums)
         }
-        for name, sums in state.sums.items()
-    }
-
-
-def _blank(shape: Mapping[str, list[int]]) -> Any:
-    return {
-        name: {
-            str(k): {
-                field: np.empty(size)
-                for field, size in zip(Sums._fields, ((), d, m, d, m, (d, d), (d, m), m), strict=True)
-            }
-            for k in range(folds)
-        }
-        for name, (folds, d, m) in shape.items()
+        for name, sums in layers.items()
     }
 
 

@@ -5,37 +5,35 @@ batches they are added on the host to the sums of the fold; all hosts have the s
 """
 
 import json
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.features import Pooling, check_request, sharded_forward
+from scalecov_jax.compilation import jit
+from scalecov_jax.features import Pooling, check_request, local_to_global, sharded_forward
 from scalecov_jax.hosts import gather_text, is_first
 from scalecov_jax.images.batching import Reordered, batches
 from scalecov_jax.images.image_set import Skipped, Source
 from scalecov_jax.probes.permutation import Permuted
-from scalecov_jax.probes.sums import ROWS, Products, Sums, empty, merge
-from scalecov_jax.streaming.device_sums import DeviceSums
+from scalecov_jax.probes.sums import ROWS, Products, Sums, add, empty, merge
 
 FLUSH = 500  # batches
 
 
 class Targets(NamedTuple):
-    """What is regressed; columns are those of `values`, then those of every permutation.
+    """What is regressed; columns are those of `values`, then those of every permutation."""
 
-    Attributes:
-        values: One row an image.
-        permuted: Permutations of the measures, if any.
-    """
-
-    values: Float[np.ndarray, "N M"]
-    permuted: Permuted | None = None
+    values: Float[np.ndarray, "N M"]  # one row an image
+    permuted: Permuted | None = None  # permutations of the measures, if any
 
     def rows(self, taken: Int[np.ndarray, " R"]) -> Float[np.ndarray, "R T"]:
         """The targets of some images."""
@@ -99,26 +97,11 @@ def stream_sums(
 
     The bits depend on `batch_size`, `flush` and the devices, not on `workers`, nor on where a pass was broken and went on.
 
-    Args:
-        network: See `features.compute_features`, as `size`, `dtype` and `pooling`.
-        source: Examples; those that cannot be decoded are left out and named.
-        indices: Which examples to take; each is read once, by one host.
-        folds: The fold of each, from 0; see `probes.sums.fold_of`.
-        targets: What is regressed, one row for each of `indices`.
-        layers: See `features.pooled_features`.
-        size: In pixels.
-        batch_size: Images a step over all hosts, rounded up to a multiple of the number of devices.
-        dtype: Of the forward pass.
-        pooling: One of `features.POOLINGS`.
-        products: See `probes.sums.add`.
-        flush: Batches after which sums are added up and `keep` is called.
-        state: Where an earlier pass over the same images was broken off.
-        keep: Called with every new state, on every host.
-        workers: Processes that decode; see `batching.batches`.
-        progress: Label of a progress bar on stderr of the first host; none when absent.
-
-    Returns:
-        The state after the last image.
+    Examples of `indices` are read once each, by one host; those that cannot be decoded are left out and named. Folds count from 0
+    (see `probes.sums.fold_of`). `batch_size` are images a step over all hosts, rounded up to a multiple of the number of devices.
+    After every `flush` batches sums are added up, and `keep` is called with the new state on every host; `state` is where an
+    earlier pass over the same images was broken off. See also `features.compute_features`, `probes.sums.add` and
+    `batching.batches`.
 
     Raises:
         ValueError: See `check_request`; most images of a stretch cannot be read, as when a disk or a shard vanishes.
@@ -166,12 +149,6 @@ def stream_sums(
     return state
 
 
-def flushes(folds: Int[np.ndarray, " N"], batch_size: int, flush: int) -> int:
-    """Number of times that a pass adds up its sums."""
-    together = max(1, ROWS // batch_size)
-    return len(_plan(folds, batch_size, -(-flush // together) * together)[1])
-
-
 def _plan(
     folds: Int[np.ndarray, " N"], batch_size: int, flush: int
 ) -> tuple[Int[np.ndarray, "B b"], list[_Stretch]]:
@@ -217,3 +194,103 @@ def _flushed(
         one = merge(every[fold], added[name]) if every[fold].count else added[name]
         after[name] = [*every[:fold], one, *every[fold + 1 :]]
     return State(state.flushes + 1, after, state.unreadable + unreadable)
+
+
+class DeviceSums:
+    """Sums on the devices and the batches that wait to be added to them.
+
+    That of the features is the mean of the first images, that of the targets given. `together` batches are added at once; what is
+    left at the end of a stretch is added by eighths of that, then one by one.
+    """
+
+    def __init__(self, shift_y: Float[np.ndarray, " M"], together: int, products: Products):
+        self.mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        self.shift_y, self.together, self.products = shift_y, together, products
+        self.shares: dict[str, Sums] | None = None
+        self.pending: list[Any] = []
+        self.running: deque[Array] = deque()
+
+    def add(self, pooled: dict[str, Array], targets: np.ndarray, weight: np.ndarray) -> None:
+        """Add the features of a batch, at once or with the next ones."""
+        with jax.enable_x64(True):
+            self.pending.append((pooled, *(local_to_global(self.mesh, one) for one in (targets, weight))))
+        if len(self.pending) == self.together:
+            self._work(self.together)
+
+    def total(self) -> dict[str, Sums]:
+        """The sums of all shares, on the host; the next stretch begins at 0."""
+        for some in (max(1, self.together // 8), 1):
+            while len(self.pending) >= some:
+                self._work(some)
+        with jax.enable_x64(True):
+            found = jax.tree.map(np.asarray, _sum_of_shares(self.mesh)(self.shares))
+        self.shares = None
+        self.running.clear()
+        return found
+
+    def _work(self, some: int) -> None:
+        chunk, self.pending = self.pending[:some], self.pending[some:]
+        with jax.enable_x64(True):
+            if self.shares is None:
+                means = jax.tree.map(np.asarray, _means(self.mesh)(chunk))
+                self.shares = _begin(self.mesh)(
+                    {name: empty(mean, self.shift_y) for name, mean in means.items()}
+                )
+            self.shares, token = _update(self.mesh, self.products)(self.shares, chunk)
+        self.running.append(token)
+        if len(self.running) > 1:  # one at work, one waiting
+            self.running.popleft().block_until_ready()
+
+
+@cache
+def _means(mesh: Mesh) -> Any:
+    """Mean of each feature over the images that wait, the same on every device."""
+
+    def means(chunk: list[Any]) -> dict[str, Array]:
+        weight = jnp.concatenate([one[2] for one in chunk])
+        pooled = {name: jnp.concatenate([one[0][name] for one in chunk]) for name in chunk[0][0]}
+        return {name: weight @ x / jnp.maximum(weight.sum(), 1) for name, x in pooled.items()}
+
+    return jit(means, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+@cache
+def _begin(mesh: Mesh) -> Any:
+    """A share for each device."""
+
+    def begin(sums: dict[str, Sums]) -> dict[str, Sums]:
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (mesh.size, *leaf.shape)), sums)
+
+    return jit(begin, out_shardings=NamedSharding(mesh, PartitionSpec("data")))
+
+
+@cache
+def _update(mesh: Mesh, products: Products) -> Any:
+    """Every device adds its rows of the chunk to its share; the token tells when that is done."""
+
+    def update(shares: dict[str, Sums], chunk: list[Any]) -> tuple[dict[str, Sums], Array]:
+        targets, weight = (jnp.concatenate([one[part] for one in chunk]) for part in (1, 2))
+        found = {}
+        for name, share in shares.items():
+            features = jnp.concatenate([one[0][name] for one in chunk])
+            one = add(jax.tree.map(lambda leaf: leaf[0], share), features, targets, weight, products)
+            found[name] = jax.tree.map(lambda leaf: leaf[None], one)
+        return found, next(iter(found.values())).count + 0
+
+    split = PartitionSpec("data")
+    return jit(
+        jax.shard_map(update, mesh=mesh, in_specs=(split, split), out_specs=(split, split)), donate_argnums=0
+    )
+
+
+@cache
+def _sum_of_shares(mesh: Mesh) -> Any:
+    def total(shares: dict[str, Sums]) -> dict[str, Sums]:
+        return {
+            name: jax.tree.map(lambda leaf: leaf.sum(0), share)._replace(
+                shift_x=share.shift_x[0], shift_y=share.shift_y[0]
+            )
+            for name, share in shares.items()
+        }
+
+    return jit(total, out_shardings=NamedSharding(mesh, PartitionSpec()))

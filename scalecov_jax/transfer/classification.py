@@ -66,16 +66,7 @@ def fine_tune_detector(
 ) -> tuple[Network, Float[np.ndarray, " m"]]:
     """Fine-tune all weights for the second class: loss -y log p - (1 - y) log(1 - p) with p = sigmoid(logit).
 
-    Args:
-        network: Where to start; see `with_one_output`.
-        source: Patches, with labels of two classes; the second in the alphabet is detected.
-        train: Indices of the training patches.
-        test: Those of the others.
-        folder: See `fine_tuning.fine_tune`, as for all that follows.
-        size: Of the patches in pixels.
-        seed: Of the head and the order of the patches.
-        recipe: With the loss sigmoid_cross_entropy.
-        progress: Label of the progress bar.
+    Start, folder and recipe (with the loss sigmoid_cross_entropy) are those of `fine_tuning.fine_tune`; see `with_one_output`.
 
     Returns:
         The network with its head, and the logit of each held-out patch.
@@ -85,18 +76,9 @@ def fine_tune_detector(
     if recipe.loss != "sigmoid_cross_entropy":
         raise ValueError(f"recipe.loss is {recipe.loss!r}; a detector needs 'sigmoid_cross_entropy'.")
     whole, (first, second) = with_one_output(network, seed), sorted({*source.column("label")})
-    fitted = fine_tune(
-        pruned_network(whole, WHOLE),
-        source,
-        (source.column("label") == second).astype(float),
-        train,
-        test,
-        folder,
-        size=size,
-        seed=seed,
-        recipe=recipe,
-        progress=progress,
-    )
+    options: Any = {"size": size, "seed": seed, "recipe": recipe, "progress": progress}
+    classes = (source.column("label") == second).astype(float)
+    fitted = fine_tune(pruned_network(whole, WHOLE), source, classes, train, test, folder, **options)
     head = {"kernel": fitted.params["head"]["kernel"][:, None], "bias": fitted.params["head"]["bias"][None]}
     variables: dict[str, Any] = {"params": {**fitted.params["trunk"], HEAD: head}}
     if fitted.batch_stats:
@@ -118,12 +100,6 @@ def detected(
     """Accuracy at p = 0.5 and AUC = P(logit of class 1 > logit of class 0), ties counting half.
 
     Intervals are percentiles over 1000 resamples of whole patients; a resample without both classes is left out.
-
-    Args:
-        logits: Finite.
-        classes: 0 or 1.
-        groups: Patient of each patch.
-        seed: Of the resampling.
 
     Raises:
         ValueError: One class is missing.

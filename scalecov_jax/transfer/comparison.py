@@ -17,9 +17,10 @@ from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.preprocessing import Preprocessing
 from scalecov_jax.probes.splits import grouped_splits
+from scalecov_jax.tables import labelled
 from scalecov_jax.transfer import metrics
 from scalecov_jax.transfer.fine_tuning import Recipe, fine_tune
-from scalecov_jax.transfer.sweep import sweep
+from scalecov_jax.transfer.heads import sweep
 
 Model = Literal["whole", "pruned", "scratch"]
 MODELS: tuple[Model, ...] = ("whole", "pruned", "scratch")
@@ -60,16 +61,7 @@ def fine_tuned(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Fine-tune the three models with every seed; a finished training in `folder` is read, an unfinished goes on.
 
-    Args:
-        network: Pretrained.
-        name: Of its weights.
-        patches: All patches.
-        train: The training part of each seed.
-        layers: Where the pruned network is cut, for each seed.
-        folder: For the trainings, a folder each.
-        size: Height and width of the patches in pixels.
-        recipe: How to train.
-        preprocessing: In place of that of the weights.
+    `layers` says where the pruned network is cut for each seed; `preprocessing` takes the place of that of the weights.
 
     Returns:
         Predictions, see `metrics.held_out`; and weights, model, seed, epoch, mse (training, px^2) and mae (held-out, px), which
@@ -85,19 +77,9 @@ def fine_tuned(
         finished = where / "predictions.npz"
         if not finished.exists():
             inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)
-            fitted = fine_tune(
-                start,
-                patches,
-                patches.column("area"),
-                inside,
-                outside,
-                where,
-                size=size,
-                seed=seed,
-                recipe=recipe,
-                preprocessing=preprocessing,
-                progress=f"{name} {model} {last} seed {seed}",
-            )
+            options: Any = {"size": size, "seed": seed, "recipe": recipe, "preprocessing": preprocessing}
+            options["progress"] = f"{name} {model} {last} seed {seed}"
+            fitted = fine_tune(start, patches, patches.column("area"), inside, outside, where, **options)
             with replacing(finished) as partial:
                 np.savez(partial, area=fitted.predicted, curve=np.array(fitted.curve))
         with np.load(finished, allow_pickle=False) as file:
@@ -105,9 +87,7 @@ def fine_tuned(
             columns = {**named, "layer": last, "trainable": "all", "seed": seed}
             predictions.append(metrics.held_out(patches, mask, file["area"], **columns))
             curve = pd.DataFrame(file["curve"], columns=["epoch", "mse", "mae"]).astype({"epoch": int})
-        learning.append(
-            curve.assign(weights=name, model=model, seed=seed)[["weights", "model", "seed", *curve]]
-        )
+        learning.append(labelled(curve, weights=name, model=model, seed=seed))
     return pd.concat(predictions, ignore_index=True), pd.concat(learning, ignore_index=True)
 
 
@@ -119,20 +99,11 @@ def heads_compared(
     *,
     architecture: str,
     weights: str,
-    progress: bool = False,
     **descent: Any,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train a head on every layer, for all seeds together, by gradient descent and in closed form.
 
-    Args:
-        features: Pooled features of every layer, the whole network's last, under trained and random_weights.
-        patches: All patches.
-        train: The training part of each seed.
-        layers: Where the pruned network is cut, for each seed.
-        architecture: Name of the family.
-        weights: Name of the weights.
-        progress: Whether to show progress bars.
-        descent: epochs, batch_size and learning_rate of `heads.train_heads`.
+    Features of the whole network come last; `descent` is epochs, batch_size and learning_rate of `heads.train_heads`.
 
     Returns:
         Predictions of the three models by both heads, see `metrics.held_out`; and `metrics.layer_scores`.
@@ -141,15 +112,14 @@ def heads_compared(
     settings_of: dict[Literal["head", "ridge"], Mapping[str, Any]] = {"ridge": {}, "head": descent}
     swept = {
         (condition, head): sweep(
-            values, patches.column("area"), masks, [*train], head=head, progress=progress, **settings
+            values, patches.column("area"), masks, [*train], head=head, progress=True, **settings
         )
         for condition, values in features.items()
         for head, settings in settings_of.items()
     }
     predictions = []
-    for head, (row, (seed, mask)), model in itertools.product(
-        ("head", "ridge"), enumerate(train.items()), MODELS
-    ):
+    rows = enumerate(train.items())
+    for head, (row, (seed, mask)), model in itertools.product(("head", "ridge"), rows, MODELS):
         layer = layers[seed] if model == "pruned" else [*features["trained"]][-1]
         area = swept["random_weights" if model == "scratch" else "trained", head][layer][row, ~mask]
         named = {"architecture": architecture, "weights": weights, "model": model, "layer": layer}
@@ -172,11 +142,8 @@ def select_cuts(
 
     The whole network is no candidate: what is chosen is where to cut, and whether cutting helps is tested.
 
-    Args:
-        features: Of every layer at which the network can be cut, the whole last.
-        patches: All patches; those outside the training part of a seed have no influence on its choice.
-        train: The training part of each seed, which is also the seed of the inner splits.
-        splits: Inner splits by source image, for each seed.
+    Features of the whole come last; patches outside the training part of a seed, which is also the seed of the inner splits, have
+    no influence on its choice.
 
     Raises:
         ValueError: A training part has too few source images for an inner split, see `grouped_splits`.

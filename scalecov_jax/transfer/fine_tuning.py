@@ -1,5 +1,7 @@
 """Fine-tuning a whole or a pruned network, with a linear head, for the mean nucleus area of a patch or for one of two classes."""
 
+import hashlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,20 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
+from absl import logging
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
-from scalecov_jax.checkpoints import Network
+from scalecov_jax.atomic import replacing
+from scalecov_jax.checkpoints import Network, check_files
 from scalecov_jax.compilation import jit
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.image_set import Example, Skipped, Source
 from scalecov_jax.models.layers import MOMENTUM, global_average_pool
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.training import TrainState
-from scalecov_jax.transfer import resume
 
 Loss = Literal["squared_error", "sigmoid_cross_entropy"]
 LOG_EVERY = 10  # steps between looks at the loss
@@ -31,40 +35,29 @@ LOG_EVERY = 10  # steps between looks at the loss
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to fine-tune. The published recipe: 5 epochs, batch 32, Adam 1e-4, targets in pixels, raw inputs, running statistics.
+    """How to fine-tune; as published 5 epochs, batch 32, Adam 1e-4, targets in pixels, raw inputs, running statistics."""
 
-    Attributes:
-        epochs: Passes over the training patches; the last one is evaluated.
-        batch_size: Patches a step, over all devices; the rest of an epoch that fills no batch is left out.
-        learning_rate: Of Adam, constant.
-        targets: Regress pixels as they are (the published way: slow, as the head must grow to hundreds), or standardised by the
-            training part and predicted back in pixels.
-        batch_norm: Statistics used for prediction: the running ones (published), or averages over one more pass
-            through the training patches with the final weights, which short trainings need; or `frozen`: the normalisation
-            is that of the weights from beginning to end.
-        loss: Squared error; or the cross-entropy of two classes, 0 and 1, whose logit the head then gives.
-    """
-
-    epochs: int = 5
+    epochs: int = 5  # passes over the training patches; the last one is evaluated
+    # patches a step, over all devices; the rest of an epoch that fills no batch is left out
     batch_size: int = 32
-    learning_rate: float = 1e-4
+    learning_rate: float = 1e-4  # of Adam, constant
+    # regress pixels as they are (the published way: slow, as the head must grow to hundreds), or standardised by the training
+    # part and predicted back in pixels
     targets: Literal["pixels", "standardised"] = "pixels"
+    # statistics used for prediction: the running ones (published), or averages over one more pass through the training patches
+    # with the final weights, which short trainings need; or `frozen`: the normalisation is that of the weights from beginning
+    # to end
     batch_norm: Literal["running", "recomputed", "frozen"] = "running"
+    # squared error; or the cross-entropy of two classes, 0 and 1, whose logit the head then gives
     loss: Loss = "squared_error"
 
 
 class Regressor(NamedTuple):
-    """What of the fitted function is not learnt: area = offset + scale head(pool(trunk(preprocess(image)))).
+    """What of the fitted function is not learnt: area = offset + scale head(pool(trunk(preprocess(image))))."""
 
-    Attributes:
-        trunk: Network stopped after the layer of the cut.
-        preprocessing: Of the images.
-        loss: See `Recipe`.
-    """
-
-    trunk: nn.Module
-    preprocessing: Preprocessing
-    loss: Loss = "squared_error"
+    trunk: nn.Module  # network stopped after the layer of the cut
+    preprocessing: Preprocessing  # of the images
+    loss: Loss = "squared_error"  # see `Recipe`
 
 
 class Units(NamedTuple):
@@ -75,19 +68,13 @@ class Units(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """A fine-tuned network.
+    """A fine-tuned network."""
 
-    Attributes:
-        params: Of trunk and head.
-        batch_stats: Used for prediction.
-        predicted: Area of every held-out patch, in pixels; or its logit.
-        curve: Epoch, training MSE (px^2) and held-out MAE (px), which chose nothing; or training cross-entropy (nats) and share
-            of held-out patches whose class is wrong.
-    """
-
-    params: Any
-    batch_stats: Any
-    predicted: Float[np.ndarray, " n"]
+    params: Any  # of trunk and head
+    batch_stats: Any  # used for prediction
+    predicted: Float[np.ndarray, " n"]  # area of every held-out patch, in pixels; or its logit
+    # epoch, training MSE (px^2) and held-out MAE (px), which chose nothing; or training cross-entropy (nats) and share of
+    # held-out patches whose class is wrong
     curve: tuple[tuple[int, float, float], ...]
 
 
@@ -124,18 +111,9 @@ def fine_tune(
     Data-parallel over all devices: the batch is split, the batch normalisation sees all of it. A checkpoint is written after
     every epoch; a damaged one is set aside with a warning and the one before it is taken.
 
-    Args:
-        network: Where to start, stopped after the layer of the cut (its head, if it has one, is not used).
-        source: Patches.
-        areas: Mean nucleus area of each in pixels; or its class, 0 or 1.
-        train: Indices of the training patches.
-        test: Indices of the held-out patches.
-        folder: For the checkpoints and the curve.
-        size: Height and width of the patches in pixels.
-        seed: Of the head and of the order of the patches.
-        recipe: How to train.
-        preprocessing: In place of the one of the network's card: `raw` is the published way.
-        progress: Label of the progress bar on stderr; none when absent.
+    The network starts stopped after the layer of the cut (its head, if it has one, is not used). Areas are the mean nucleus area
+    of each patch in pixels, or its class, 0 or 1; `train` and `test` are indices of patches of `size` pixels;
+    `preprocessing` replaces that of the network's card: `raw` is the published way.
 
     Raises:
         ValueError: Areas that are not finite, too few patches for one batch, a batch that the devices cannot share, or a patch
@@ -158,8 +136,9 @@ def fine_tune(
     steps = len(train) // recipe.batch_size
     folder.mkdir(parents=True, exist_ok=True)
     states = (folder / "states").absolute()
-    state, done = resume.restore(states, state)
-    curve = [row for row in resume.read_curve(folder / "curve.csv") if row[0] <= done] if done else []
+    state, done = _restore(states, state)
+    before = pd.read_csv(folder / "curve.csv").itertuples(index=False, name=None) if done else ()
+    curve: list[Any] = [row for row in before if row[0] <= done]
 
     def stream(order: np.ndarray) -> Any:
         unreadable: list[Skipped] = []
@@ -168,16 +147,11 @@ def fine_tune(
                 raise ValueError(f"{unreadable[0].name}: {unreadable[0].detail}")
             yield batch
 
+    shown: Any = {"desc": progress, "unit": "step", "disable": progress is None}
     latest: Any = ocp.training.preservation_policies.LatestN(2)
     with (
         ocp.training.Checkpointer(str(states), preservation_policy=latest) as checkpointer,
-        tqdm(
-            total=recipe.epochs * steps,
-            initial=done * steps,
-            desc=progress,
-            unit="step",
-            disable=progress is None,
-        ) as bar,
+        tqdm(total=recipe.epochs * steps, initial=done * steps, **shown) as bar,
     ):
         for epoch in range(done + 1, recipe.epochs + 1):
             order = np.random.default_rng((seed, epoch)).permutation(train)[: steps * recipe.batch_size]
@@ -205,8 +179,9 @@ def fine_tune(
             mae = float(error.mean())
             curve.append((epoch, float(np.mean(jax.device_get(losses))), mae))
             columns = ("cross_entropy", "test_wrong") if classes else ("train_mse", "test_mae")
-            resume.write_curve(folder / "curve.csv", curve, columns)
-            checkpointer.save(epoch, state, custom_metadata={"sha256": resume.digest(state)})
+            with replacing(folder / "curve.csv") as partly:
+                pd.DataFrame(curve, columns=["epoch", *columns]).to_csv(partly, index=False)
+            checkpointer.save(epoch, state, custom_metadata={"sha256": digest(state)})
     batch_stats = state.batch_stats
     if recipe.batch_norm == "recomputed":
         batch_stats = _recompute(regressor, state, units, stream(train[: steps * recipe.batch_size]), split)
@@ -217,6 +192,43 @@ def fine_tune(
         )
     params, batch_stats = jax.device_get((state.params, batch_stats))
     return Fitted(params, batch_stats, predicted, tuple(curve))
+
+
+def _restore(folder: Path, state: TrainState) -> tuple[TrainState, int]:
+    """The newest state that can be read, and its epoch; `state` and 0 where there is none.
+
+    What cannot be read is moved to `damaged_N` beside `folder`, with a warning: nothing is deleted, whatever the cause.
+    """
+    found = sorted((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), reverse=True)
+    for epoch in found:
+        try:
+            check_files(folder / str(epoch))
+            with ocp.training.Checkpointer(str(folder)) as checkpointer:
+                loaded = checkpointer.load(epoch, abstract_state=state)
+                noted: Any = checkpointer.metadata(epoch).custom_metadata
+            if noted["sha256"] != digest(loaded):
+                raise ValueError("its values are not those that were written")
+        except Exception as error:
+            problem = " ".join(str(error).split())[:200]
+            aside = folder.parent / f"damaged_{epoch}"
+            damaged = "The checkpoint of epoch %d in %s is damaged and set aside as %s (%s)."
+            logging.warning(damaged, epoch, folder, aside.name, problem)
+            shutil.rmtree(aside, ignore_errors=True)
+            (folder / str(epoch)).rename(aside)
+        else:
+            logging.info("Going on after epoch %d of %s.", epoch, folder)
+            return loaded, epoch
+    if found:
+        logging.warning("No checkpoint in %s could be read; training begins again.", folder)
+    return state, 0
+
+
+def digest(state: TrainState) -> str:
+    """SHA-256 of all values, which orbax itself does not check."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(state)):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def initial_state(network: Network, learning_rate: float, seed: int) -> TrainState:

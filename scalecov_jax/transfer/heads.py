@@ -9,16 +9,17 @@ Axis letters as elsewhere, and R seeds, E epochs, B rows of a batch.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
+from tqdm import tqdm
 
 from scalecov_jax.compilation import jit
-from scalecov_jax.probes import ridge
+from scalecov_jax.probes import evaluate, ridge
 
 AnyArray: TypeAlias = np.ndarray | Array
 Mask: TypeAlias = Bool[AnyArray, "R N"] | Float[AnyArray, "R N"]
@@ -27,16 +28,11 @@ MOMENT_ROWS = 128
 
 
 class Heads(NamedTuple):
-    """Trained heads; predictions in px are features @ kernel.T + bias.
+    """Trained heads; predictions in px are features @ kernel.T + bias."""
 
-    Attributes:
-        kernel: In px a unit of the raw feature.
-        bias: In px.
-        losses: Mean squared error in px^2 on the training rows of each epoch, measured batch by batch before each step.
-    """
-
-    kernel: Float[Array, "R D"]
-    bias: Float[Array, " R"]
+    kernel: Float[Array, "R D"]  # in px a unit of the raw feature
+    bias: Float[Array, " R"]  # in px
+    # mean squared error in px^2 on the training rows of each epoch, measured batch by batch before each step
     losses: Float[Array, "R E"]
 
 
@@ -56,14 +52,8 @@ def train_heads(
     the initial bias 0. The rows of all seeds come in one order, the same in every call, new in each epoch; what remains after
     the last full batch is left out of that epoch. In each batch the error of a seed is the mean over the rows of its part.
 
-    Args:
-        features: Pooled features.
-        targets: In px.
-        train: One row a seed; 1 or True marks its training part. Other rows have no influence.
-        seeds: Of the initial kernels.
-        epochs: Passes over the rows. A weight moves by about learning_rate / 2 a step at most: few rows need more.
-        batch_size: Rows of a batch, at most N are used; a seed sees its own part of them.
-        learning_rate: Of the first step.
+    A mask is one row a seed, 1 or True in its training part; other rows have no influence. Targets are in px. A weight moves by
+    about learning_rate / 2 a step at most: few rows need more epochs. Of batches at most N rows are used.
 
     Raises:
         ValueError: Values that are not finite, a mask of other values than 0 and 1, a training part of fewer than two rows or
@@ -178,13 +168,7 @@ def _moments(
 def checked_arrays(
     features: Mapping[str, AnyArray], targets: AnyArray, train: AnyArray, seeds: Sequence[int] | None = None
 ) -> tuple[dict[str, np.ndarray], np.ndarray, Bool[np.ndarray, "R N"]]:
-    """All arrays on the host and the masks as booleans.
-
-    Args:
-        features: By layer, [N D]; the names appear in the error.
-        targets: In px, [N].
-        train: One row a seed, [R N].
-        seeds: Only their number is checked.
+    """All arrays on the host and the masks as booleans; only the number of seeds is checked.
 
     Raises:
         ValueError: Whatever `train_heads` does not accept, every problem at once.
@@ -212,3 +196,42 @@ def checked_arrays(
     if problems:
         raise ValueError("\n".join(problems))
     return arrays, y, selected
+
+
+def sweep(
+    features: Mapping[str, Float[np.ndarray, "N _"]],
+    targets: Float[np.ndarray, " N"],
+    train: Mask,
+    seeds: Sequence[int],
+    *,
+    head: Literal["ridge", "head"],
+    progress: bool = False,
+    **settings: Any,
+) -> dict[str, Float[np.ndarray, "R N"]]:
+    """Predictions in px of every seed's head for every row, by layer; one layer's do not depend on the others.
+
+    The head is "ridge" for `evaluate.fit` (penalties by leave-one-out; only the number of seeds matters) or "head" for
+    `train_heads`; settings are those of that function. Layers of equal width share one compilation.
+
+    Raises:
+        ValueError: As `train_heads` and `evaluate.fit`, for all layers at once; another `head`.
+        FloatingPointError: As `train_heads`; its note names the layer.
+    """
+    if head not in ("ridge", "head"):
+        raise ValueError(f'head must be "ridge" or "head", got {head!r}.')
+    _, y, mask = checked_arrays(features, targets, train, seeds)
+    predictions = {}
+    for name, values in tqdm(features.items(), desc="heads", unit="layer", disable=not progress):
+        try:
+            if head == "ridge":
+                fit = evaluate.fit(np.asarray(values), y[:, None], mask, **settings)
+                kernel, bias = fit.weights[:, :, 0], fit.intercept[:, 0]
+            else:
+                heads = train_heads(values, targets, train, seeds, **settings)
+                # float64, because the bias cancels much of a feature whose mean is far above its sd.
+                kernel, bias = np.asarray(heads.kernel, np.float64), np.asarray(heads.bias, np.float64)
+        except FloatingPointError as error:
+            error.add_note(f"In layer {name}.")
+            raise
+        predictions[name] = kernel @ values.T.astype(np.float64) + bias[:, None]
+    return predictions

@@ -14,62 +14,40 @@ from sklearn.metrics import cohen_kappa_score
 from scalecov_jax.concepts.nuclei import class_means, nearest_class
 from scalecov_jax.images.image_set import ImageSet
 from scalecov_jax.probes.statistics import clustered_bootstrap
+from scalecov_jax.tables import labelled
 from scalecov_jax.transfer import significance
 
 KEYS = ("architecture", "weights", "model", "layer", "trainable", "seed")
 BASES = ("whole", "scratch")
 KAPPAS = {"kappa": None, "kappa_quadratic": "quadratic"}
 COMPARED = (
-    "weights",
-    "trainable",
-    "metric",
-    "base",
-    "base_mean",
-    "base_sd",
-    "pruned_mean",
-    "pruned_sd",
-    "difference",
+    *("weights", "trainable", "metric", "base", "base_mean", "base_sd", "pruned_mean", "pruned_sd"),
+    *("difference", "low", "high", "wins", "seeds", "p", "p_holm", "smallest_p"),
 )
-COMPARED += ("low", "high", "wins", "seeds", "p", "p_holm", "smallest_p")
 
 
 def held_out(
     patches: ImageSet, train: Bool[np.ndarray, " N"], predicted: Float[np.ndarray, " n"], **columns: Any
 ) -> pd.DataFrame:
-    """What a model says of the patches outside a training part.
-
-    Args:
-        patches: All patches.
-        train: The training part.
-        predicted: Mean nucleus areas in pixels of the other patches, in their order.
-        columns: Those of `KEYS`.
+    """What a model says of the patches outside a training part; `predicted` are their mean nucleus areas in pixels, in order.
 
     Returns:
-        These, patch (its index), group (source image or patient), magnification, area (px, true), predicted (px) and nearest, the
-        magnification whose mean area in the training part is nearest to the prediction.
+        Columns `KEYS`, patch (its index), group (source image or patient), magnification, area (px, true), predicted (px) and
+        nearest, the magnification whose mean area in the training part is nearest to the prediction.
 
     Raises:
         ValueError: Predictions that are not finite.
     """
     patch = np.flatnonzero(~train)
     means = class_means(patches.column("area")[train], patches.column("magnification")[train])
-    frame = {
-        "patch": patch,
-        "group": patches.column("group")[patch],
-        "magnification": patches.column("magnification")[patch],
-        "area": patches.column("area")[patch],
-        "predicted": predicted.astype(np.float64),
-        "nearest": nearest_class(predicted.astype(np.float64), means),
-    }
-    return pd.DataFrame(frame).assign(**columns)[[*columns, *frame]]
+    of_patches = {name: patches.column(name)[patch] for name in ("group", "magnification", "area")}
+    areas = predicted.astype(np.float64)
+    said = {"predicted": areas, "nearest": nearest_class(areas, means)}
+    return labelled(pd.DataFrame({"patch": patch, **of_patches, **said}), **columns)
 
 
 def scores(predictions: pd.DataFrame, classes: Sequence[float] | np.ndarray) -> pd.DataFrame:
     """MAE = mean |true - predicted|, and kappa between true and nearest magnification, of every model and seed.
-
-    Args:
-        predictions: See `held_out`.
-        classes: All magnifications, rising.
 
     Returns:
         Columns `KEYS`, magnification (first "all", then each that is present), n (patches), mae (px), kappa and kappa_quadratic
@@ -122,16 +100,10 @@ def layer_scores(
     train: Mapping[int, Bool[np.ndarray, " N"]],
     **columns: Any,
 ) -> pd.DataFrame:
-    """Held-out errors of heads on every layer.
-
-    Args:
-        predicted: Areas in pixels of all patches by the head of each seed, by layer.
-        patches: All patches.
-        train: The training part of each seed.
-        columns: weights, condition (trained or random_weights) and head (ridge or head).
+    """Held-out errors of heads on every layer, from the areas in pixels of all patches predicted by the head of each seed.
 
     Returns:
-        These, layer, seed, mae and macro_mae (px, see `totals`).
+        The given columns, layer, seed, mae and macro_mae (px, see `totals`).
     """
     frames = []
     for layer, values in predicted.items():
@@ -139,7 +111,7 @@ def layer_scores(
         errors = errors.mask(np.stack([*train.values()]).T)
         macro = errors.groupby(patches.column("magnification")).mean().mean()
         frame = pd.DataFrame({"mae": errors.mean(), "macro_mae": macro}).reset_index()
-        frames.append(frame.assign(layer=layer, **columns)[[*columns, "layer", *frame]])
+        frames.append(labelled(frame, **columns, layer=layer))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -148,10 +120,6 @@ def compare_models(predictions: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFr
 
     Where every seed gives the same predictions for the same patches, as ridge on a single split, there is no comparison: a
     test would count the same result many times as evidence. A single seed and an undefined kappa are not compared either.
-
-    Args:
-        predictions: See `held_out`.
-        scores: Of these predictions.
 
     Returns:
         Columns `COMPARED`: metric is mae (px), kappa or kappa_quadratic; means and sample sd are over seeds; difference is the
@@ -208,4 +176,4 @@ def _interval(said: pd.DataFrame, base: str) -> tuple[float, float]:
     if len(np.unique(group)) < 2:
         return np.nan, np.nan
     first, second = (np.abs(said[model].to_numpy() - area) for model in ("pruned", base))
-    return clustered_bootstrap([first], [second], [group])
+    return clustered_bootstrap(first, second, group)

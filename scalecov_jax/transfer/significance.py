@@ -9,23 +9,14 @@ from scipy.stats import rankdata
 
 
 class Paired(NamedTuple):
-    """Comparison of two networks over the same seeds.
+    """Comparison of two networks over the same seeds."""
 
-    Attributes:
-        mean_difference: Mean of first - second.
-        sd_difference: Its standard deviation over seeds (ddof 1).
-        wins: Seeds with first < second; wins of the first for errors, of the second for kappa.
-        ties: Seeds with first = second.
-        p: Exact two-sided p of the Wilcoxon signed-rank test.
-        smallest_p: What p would be if all differences that are not 0 had one sign.
-    """
-
-    mean_difference: float
-    sd_difference: float
-    wins: int
-    ties: int
-    p: float
-    smallest_p: float
+    mean_difference: float  # mean of first - second
+    sd_difference: float  # its standard deviation over seeds (ddof 1)
+    wins: int  # seeds with first < second; wins of the first for errors, of the second for kappa
+    ties: int  # seeds with first = second
+    p: float  # exact two-sided p of the Wilcoxon signed-rank test
+    smallest_p: float  # what p would be if all differences that are not 0 had one sign
 
 
 def compare(first: Float[np.ndarray, " S"], second: Float[np.ndarray, " S"]) -> Paired:
@@ -33,10 +24,6 @@ def compare(first: Float[np.ndarray, " S"], second: Float[np.ndarray, " S"]) -> 
 
     With d = first - second, zeros dropped and n left, W = sum of the (mid-)ranks of |d| where d > 0. Under the null hypothesis
     all 2^n signs are equally likely, and p = min(1, 2 min(P(W <= w), P(W >= w))), no less than 2 / 2^n. If all d are 0, p = 1.
-
-    Args:
-        first: Metric of one network, a value a seed.
-        second: Of the other, in the order of the same seeds.
 
     Raises:
         ValueError: Fewer than 2 seeds, or values that are not finite.
