@@ -15,6 +15,7 @@ from absl import app, flags
 
 from scalecov_jax.images.batching import batches
 from scalecov_jax.images.folder import read_folder
+from scalecov_jax.images.image_set import ImageSet
 
 IMAGES = flags.DEFINE_string("images", "../shared/data/voc_single/JPEGImages", "Folder of JPEG files.")
 SIZE = flags.DEFINE_integer("size", 299, "Height and width to which images are resized, in pixels.")
@@ -30,7 +31,7 @@ class Once(NamedTuple):
     rate: float
 
 
-def measure(source: FolderImages, workers: int) -> Once:
+def measure(source: ImageSet, workers: int) -> Once:
     """One pass over the source."""
     started = time.perf_counter()
     stream = batches(source, SIZE.value, BATCH.value, [], workers=workers)

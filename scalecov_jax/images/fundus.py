@@ -52,7 +52,7 @@ def visible_disc(image: UInt8[np.ndarray, "H W 3"]) -> Disc:
         )
     bright = light > surround + _EDGE * (retina - surround)
     regions, _ = ndimage.label(bright)  # pyright: ignore[reportGeneralTypeIssues]
-    region = regions == np.argmax(np.bincount(regions[bright]))
+    region = regions == np.argmax(np.bincount(np.asarray(regions)[bright]))
     disc = _fit(region)
     if disc is None or not _is_disc(disc, region, bright):
         raise ValueError(

@@ -6,7 +6,7 @@ from functools import reduce
 from operator import index
 from typing import Any, NamedTuple, SupportsIndex
 
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Literal  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Window(NamedTuple):
