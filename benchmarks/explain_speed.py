@@ -23,10 +23,10 @@ from absl import app, flags
 
 from scalecov_jax.checkpoints import Card, Network, random_network
 from scalecov_jax.compilation import jit
-from scalecov_jax.explain import feature_visualization, grad_cam
-from scalecov_jax.explain.capture import capture
-from scalecov_jax.explain.gradients import layer_gradients
-from scalecov_jax.explain.target import Target, class_logit
+from scalecov_jax.explanation import feature_visualization, grad_cam
+from scalecov_jax.explanation.capture import capture
+from scalecov_jax.explanation.gradients import layer_gradients
+from scalecov_jax.explanation.target import Target, class_logit
 from scalecov_jax.models.architecture import get_architecture
 from scalecov_jax.models.folding import fold
 

@@ -53,7 +53,7 @@ def ours(network: str, images: np.ndarray) -> Callable[[], object]:
 
     from scalecov_jax.checkpoints import Card, random_network
     from scalecov_jax.checkpoints import network as network_of
-    from scalecov_jax.features import sharded_forward
+    from scalecov_jax.extraction import sharded_forward
     from scalecov_jax.models.architecture import get_architecture
     from scalecov_jax.models.pruning import abstract_variables
 

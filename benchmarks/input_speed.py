@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from absl import app, flags
 
-from scalecov_jax.images.batching import batches
-from scalecov_jax.images.folder import read_folder
-from scalecov_jax.images.image_set import ImageSet
+from scalecov_jax.imaging.batching import batches
+from scalecov_jax.imaging.folder import read_folder
+from scalecov_jax.imaging.image_set import ImageSet
 
 IMAGES = flags.DEFINE_string("images", "../shared/data/voc_single/JPEGImages", "Folder of JPEG files.")
 SIZE = flags.DEFINE_integer("size", 299, "Height and width to which images are resized, in pixels.")

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from absl import app, flags
 
-from scalecov_jax.images.batching import batches
-from scalecov_jax.images.image_set import ImageSet, Pixels
-from scalecov_jax.images.patches import open_patches, prepare_patches
+from scalecov_jax.imaging.batching import batches
+from scalecov_jax.imaging.image_set import ImageSet, Pixels
+from scalecov_jax.imaging.patches import open_patches, prepare_patches
 
 IMAGES = flags.DEFINE_string("images", "20,80,320", "Numbers of annotated images, separated by commas.")
 ONE = flags.DEFINE_integer("one", 0, "Measure this number in this process (used by the others).")

@@ -31,8 +31,8 @@ from scalecov_jax.concepts.compute import Measured
 from scalecov_jax.experiments.probe_memory import probe_class
 from scalecov_jax.experiments.probe_settings import Settings
 from scalecov_jax.experiments.probe_tables import class_tables
-from scalecov_jax.features import Features, dry_run
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.extraction import Features, dry_run
+from scalecov_jax.imaging.image_set import Example
 from scalecov_jax.models.architecture import get_architecture
 from scalecov_jax.models.pruning import abstract_variables
 from scalecov_jax.probes import evaluate

@@ -22,8 +22,8 @@ import numpy as np
 from absl import app, flags
 
 from scalecov_jax.checkpoints import Card, network, random_network
-from scalecov_jax.features import local_to_global, sharded_forward
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.extraction import local_to_global, sharded_forward
+from scalecov_jax.imaging.image_set import Example
 from scalecov_jax.models.architecture import available_layers, get_architecture
 from scalecov_jax.models.pruning import abstract_variables
 from scalecov_jax.streaming.stream_sums import DeviceSums, Targets, stream_sums

@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 
 from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging.image_set import Example
 
 LIMIT = 10 * 2**30
 
@@ -54,7 +54,7 @@ def network_key(network: Network, dtype: Any, pooling: str) -> str:
 @cache
 def _code() -> str:
     package = Path(__file__).parent
-    paths = (package / "features.py", *sorted((package / "models").glob("*.py")))
+    paths = (package / "extraction.py", *sorted((package / "models").glob("*.py")))
     return digest(*(path.read_text(encoding="utf-8") for path in paths))
 
 

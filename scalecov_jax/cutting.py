@@ -10,9 +10,9 @@ import numpy as np
 
 from scalecov_jax import checkpoints
 from scalecov_jax.checkpoints import Network
-from scalecov_jax.features import Pooling, compute_features, pooled_output
-from scalecov_jax.images.decoding import resize_image
-from scalecov_jax.images.image_set import Example, ImageError, Source
+from scalecov_jax.extraction import Pooling, compute_features, pooled_output
+from scalecov_jax.imaging.decoding import resize_image
+from scalecov_jax.imaging.image_set import Example, ImageError, Source
 from scalecov_jax.models.pruning import Pruning, abstract_variables, count_parameters, prune
 from scalecov_jax.scores import Estimator
 

@@ -61,7 +61,7 @@ def quick_scenes():
     """Scenes drawn by NumPy in place of those rendered, whose program compiles for long."""
     import plain_scenes
 
-    from scalecov_jax.images import scenes
+    from scalecov_jax.imaging import scenes
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("examples", "growing", "contact_sheet"):

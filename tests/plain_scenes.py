@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from scalecov_jax.images import scenes
-from scalecov_jax.images.image_set import Box, Example
+from scalecov_jax.imaging import scenes
+from scalecov_jax.imaging.image_set import Box, Example
 
 
 def _scene(rng, class_id, ratio, size, place=None):

@@ -11,9 +11,10 @@ from safetensors.numpy import save_file
 from test_fine_tuning import patches
 from tiny_network import draw_noise
 
-from scalecov_jax import checkpoints, features
+from scalecov_jax import checkpoints
+from scalecov_jax import extraction as features
 from scalecov_jax.experiments import pretrain
-from scalecov_jax.images import scenes
+from scalecov_jax.imaging import scenes
 from scalecov_jax.models import parity
 from scalecov_jax.models.architecture import ARCHITECTURES, Architecture, plain_name
 from scalecov_jax.models.download import choose

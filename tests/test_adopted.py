@@ -9,8 +9,9 @@ import pytest
 from flax import linen as nn
 from test_fine_tuning import patches
 
-from scalecov_jax import checkpoints, features
-from scalecov_jax.images.batching import batches
+from scalecov_jax import checkpoints
+from scalecov_jax import extraction as features
+from scalecov_jax.imaging.batching import batches
 from scalecov_jax.models.adopted import adopt
 from scalecov_jax.models.architecture import ARCHITECTURES
 from scalecov_jax.models.pruning import count_parameters, cumulative_parameters, prune

@@ -12,9 +12,9 @@ from quick_keras import quick_keras
 from test_models import TOLERANCE, images, random_network
 from test_port import same
 
-from scalecov_jax import features
+from scalecov_jax import extraction as features
 from scalecov_jax.checkpoints import random_network as reinitialised
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging.image_set import Example
 from scalecov_jax.models import efficientnet, parity
 from scalecov_jax.models.architecture import ARCHITECTURES
 from scalecov_jax.models.folding import fold

@@ -12,10 +12,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from scalecov_jax.images.batching import Reordered, batches
-from scalecov_jax.images.decoding import resize_image
-from scalecov_jax.images.image_set import Example, ImageError, Skipped
-from scalecov_jax.images.voc import read_boxes
+from scalecov_jax.imaging.batching import Reordered, batches
+from scalecov_jax.imaging.decoding import resize_image
+from scalecov_jax.imaging.image_set import Example, ImageError, Skipped
+from scalecov_jax.imaging.voc import read_boxes
 
 
 class Fake:

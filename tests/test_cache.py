@@ -14,7 +14,8 @@ import pytest
 from test_features import Broken, source
 from tiny_network import LAYERS, random_network
 
-from scalecov_jax import cache, features
+from scalecov_jax import cache
+from scalecov_jax import extraction as features
 from scalecov_jax.cache import FeatureStore
 from scalecov_jax.checkpoints import random_network as reinitialised
 
@@ -169,7 +170,7 @@ import sys
 from pathlib import Path
 from test_features import source
 from tiny_network import LAYERS, random_network
-from scalecov_jax import features
+from scalecov_jax import extraction as features
 from scalecov_jax.cache import FeatureStore
 
 if len(sys.argv) > 2:  # slowly, to be killed half-way

@@ -16,7 +16,7 @@ from scalecov_jax.concepts.colour import (
     colourfulness,
 )
 from scalecov_jax.concepts.measure import get_measure
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging.image_set import Example
 
 RNG = np.random.default_rng(0)
 # Pixels, and their 8-bit hue, saturation and value by cv2.cvtColor(image, cv2.COLOR_RGB2HSV) of OpenCV 5.0.

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from tiny_network import random_network
 
 from scalecov_jax.cutting import pruned_network
-from scalecov_jax.images.image_set import ImageSet, Pixels
+from scalecov_jax.imaging.image_set import ImageSet, Pixels
 from scalecov_jax.probes.evaluate import ALPHAS
 from scalecov_jax.probes.splits import grouped_splits
 from scalecov_jax.transfer import comparison, metrics

@@ -9,7 +9,7 @@ from skimage.color import rgb2gray
 from scalecov_jax.concepts.compute import measure_all
 from scalecov_jax.concepts.measure import MEASURES, ConceptMeasure, get_measure, get_measures
 from scalecov_jax.concepts.texture import masked_glcm
-from scalecov_jax.images.image_set import Box, Example
+from scalecov_jax.imaging.image_set import Box, Example
 
 RNG = np.random.default_rng(0)
 DOCS = Path(__file__).parents[1] / "docs" / "measures.md"

@@ -5,8 +5,8 @@ import unicodedata
 import pytest
 
 from scalecov_jax.concepts.csv_column import csv_column
-from scalecov_jax.images.csv_file import join, name_column, number, read_csv, texts
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging.csv_file import join, name_column, number, read_csv, texts
+from scalecov_jax.imaging.image_set import Example
 
 
 def write(tmp_path, text, **options):

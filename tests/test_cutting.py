@@ -11,7 +11,7 @@ from tiny_network import random_network
 
 from scalecov_jax import checkpoints
 from scalecov_jax.cutting import check_pruning, cut_checkpoint, pruned_network
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging.image_set import Example
 from scalecov_jax.models.architecture import ARCHITECTURES, Architecture
 from scalecov_jax.models.layers import ConvBlock
 

@@ -16,10 +16,10 @@ from scalecov_jax import run as runner
 from scalecov_jax.concepts.measure import get_measure
 from scalecov_jax.experiments import explain
 from scalecov_jax.experiments.explain_inputs import open_inputs
-from scalecov_jax.features import compute_features
+from scalecov_jax.extraction import compute_features
 from scalecov_jax.probes.splits import random_splits
-from scalecov_jax.rcv import STRIP, fit_rcvs, load_rcvs, save_rcvs
 from scalecov_jax.settings import parse
+from scalecov_jax.vectors import STRIP, fit_rcvs, load_rcvs, save_rcvs
 
 CONCEPTS = ("scale", "mean_luminance")
 pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_scenes")

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from skimage.draw import disk
 
-from scalecov_jax.images import retina
-from scalecov_jax.images.eyes import DATASET, PARTS, open_eyes, tfds_eyes
-from scalecov_jax.images.image_set import ImageError
+from scalecov_jax.imaging import retina
+from scalecov_jax.imaging.eyes import DATASET, PARTS, open_eyes, tfds_eyes
+from scalecov_jax.imaging.image_set import ImageError
 
 
 def photograph(blue: int, suffix: str = "jpeg") -> bytes:

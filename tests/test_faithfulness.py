@@ -8,10 +8,10 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.stats import spearmanr
 from tiny_network import random_network
 
-from scalecov_jax.explain import faithfulness, grad_cam
-from scalecov_jax.explain.gradients import layer_gradients
-from scalecov_jax.explain.target import class_logit, head_unit
-from scalecov_jax.images.image_set import Box
+from scalecov_jax.explanation import faithfulness, grad_cam
+from scalecov_jax.explanation.gradients import layer_gradients
+from scalecov_jax.explanation.target import class_logit, head_unit
+from scalecov_jax.imaging.image_set import Box
 
 
 @pytest.fixture(scope="module")

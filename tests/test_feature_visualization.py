@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tiny_network import random_network
 
-from scalecov_jax import rcv
-from scalecov_jax.explain import feature_visualization as visualization
-from scalecov_jax.explain import fourier_image
-from scalecov_jax.explain.feature_visualization import Stage
+from scalecov_jax import vectors as rcv
+from scalecov_jax.explanation import feature_visualization as visualization
+from scalecov_jax.explanation import fourier_image
+from scalecov_jax.explanation.feature_visualization import Stage
 
 SHORT = (Stage(20),)
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -13,10 +13,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 from tiny_network import LAYERS, random_network
 
-from scalecov_jax import features
+from scalecov_jax import extraction as features
 from scalecov_jax.cache import FeatureStore
 from scalecov_jax.checkpoints import random_network as reinitialised
-from scalecov_jax.images.image_set import Example, ImageError, Skipped
+from scalecov_jax.imaging.image_set import Example, ImageError, Skipped
 from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.preprocessing import preprocess
 
@@ -311,7 +311,7 @@ import sys
 import jax, numpy as np
 from tiny_network import LAYERS, random_network
 from test_features import source
-from scalecov_jax import features
+from scalecov_jax import extraction as features
 
 assert jax.device_count() == 8
 forward, batch_size = features.sharded_forward(random_network(), LAYERS, 6, jax.numpy.float32)

@@ -16,7 +16,7 @@ import pytest
 from tiny_network import random_network
 
 from scalecov_jax.cutting import pruned_network
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging.image_set import Example
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.transfer import fine_tuning
 from scalecov_jax.transfer.fine_tuning import (
@@ -238,7 +238,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
 
 
 def test_patches_that_cannot_be_decoded_stop_the_training(tmp_path):
-    from scalecov_jax.images.image_set import ImageError
+    from scalecov_jax.imaging.image_set import ImageError
 
     class Torn(list):
         def __getitem__(self, index):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scalecov_jax.images.decoding import decode_image
-from scalecov_jax.images.folder import (
+from scalecov_jax.imaging.decoding import decode_image
+from scalecov_jax.imaging.folder import (
     annotated,
     class_folders,
     enough,
@@ -16,8 +16,8 @@ from scalecov_jax.images.folder import (
     side_of,
     with_sizes,
 )
-from scalecov_jax.images.image_set import ImageError, count_reasons
-from scalecov_jax.images.sources import open_images, regroup, with_values
+from scalecov_jax.imaging.image_set import ImageError, count_reasons
+from scalecov_jax.imaging.sources import open_images, regroup, with_values
 
 RNG = np.random.default_rng(0)
 

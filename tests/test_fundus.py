@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from skimage.draw import disk
 
-from scalecov_jax.images import fundus
-from scalecov_jax.images.decoding import decode_image
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging import fundus
+from scalecov_jax.imaging.decoding import decode_image
+from scalecov_jax.imaging.image_set import Example
 
 
 def drawn(centre, radius, shape=(200, 260), colour=(200, 90, 40), surround=6):

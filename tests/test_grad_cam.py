@@ -7,10 +7,11 @@ import pytest
 from scipy.special import expit, softmax
 from tiny_network import random_network
 
-from scalecov_jax import checkpoints, rcv
-from scalecov_jax.explain import grad_cam
-from scalecov_jax.explain.gradients import check_gradients, layer_gradients
-from scalecov_jax.explain.target import (
+from scalecov_jax import checkpoints
+from scalecov_jax import vectors as rcv
+from scalecov_jax.explanation import grad_cam
+from scalecov_jax.explanation.gradients import check_gradients, layer_gradients
+from scalecov_jax.explanation.target import (
     class_count,
     class_index,
     class_logit,

@@ -20,9 +20,9 @@ from sklearn.metrics import cohen_kappa_score
 from scalecov_jax import checkpoints
 from scalecov_jax import run as runner
 from scalecov_jax.experiments import grade, grade_training
-from scalecov_jax.images import prepared_eyes, retina
-from scalecov_jax.images.image_set import ImageError, ImageSet, Pixels
-from scalecov_jax.images.prepared_eyes import prepare_eyes
+from scalecov_jax.imaging import prepared_eyes, retina
+from scalecov_jax.imaging.image_set import ImageError, ImageSet, Pixels
+from scalecov_jax.imaging.prepared_eyes import prepare_eyes
 from scalecov_jax.settings import parse
 from scalecov_jax.training import read_curve
 
@@ -51,7 +51,7 @@ TRAIN = """
 import json, sys
 import test_grader_pipeline as test
 from scalecov_jax import run
-from scalecov_jax.images import retina
+from scalecov_jax.imaging import retina
 
 retina.render = test.draw
 run.run("grade", json.loads(sys.argv[1]), sys.argv[2], command=["train_grader.py"])

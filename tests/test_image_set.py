@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from scalecov_jax.images.image_set import Box, Example, ImageError, Source, boxes_of, concatenate, image_set
+from scalecov_jax.imaging.image_set import Box, Example, ImageError, Source, boxes_of, concatenate, image_set
 
 
 def example(number, box=None):

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalecov_jax.images import scenes
-from scalecov_jax.images.decoding import central_square, clip_to_square
-from scalecov_jax.images.image_set import Box, Example, boxes_of, image_set
-from scalecov_jax.images.labelled import class_indices, open_labelled, parse_classes, squared
+from scalecov_jax.imaging import scenes
+from scalecov_jax.imaging.decoding import central_square, clip_to_square
+from scalecov_jax.imaging.image_set import Box, Example, boxes_of, image_set
+from scalecov_jax.imaging.labelled import class_indices, open_labelled, parse_classes, squared
 
 RNG = np.random.default_rng(0)
 

@@ -8,8 +8,8 @@ from flax import linen as nn
 from scipy.stats import wilcoxon
 from tiny_network import random_network
 
-from scalecov_jax.explain.full_grad import full_grad, gradient_size, rescaled
-from scalecov_jax.explain.localisation import (
+from scalecov_jax.explanation.full_grad import full_grad, gradient_size, rescaled
+from scalecov_jax.explanation.localisation import (
     average_precision,
     chance,
     compare_methods,
@@ -18,8 +18,8 @@ from scalecov_jax.explain.localisation import (
     lesions,
     locate,
 )
-from scalecov_jax.explain.score_propagation import propagate_scores
-from scalecov_jax.explain.target import class_logit, severity
+from scalecov_jax.explanation.score_propagation import propagate_scores
+from scalecov_jax.explanation.target import class_logit, severity
 from scalecov_jax.models.folding import fold
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

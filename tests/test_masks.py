@@ -5,8 +5,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from scalecov_jax.images.decoding import decode_mask
-from scalecov_jax.images.image_set import ImageError
+from scalecov_jax.imaging.decoding import decode_mask
+from scalecov_jax.imaging.image_set import ImageError
 
 LABELS = np.zeros((40, 50), np.uint16)
 for number, (row, column, side) in enumerate([(2, 3, 8), (15, 20, 10), (30, 5, 6), (5, 35, 9)], start=1):

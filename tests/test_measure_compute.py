@@ -11,10 +11,10 @@ from scalecov_jax.cache import content_hash
 from scalecov_jax.concepts import compute, scale
 from scalecov_jax.concepts.compute import check_measures, measure_all
 from scalecov_jax.concepts.measure import MEASURES, ConceptMeasure, get_measures
-from scalecov_jax.images import voc
-from scalecov_jax.images.image_set import Box, Example, ImageError, Skipped
-from scalecov_jax.images.labelled import open_labelled, squared
-from scalecov_jax.images.voc import read_boxes
+from scalecov_jax.imaging import voc
+from scalecov_jax.imaging.image_set import Box, Example, ImageError, Skipped
+from scalecov_jax.imaging.labelled import open_labelled, squared
+from scalecov_jax.imaging.voc import read_boxes
 
 RNG = np.random.default_rng(0)
 

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 
 from scalecov_jax.concepts.nuclei import PUBLISHED_MEANS, nearest_class
-from scalecov_jax.images.image_set import ImageSet, Pixels
+from scalecov_jax.imaging.image_set import ImageSet, Pixels
 from scalecov_jax.transfer.metrics import KEYS, held_out, scores, totals
 
 MEANS = dict(PUBLISHED_MEANS)

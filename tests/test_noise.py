@@ -28,9 +28,9 @@ from scalecov_jax.experiments.noise_maths import (
     targets_of,
     windows,
 )
-from scalecov_jax.features import compute_features
-from scalecov_jax.images.decoding import resize_image
-from scalecov_jax.images.noise import examples, white_noise
+from scalecov_jax.extraction import compute_features
+from scalecov_jax.imaging.decoding import resize_image
+from scalecov_jax.imaging.noise import examples, white_noise
 from scalecov_jax.models.preprocessing import preprocess
 from scalecov_jax.probes import evaluate
 from scalecov_jax.report.plots import median_split

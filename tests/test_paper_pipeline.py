@@ -13,7 +13,7 @@ from tiny_network import random_network
 
 from scalecov_jax import checkpoints, reproduction
 from scalecov_jax.experiments import EXPERIMENTS, probe
-from scalecov_jax.images import tissue
+from scalecov_jax.imaging import tissue
 from scalecov_jax.settings import parse
 
 CONFIG = Path(__file__).parents[1] / "configs" / "paper.py"

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from scalecov_jax.concepts import nuclei
-from scalecov_jax.images.folder import annotated as annotated_images
-from scalecov_jax.images.folder import read_folder
-from scalecov_jax.images.image_set import Example, count_reasons, image_set
-from scalecov_jax.images.patches import MAGNIFICATIONS, cut_patches, open_patches, prepare_patches
+from scalecov_jax.imaging.folder import annotated as annotated_images
+from scalecov_jax.imaging.folder import read_folder
+from scalecov_jax.imaging.image_set import Example, count_reasons, image_set
+from scalecov_jax.imaging.patches import MAGNIFICATIONS, cut_patches, open_patches, prepare_patches
 
 
 def annotated(size=256, *, group="p", name="one", seed=0, dots=True):

@@ -22,8 +22,8 @@ from quick_keras import quick_keras
 from safetensors.numpy import save_file
 
 from scalecov_jax import checkpoints
-from scalecov_jax.features import pooled_features
-from scalecov_jax.images.decoding import decode_image, resize_image
+from scalecov_jax.extraction import pooled_features
+from scalecov_jax.imaging.decoding import decode_image, resize_image
 from scalecov_jax.models import download, parity
 from scalecov_jax.models.architecture import ARCHITECTURES
 from scalecov_jax.models.folding import fold

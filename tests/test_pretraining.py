@@ -19,7 +19,7 @@ from tiny_network import Tiny, draw_noise
 from scalecov_jax import checkpoints, training
 from scalecov_jax import run as runner
 from scalecov_jax.experiments import pretrain
-from scalecov_jax.images import scenes
+from scalecov_jax.imaging import scenes
 from scalecov_jax.settings import parse
 from scalecov_jax.training import read_curve
 
@@ -42,7 +42,7 @@ PRETRAIN = """
 import json, sys
 import tiny_network
 from scalecov_jax import run
-from scalecov_jax.images import scenes
+from scalecov_jax.imaging import scenes
 
 scenes.draw = tiny_network.draw_noise
 resume = sys.argv[3:] == ["--resume"]

@@ -10,11 +10,11 @@ from scalecov_jax import checkpoints
 from scalecov_jax import run as runner
 from scalecov_jax.concepts.measure import MEASURES
 from scalecov_jax.experiments import probe
-from scalecov_jax.features import compute_features
-from scalecov_jax.images.sources import open_images
+from scalecov_jax.extraction import compute_features
+from scalecov_jax.imaging.sources import open_images
 from scalecov_jax.probes.splits import make_splits
-from scalecov_jax.rcv import load_rcv, load_rcvs
 from scalecov_jax.selection import select_layers
+from scalecov_jax.vectors import load_rcv, load_rcvs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_scenes")
 

@@ -11,8 +11,8 @@ from scalecov_jax import checkpoints
 from scalecov_jax import run as runner
 from scalecov_jax.cutting import cut_checkpoint
 from scalecov_jax.experiments import probe, probe_memory
-from scalecov_jax.features import compute_features
-from scalecov_jax.images.sources import open_images
+from scalecov_jax.extraction import compute_features
+from scalecov_jax.imaging.sources import open_images
 from scalecov_jax.selection import select_layers
 from scalecov_jax.settings import parse
 

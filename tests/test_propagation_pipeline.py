@@ -14,12 +14,12 @@ from scalecov_jax import checkpoints
 from scalecov_jax import run as runner
 from scalecov_jax.experiments import explain, explain_scores
 from scalecov_jax.experiments.explain_inputs import Subject
-from scalecov_jax.explain.localisation import average_precision
-from scalecov_jax.explain.target import class_logit, head_unit
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.explanation.localisation import average_precision
+from scalecov_jax.explanation.target import class_logit, head_unit
+from scalecov_jax.imaging.image_set import Example
 from scalecov_jax.probes.splits import random_splits
-from scalecov_jax.rcv import fit_rcvs, save_rcvs
 from scalecov_jax.settings import parse
+from scalecov_jax.vectors import fit_rcvs, save_rcvs
 
 # Tables that there were not before, and what is kept of single networks.
 NEW = ["localised/*"]
@@ -177,7 +177,7 @@ def located(settings, tmp_path_factory):
     asked = {"images": "retina", "scenes": 6, "localisation": True, "randomisation": True, "smoothing": "0,2"}
     changes = {**settings, **asked, "classes": "predicted,severity"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scalecov_jax.images.retina.examples", retinas)
+        patch.setattr("scalecov_jax.imaging.retina.examples", retinas)
         table = run(changes, folder)
         before = {one: one.stat().st_mtime_ns for one in (folder / "localised").iterdir()}
         run(changes, folder, resume=True)

@@ -10,11 +10,11 @@ from tiny_network import random_network
 
 from scalecov_jax.checkpoints import fingerprints
 from scalecov_jax.cutting import pruned_network
-from scalecov_jax.explain.target import rcv_projection
-from scalecov_jax.features import Features
+from scalecov_jax.explanation.target import rcv_projection
+from scalecov_jax.extraction import Features
 from scalecov_jax.probes.evaluate import ALPHAS
 from scalecov_jax.probes.splits import random_splits
-from scalecov_jax.rcv import check_rcvs, fit_rcvs, load_rcv, load_rcvs, rcv_table, save_rcvs
+from scalecov_jax.vectors import check_rcvs, fit_rcvs, load_rcv, load_rcvs, rcv_table, save_rcvs
 
 LAYER = "block_1"
 

@@ -9,8 +9,8 @@ import pytest
 from scalecov_jax.concepts.compute import measure_all
 from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.experiments.probe_tables import score_table
-from scalecov_jax.features import compute_features
-from scalecov_jax.images.voc import read_boxes
+from scalecov_jax.extraction import compute_features
+from scalecov_jax.imaging.voc import read_boxes
 from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.port import port
 from scalecov_jax.probes import evaluate

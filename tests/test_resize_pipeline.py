@@ -15,7 +15,7 @@ from tiny_network import random_network
 from scalecov_jax import checkpoints
 from scalecov_jax import run as runner
 from scalecov_jax.experiments import resize, resize_maths
-from scalecov_jax.images import scenes
+from scalecov_jax.imaging import scenes
 from scalecov_jax.settings import parse
 
 CLASSES = len(scenes.CLASSES)

@@ -12,7 +12,7 @@ from flax import linen as nn
 from PIL import Image
 from tiny_network import random_network
 
-from scalecov_jax import features
+from scalecov_jax import extraction as features
 from scalecov_jax.experiments import resize_maths
 from scalecov_jax.experiments.resize_maths import (
     check_sizes,
@@ -29,8 +29,8 @@ from scalecov_jax.experiments.resize_maths import (
     true_class,
     wilson_interval,
 )
-from scalecov_jax.images.decoding import FILTERS
-from scalecov_jax.images.image_set import Box, Example, ImageError, image_set
+from scalecov_jax.imaging.decoding import FILTERS
+from scalecov_jax.imaging.image_set import Box, Example, ImageError, image_set
 from scalecov_jax.models.layers import Softmax
 from scalecov_jax.models.preprocessing import preprocess
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scalecov_jax.images import fundus, retina
-from scalecov_jax.images.sources import open_images
+from scalecov_jax.imaging import fundus, retina
+from scalecov_jax.imaging.sources import open_images
 
 SIZE = 160  # at which every lesion is larger than a pixel
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from scalecov_jax.concepts.scale import log_scale, measure, scale_ratio, sqrt_scale
-from scalecov_jax.images.image_set import Box, Example
-from scalecov_jax.images.voc import read_boxes
+from scalecov_jax.imaging.image_set import Box, Example
+from scalecov_jax.imaging.voc import read_boxes
 
 
 def test_corners_are_inclusive():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from scalecov_jax.concepts import scale
-from scalecov_jax.images import scenes
-from scalecov_jax.images.sources import open_images
+from scalecov_jax.imaging import scenes
+from scalecov_jax.imaging.sources import open_images
 
 SIZE = 64
 COUNT = len(scenes.CLASSES)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scalecov_jax.explain.score_maps import (
+from scalecov_jax.explanation.score_maps import (
     PUBLISHED,
     Prior,
     binary_map,

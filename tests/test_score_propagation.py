@@ -10,14 +10,14 @@ from flax import linen as nn
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
-from scalecov_jax.explain.score_propagation import (
+from scalecov_jax.explanation.score_propagation import (
     layer_names,
     peak_bytes,
     propagate_scores,
     relative_error,
     sum_of_parts,
 )
-from scalecov_jax.explain.target import Target, class_logit, class_probability, head_unit, predicted_logit
+from scalecov_jax.explanation.target import Target, class_logit, class_probability, head_unit, predicted_logit
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.layers import max_pool
 

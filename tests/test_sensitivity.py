@@ -7,8 +7,8 @@ from scipy.special import softmax
 from test_grad_cam import gradients_64, tail
 from tiny_network import random_network
 
-from scalecov_jax.explain import sensitivity
-from scalecov_jax.explain.target import class_logit, class_probability
+from scalecov_jax.explanation import sensitivity
+from scalecov_jax.explanation.target import class_logit, class_probability
 
 LAYER = "block_1"
 

@@ -10,7 +10,7 @@ from skimage.measure import regionprops
 from scalecov_jax.concepts.measure import get_measure
 from scalecov_jax.concepts.nuclei import mean_area_of_instances
 from scalecov_jax.concepts.shape import PROPERTIES, instances
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging.image_set import Example
 
 
 def measured(name, mask):

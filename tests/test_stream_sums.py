@@ -13,8 +13,8 @@ from test_streaming import of_features
 from tiny_network import random_network
 
 from scalecov_jax import hosts
-from scalecov_jax.features import compute_features
-from scalecov_jax.images.image_set import Example, ImageError
+from scalecov_jax.extraction import compute_features
+from scalecov_jax.imaging.image_set import Example, ImageError
 from scalecov_jax.probes.permutation import Permuted
 from scalecov_jax.probes.splits import k_folds
 from scalecov_jax.probes.sums import fold_of, moved

@@ -12,7 +12,7 @@ from skimage.util import img_as_ubyte
 
 from scalecov_jax.concepts.measure import get_measure
 from scalecov_jax.concepts.texture import ANGLES, PROPERTIES, cooccurrence, glcm_property, grey_levels
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging.image_set import Example
 
 STEPS = {0: (0, 1), 45: (1, 1), 90: (1, 0), 135: (1, -1)}
 TINY = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 2, 2, 2], [2, 2, 3, 3]], np.uint8)

@@ -22,9 +22,9 @@ from scalecov_jax.cutting import pruned_network
 from scalecov_jax.experiments import texture
 from scalecov_jax.experiments import texture_maths as maths
 from scalecov_jax.experiments.texture_maths import in_sample_r2, score_texture
-from scalecov_jax.explain.target import class_probability
-from scalecov_jax.images import tissue
-from scalecov_jax.images.image_set import Example, image_set
+from scalecov_jax.explanation.target import class_probability
+from scalecov_jax.imaging import tissue
+from scalecov_jax.imaging.image_set import Example, image_set
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.report.numbers import number as shown
 from scalecov_jax.settings import parse

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from scalecov_jax.images import tissue
+from scalecov_jax.imaging import tissue
 
 FINE, COARSE = (128, 20.0), (128, 10.0)  # the only shapes compiled, 64 and 128 um wide
 PATIENTS, PLACES = 24, 2

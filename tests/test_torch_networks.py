@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 from torch_references import FILE, HOOKS, images, state_dict, torch_features
 
-from scalecov_jax.features import pooled_features
+from scalecov_jax.extraction import pooled_features
 from scalecov_jax.models.architecture import ARCHITECTURES
 from scalecov_jax.models.port import port
 

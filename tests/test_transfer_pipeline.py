@@ -13,8 +13,8 @@ from tiny_network import random_network
 from scalecov_jax import checkpoints
 from scalecov_jax import run as runner
 from scalecov_jax.experiments import transfer
-from scalecov_jax.images import tissue
-from scalecov_jax.images.image_set import Example, image_set
+from scalecov_jax.imaging import tissue
+from scalecov_jax.imaging.image_set import Example, image_set
 from scalecov_jax.transfer import fine_tuning
 
 RENDERED = tissue.regions

@@ -7,8 +7,8 @@ from test_report import HOSTILE
 
 from scalecov_jax.experiments.transfer import Settings
 from scalecov_jax.experiments.transfer_report import NO_TEST, UNCUT, report, verdict
-from scalecov_jax.images.image_set import ImageSet, Pixels
-from scalecov_jax.images.patches import MAGNIFICATIONS
+from scalecov_jax.imaging.image_set import ImageSet, Pixels
+from scalecov_jax.imaging.patches import MAGNIFICATIONS
 from scalecov_jax.report.page import render_report
 from scalecov_jax.transfer import metrics
 

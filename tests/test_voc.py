@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from scalecov_jax.concepts.scale import scale_ratio
-from scalecov_jax.images.decoding import (
+from scalecov_jax.imaging.decoding import (
     FILTERS,
     decode_image,
     image_size,
@@ -18,9 +18,9 @@ from scalecov_jax.images.decoding import (
     resize_image,
     turn_box,
 )
-from scalecov_jax.images.folder import turned
-from scalecov_jax.images.image_set import Box, ImageError, Skipped, boxes_of, count_reasons
-from scalecov_jax.images.voc import read_boxes, tfds_boxes
+from scalecov_jax.imaging.folder import turned
+from scalecov_jax.imaging.image_set import Box, ImageError, Skipped, boxes_of, count_reasons
+from scalecov_jax.imaging.voc import read_boxes, tfds_boxes
 
 WIDTH, HEIGHT = 40, 30
 GRADIENT = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from test_port import CLASSES, layout_of, same, tensors, write_keras
 
 from scalecov_jax import checkpoints
-from scalecov_jax.images.decoding import decode_image, resize_image
+from scalecov_jax.imaging.decoding import decode_image, resize_image
 from scalecov_jax.models.architecture import ARCHITECTURES
 from scalecov_jax.models.layers import convolve
 from scalecov_jax.models.port import _check_preprocessing, checksum, port

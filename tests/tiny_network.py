@@ -6,7 +6,7 @@ import numpy as np
 from flax import linen as nn
 
 from scalecov_jax.checkpoints import Card, Network, network
-from scalecov_jax.images import scenes
+from scalecov_jax.imaging import scenes
 from scalecov_jax.models.architecture import ARCHITECTURES, Architecture, get_architecture
 from scalecov_jax.models.layers import WHOLE, ConvBlock, GlobalAveragePool, MaxPool, Softmax
 from scalecov_jax.models.pruning import abstract_variables

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging.image_set import Example
 
 BANDS = {
     "red": (165, 10),

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from scalecov_jax.images.csv_file import finder, number, read_csv, required_column
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging.csv_file import finder, number, read_csv, required_column
+from scalecov_jax.imaging.image_set import Example
 
 
 def csv_column(path: str | Path, column: str) -> Callable[[Example], float]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from scalecov_jax.concepts import colour, nuisance, scale, shape, texture
 from scalecov_jax.concepts.csv_column import csv_column
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging.image_set import Example
 
 
 class ConceptMeasure(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from skimage.color import rgb2gray
 
-from scalecov_jax.images.image_set import Box, Example
+from scalecov_jax.imaging.image_set import Box, Example
 
 
 def image_width(example: Example) -> float:

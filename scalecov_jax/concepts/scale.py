@@ -2,7 +2,7 @@
 
 import math
 
-from scalecov_jax.images.image_set import Box, Example
+from scalecov_jax.imaging.image_set import Box, Example
 
 
 def scale_ratio(box: Box, height: int, width: int) -> float:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Integer
 from skimage.measure import label, regionprops
 
 from scalecov_jax.concepts.nuclei import MIN_AREA
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging.image_set import Example
 
 PROPERTIES = {
     "area": "area",

@@ -10,7 +10,7 @@ from skimage.color import rgb2gray
 from skimage.feature import graycomatrix
 
 from scalecov_jax.concepts.shape import required_mask
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging.image_set import Example
 
 PROPERTIES = ("contrast", "dissimilarity", "homogeneity", "asm", "energy", "correlation")
 ANGLES = (0, 45, 90, 135)

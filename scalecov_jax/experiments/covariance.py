@@ -22,10 +22,10 @@ from scalecov_jax.concepts.compute import measure_all
 from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.experiments import covariance_maths as maths
 from scalecov_jax.experiments.covariance_maths import MEASURES, METRICS, Seen
-from scalecov_jax.features import cached_features, compute_features
-from scalecov_jax.images import scenes
-from scalecov_jax.images.decoding import encode_jpeg, resize_image
-from scalecov_jax.images.image_set import MIN_IMAGES, Example
+from scalecov_jax.extraction import cached_features, compute_features
+from scalecov_jax.imaging import scenes
+from scalecov_jax.imaging.decoding import encode_jpeg, resize_image
+from scalecov_jax.imaging.image_set import MIN_IMAGES, Example
 from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.receptive_field import check_size
 from scalecov_jax.report import plots

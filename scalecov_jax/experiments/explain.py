@@ -14,8 +14,8 @@ from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments import explain_checks, explain_maps, explain_scores
 from scalecov_jax.experiments.explain_checks import REFERENCE
 from scalecov_jax.experiments.explain_inputs import METHODS, Settings, Subject, open_inputs
-from scalecov_jax.explain import grad_cam
-from scalecov_jax.images.image_set import Skipped
+from scalecov_jax.explanation import grad_cam
+from scalecov_jax.imaging.image_set import Skipped
 from scalecov_jax.report import page, pictures, plots
 from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import number

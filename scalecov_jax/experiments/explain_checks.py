@@ -16,15 +16,15 @@ from scipy.ndimage import gaussian_filter
 
 from scalecov_jax.experiments.explain_inputs import Subject
 from scalecov_jax.experiments.explain_scores import by_image, settle_targets, target_names, total_maps
-from scalecov_jax.explain import grad_cam
-from scalecov_jax.explain.faithfulness import parts_downwards, weight_randomisation
-from scalecov_jax.explain.full_grad import full_grad, gradient_size
-from scalecov_jax.explain.gradients import layer_gradients
-from scalecov_jax.explain.localisation import Located, Mask, chance, compare_methods, locate
-from scalecov_jax.explain.score_maps import binary_map
-from scalecov_jax.explain.score_propagation import propagate_scores
-from scalecov_jax.explain.target import Target
-from scalecov_jax.features import Features, cached_features
+from scalecov_jax.explanation import grad_cam
+from scalecov_jax.explanation.faithfulness import parts_downwards, weight_randomisation
+from scalecov_jax.explanation.full_grad import full_grad, gradient_size
+from scalecov_jax.explanation.gradients import layer_gradients
+from scalecov_jax.explanation.localisation import Located, Mask, chance, compare_methods, locate
+from scalecov_jax.explanation.score_maps import binary_map
+from scalecov_jax.explanation.score_propagation import propagate_scores
+from scalecov_jax.explanation.target import Target
+from scalecov_jax.extraction import Features, cached_features
 from scalecov_jax.models.folding import fold
 from scalecov_jax.tables import kept_table
 

@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network, fingerprints, load_networks, random_network
 from scalecov_jax.concepts.measure import get_measures
-from scalecov_jax.explain import grad_cam
-from scalecov_jax.explain.capture import capture
-from scalecov_jax.explain.feature_visualization import Objective, channel, direction, neuron, whole_layer
-from scalecov_jax.explain.gradients import layer_gradients
-from scalecov_jax.explain.target import (
+from scalecov_jax.explanation import grad_cam
+from scalecov_jax.explanation.capture import capture
+from scalecov_jax.explanation.feature_visualization import Objective, channel, direction, neuron, whole_layer
+from scalecov_jax.explanation.gradients import layer_gradients
+from scalecov_jax.explanation.target import (
     LOGITS,
     Target,
     class_count,
@@ -28,16 +28,16 @@ from scalecov_jax.explain.target import (
     rcv_projection,
     severity,
 )
-from scalecov_jax.images import fundus
-from scalecov_jax.images.batching import batches
-from scalecov_jax.images.folder import read_folder
-from scalecov_jax.images.image_set import ImageError, ImageSet, Skipped, Source
-from scalecov_jax.images.sources import RETINA, SCENES, has_classes, open_images
+from scalecov_jax.imaging import fundus
+from scalecov_jax.imaging.batching import batches
+from scalecov_jax.imaging.folder import read_folder
+from scalecov_jax.imaging.image_set import ImageError, ImageSet, Skipped, Source
+from scalecov_jax.imaging.sources import RETINA, SCENES, has_classes, open_images
 from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.preprocessing import preprocess
-from scalecov_jax.rcv import Rcv, Vector, load_rcvs, strip
 from scalecov_jax.settings import Base, setting, together
+from scalecov_jax.vectors import Rcv, Vector, load_rcvs, strip
 
 Method = Literal[grad_cam.Method, "sensitivity", "feature_visualization", "score_propagation"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -13,13 +13,13 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from scalecov_jax.experiments.explain_inputs import Subject
-from scalecov_jax.explain import faithfulness, feature_visualization, grad_cam, sensitivity
-from scalecov_jax.explain.feature_visualization import RECIPES, Stage, load_state, save_state
-from scalecov_jax.explain.gradients import LayerGradients, check_gradients, layer_gradients
-from scalecov_jax.features import Features, cached_features
-from scalecov_jax.images.decoding import resize_image
-from scalecov_jax.images.image_set import Box, Skipped
-from scalecov_jax.rcv import STRIP
+from scalecov_jax.explanation import faithfulness, feature_visualization, grad_cam, sensitivity
+from scalecov_jax.explanation.feature_visualization import RECIPES, Stage, load_state, save_state
+from scalecov_jax.explanation.gradients import LayerGradients, check_gradients, layer_gradients
+from scalecov_jax.extraction import Features, cached_features
+from scalecov_jax.imaging.decoding import resize_image
+from scalecov_jax.imaging.image_set import Box, Skipped
+from scalecov_jax.vectors import STRIP
 
 _CHUNK = 32  # steps between two states
 Use = Callable[[nn.Module, Any, Float[Array, "N H W 3"], LayerGradients], dict[str, Array]]
@@ -107,7 +107,7 @@ def _pointing(table: pd.DataFrame, maps: np.ndarray, boxes: Sequence[Box], seed:
 
 
 def weigh_concepts(subject: Subject, folder: Path | None) -> tuple[pd.DataFrame, tuple[Skipped, ...]]:
-    """How a target changes along concepts; see `explain.sensitivity` for the columns.
+    """How a target changes along concepts; see `explanation.sensitivity` for the columns.
 
     gradients/ in the folder keeps the gradients.
 

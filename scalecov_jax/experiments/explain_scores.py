@@ -17,8 +17,8 @@ from jaxtyping import Float
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments.explain_inputs import Subject
 from scalecov_jax.experiments.explain_maps import joined
-from scalecov_jax.explain.capture import capture
-from scalecov_jax.explain.score_maps import (
+from scalecov_jax.explanation.capture import capture
+from scalecov_jax.explanation.score_maps import (
     PRIORS,
     QUOTED_KERNELS,
     binary_map,
@@ -27,7 +27,7 @@ from scalecov_jax.explain.score_maps import (
     spread,
     spread_evenly,
 )
-from scalecov_jax.explain.score_propagation import (
+from scalecov_jax.explanation.score_propagation import (
     Parts,
     layer_names,
     peak_bytes,
@@ -35,10 +35,10 @@ from scalecov_jax.explain.score_propagation import (
     relative_difference,
     sum_of_parts,
 )
-from scalecov_jax.explain.target import Target, settled
-from scalecov_jax.features import Features, cached_features
-from scalecov_jax.images.decoding import resize_image
-from scalecov_jax.images.image_set import Skipped
+from scalecov_jax.explanation.target import Target, settled
+from scalecov_jax.extraction import Features, cached_features
+from scalecov_jax.imaging.decoding import resize_image
+from scalecov_jax.imaging.image_set import Skipped
 from scalecov_jax.models.folding import folded
 from scalecov_jax.models.receptive_field import layer_fields
 from scalecov_jax.report.pictures import Album, black_and_white, blink, marked, signed_map

@@ -20,9 +20,9 @@ from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments.grade_scores import REFERABLE, evaluate, two_eyes
 from scalecov_jax.experiments.grade_training import PREPROCESSING, eye_features, grade_probabilities, train
-from scalecov_jax.images.eyes import GRADES, PARTS, open_eyes
-from scalecov_jax.images.image_set import ImageSet
-from scalecov_jax.images.prepared_eyes import prepare_eyes
+from scalecov_jax.imaging.eyes import GRADES, PARTS, open_eyes
+from scalecov_jax.imaging.image_set import ImageSet
+from scalecov_jax.imaging.prepared_eyes import prepare_eyes
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.model_card import curve_image

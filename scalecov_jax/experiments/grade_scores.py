@@ -11,7 +11,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scalecov_jax.images.eyes import GRADES
+from scalecov_jax.imaging.eyes import GRADES
 from scalecov_jax.probes.statistics import draw_groups, percentile_interval
 
 REFERABLE = 2  # and above: what the paper calls severe

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.compilation import jit
-from scalecov_jax.features import Features, cached_features, pooled_features, shortened
-from scalecov_jax.images import noise
-from scalecov_jax.images.batching import batches
-from scalecov_jax.images.image_set import Skipped
+from scalecov_jax.extraction import Features, cached_features, pooled_features, shortened
+from scalecov_jax.imaging import noise
+from scalecov_jax.imaging.batching import batches
+from scalecov_jax.imaging.image_set import Skipped
 from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.preprocessing import Preprocessing

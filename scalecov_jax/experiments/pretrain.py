@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 from scalecov_jax import training
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.compilation import jit
-from scalecov_jax.images import scenes
+from scalecov_jax.imaging import scenes
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.model_card import curve_image

@@ -27,18 +27,18 @@ from scalecov_jax.experiments.probe_settings import (
     open_images,
 )
 from scalecov_jax.experiments.probe_tables import ClassResult, case_table, class_tables
-from scalecov_jax.features import dry_run
+from scalecov_jax.extraction import dry_run
 from scalecov_jax.hosts import is_first
-from scalecov_jax.images import scenes
-from scalecov_jax.images.decoding import encode_jpeg
-from scalecov_jax.images.image_set import Skipped, Source
-from scalecov_jax.images.sources import SCENES
+from scalecov_jax.imaging import scenes
+from scalecov_jax.imaging.decoding import encode_jpeg
+from scalecov_jax.imaging.image_set import Skipped, Source
+from scalecov_jax.imaging.sources import SCENES
 from scalecov_jax.models.pruning import cumulative_parameters
 from scalecov_jax.probes.route import Route, choose_route, describe
-from scalecov_jax.rcv import rcv_table, save_rcvs
 from scalecov_jax.selection import select_layer
 from scalecov_jax.settings import together
 from scalecov_jax.tables import labelled, rows_of, stacked
+from scalecov_jax.vectors import rcv_table, save_rcvs
 
 __all__ = ["Settings", "check", "estimate", "report", "run"]
 THUMBNAIL = 240  # pixels, of images that the report shows
@@ -128,8 +128,8 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
 
     Returns:
         scores, layers, contrasts, choices, images and cases (see `probe_tables`; of streamed images scores and layers),
-        sample_size (`probes.sample_size`) and rcvs (`rcv.rcv_table`). And what they are of: classes (images and groups of each
-        class), widths (features of each layer, how many are independent, parameters up to it; layers left out), cuts
+        sample_size (`probes.sample_size`) and rcvs (`vectors.rcv_table`). And what they are of: classes (images and groups of
+        each class), widths (features of each layer, how many are independent, parameters up to it; layers left out), cuts
         (`pruning.Pruning`), skipped (images left out). published has the figures of the paper where it has the network.
     """
     networks = check(settings)

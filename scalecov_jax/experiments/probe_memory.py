@@ -13,14 +13,14 @@ from scalecov_jax.concepts.compute import Measured, check_measures
 from scalecov_jax.evidence import Evidence, weigh
 from scalecov_jax.experiments.probe_settings import Settings, layers_to_probe, measure
 from scalecov_jax.experiments.probe_tables import ClassResult, both_estimators, score_table
-from scalecov_jax.features import Features, cached_features, compute_features
-from scalecov_jax.images.decoding import resize_image
-from scalecov_jax.images.image_set import Source
+from scalecov_jax.extraction import Features, cached_features, compute_features
+from scalecov_jax.imaging.decoding import resize_image
+from scalecov_jax.imaging.image_set import Source
 from scalecov_jax.probes import evaluate, sample_size
 from scalecov_jax.probes.permutation import shuffled
 from scalecov_jax.probes.probe import PROBES, cross_validate
-from scalecov_jax.rcv import make_rcvs
 from scalecov_jax.scores import CONDITIONS, Condition
+from scalecov_jax.vectors import make_rcvs
 
 WIDTH = 1024  # features made of the pixels alone
 SIDE = 32  # pixels of the copies that stand for the images themselves; 3072 values each

@@ -14,7 +14,7 @@ from PIL import Image as Picture
 from scalecov_jax.concepts.measure import get_measure
 from scalecov_jax.experiments.probe_settings import Settings
 from scalecov_jax.experiments.probe_tables import ALL, scopes
-from scalecov_jax.features import POOLINGS
+from scalecov_jax.extraction import POOLINGS
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import number, signed, span

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scalecov_jax.experiments import published
-from scalecov_jax.features import pooled_features
+from scalecov_jax.extraction import pooled_features
 from scalecov_jax.models.architecture import get_architecture
 from scalecov_jax.models.pruning import abstract_variables
 from scalecov_jax.report import plots

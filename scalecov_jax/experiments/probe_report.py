@@ -11,7 +11,7 @@ from scalecov_jax.experiments import probe_published
 from scalecov_jax.experiments.probe_part import Part
 from scalecov_jax.experiments.probe_settings import Settings
 from scalecov_jax.experiments.probe_tables import scopes
-from scalecov_jax.images.voc import OTHER_CLASS
+from scalecov_jax.imaging.voc import OTHER_CLASS
 from scalecov_jax.probes.sample_size import dips
 from scalecov_jax.probes.splits import UNGROUPED
 from scalecov_jax.report import plots

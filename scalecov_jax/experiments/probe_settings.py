@@ -13,12 +13,12 @@ from scalecov_jax.cache import FeatureStore
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.concepts.compute import Measured, check_measures, measure_all
 from scalecov_jax.concepts.measure import csv_parts, get_measures
-from scalecov_jax.features import POOLINGS, Pooling, check_request
-from scalecov_jax.images import sources
-from scalecov_jax.images.folder import enough
-from scalecov_jax.images.image_set import ImageSet, Skipped, Source
-from scalecov_jax.images.scenes import check_class
-from scalecov_jax.images.sources import RETINA, SCENES
+from scalecov_jax.extraction import POOLINGS, Pooling, check_request
+from scalecov_jax.imaging import sources
+from scalecov_jax.imaging.folder import enough
+from scalecov_jax.imaging.image_set import ImageSet, Skipped, Source
+from scalecov_jax.imaging.scenes import check_class
+from scalecov_jax.imaging.sources import RETINA, SCENES
 from scalecov_jax.models.architecture import ARCHITECTURES, available_layers, check_layer, get_architecture
 from scalecov_jax.models.folding import folded
 from scalecov_jax.models.receptive_field import undefined_layers

@@ -17,18 +17,18 @@ from scalecov_jax.checkpoints import Network, fingerprints, random_network
 from scalecov_jax.concepts.compute import Measured
 from scalecov_jax.experiments.probe_settings import Settings, layers_to_probe, measure
 from scalecov_jax.experiments.probe_tables import ClassResult, both_estimators, fold_table
-from scalecov_jax.features import pooled_features
+from scalecov_jax.extraction import pooled_features
 from scalecov_jax.hosts import check_agreement, gather_text, is_first, on_first
-from scalecov_jax.images.image_set import ImageError, Skipped, Source
+from scalecov_jax.imaging.image_set import ImageError, Skipped, Source
 from scalecov_jax.probes.contract import check_problem
 from scalecov_jax.probes.evaluate import ProbeScores
 from scalecov_jax.probes.permutation import Permuted, shuffled
 from scalecov_jax.probes.streamed_ridge import FoldRcvs, FoldScores, score_folds
 from scalecov_jax.probes.sums import Products, fold_of
-from scalecov_jax.rcv import layer_rcvs
 from scalecov_jax.scores import Condition
 from scalecov_jax.streaming.state import differences, digest, keeper, resume
 from scalecov_jax.streaming.stream_sums import State, Targets, Unreadable, stream_sums
+from scalecov_jax.vectors import layer_rcvs
 
 FORMAT = "3"  # of the sums; raise it when the same images and weights give others
 

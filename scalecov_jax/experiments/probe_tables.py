@@ -13,12 +13,12 @@ import pandas as pd
 from jaxtyping import Float
 
 from scalecov_jax.evidence import Evidence, Known, pool
-from scalecov_jax.images.image_set import Skipped
+from scalecov_jax.imaging.image_set import Skipped
 from scalecov_jax.probes.evaluate import ProbeScores
 from scalecov_jax.probes.permutation import compare_orders
 from scalecov_jax.probes.statistics import bootstrap, corrected_resampled_t, jackknife, peak_set
-from scalecov_jax.rcv import Rcv
 from scalecov_jax.tables import labelled, stacked
+from scalecov_jax.vectors import Rcv
 
 ALL = "all"  # the name of pooled classes
 SHOWN = 6  # images that raise the lead, and as many that lower it

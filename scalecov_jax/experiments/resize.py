@@ -17,13 +17,13 @@ from jaxtyping import Int
 from scalecov_jax.checkpoints import Network, load_networks
 from scalecov_jax.experiments import resize_maths as maths
 from scalecov_jax.experiments.resize_maths import ALL, FILLED, MEASURES, REFERENCE, STRIDE, kind_of
-from scalecov_jax.images import labelled
-from scalecov_jax.images.decoding import FILTERS, Filter
-from scalecov_jax.images.folder import enough
-from scalecov_jax.images.image_set import MIN_IMAGES, ImageSet, count_reasons
-from scalecov_jax.images.labelled import Square
-from scalecov_jax.images.scenes import CLASSES
-from scalecov_jax.images.sources import SCENES
+from scalecov_jax.imaging import labelled
+from scalecov_jax.imaging.decoding import FILTERS, Filter
+from scalecov_jax.imaging.folder import enough
+from scalecov_jax.imaging.image_set import MIN_IMAGES, ImageSet, count_reasons
+from scalecov_jax.imaging.labelled import Square
+from scalecov_jax.imaging.scenes import CLASSES
+from scalecov_jax.imaging.sources import SCENES
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import interval, number

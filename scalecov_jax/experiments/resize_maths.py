@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.concepts.scale import scale_ratio
-from scalecov_jax.features import Features, cached_features, compute_features
-from scalecov_jax.images.decoding import FILTERS, Filter, resize_image
-from scalecov_jax.images.image_set import Example, ImageSet, Skipped, boxes_of
+from scalecov_jax.extraction import Features, cached_features, compute_features
+from scalecov_jax.imaging.decoding import FILTERS, Filter, resize_image
+from scalecov_jax.imaging.image_set import Example, ImageSet, Skipped, boxes_of
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.pruning import abstract_variables
 from scalecov_jax.models.receptive_field import check_size, check_variables

@@ -23,16 +23,15 @@ from scalecov_jax.experiments import explain_inputs as explain
 from scalecov_jax.experiments import explain_maps
 from scalecov_jax.experiments import texture_maths as maths
 from scalecov_jax.experiments.explain_inputs import Subject
-from scalecov_jax.explain.target import class_logit, head_unit
-from scalecov_jax.features import cached_features, check_request, compute_features
-from scalecov_jax.images import tissue
-from scalecov_jax.images.folder import class_folders, read_folder
-from scalecov_jax.images.image_set import MIN_IMAGES, ImageSet
-from scalecov_jax.images.prepared import camelyon_patches
+from scalecov_jax.explanation.target import class_logit, head_unit
+from scalecov_jax.extraction import cached_features, check_request, compute_features
+from scalecov_jax.imaging import tissue
+from scalecov_jax.imaging.folder import class_folders, read_folder
+from scalecov_jax.imaging.image_set import MIN_IMAGES, ImageSet
+from scalecov_jax.imaging.prepared import camelyon_patches
 from scalecov_jax.models.architecture import available_layers, check_layer, plain_name
 from scalecov_jax.probes.evaluate import fit
 from scalecov_jax.probes.splits import grouped_splits
-from scalecov_jax.rcv import fit_rcvs
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import number
@@ -42,6 +41,7 @@ from scalecov_jax.settings import Base, setting
 from scalecov_jax.tables import kept_table, rows_of
 from scalecov_jax.transfer.classification import detected, fine_tune_detector, with_one_output
 from scalecov_jax.transfer.fine_tuning import Recipe
+from scalecov_jax.vectors import fit_rcvs
 
 LAYERS = {
     "inception_v3": ("conv2d_3", "conv2d_5", "mixed0", "mixed3", "mixed6", "mixed7", "mixed9"),

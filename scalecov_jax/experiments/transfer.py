@@ -20,11 +20,11 @@ from absl import logging
 
 from scalecov_jax.checkpoints import Network, load_networks, random_network
 from scalecov_jax.cutting import selected_layer
-from scalecov_jax.features import cached_features, compute_features
-from scalecov_jax.images import tissue
-from scalecov_jax.images.folder import annotated, read_folder
-from scalecov_jax.images.image_set import ImageSet, Skipped, count_reasons
-from scalecov_jax.images.patches import (
+from scalecov_jax.extraction import cached_features, compute_features
+from scalecov_jax.imaging import tissue
+from scalecov_jax.imaging.folder import annotated, read_folder
+from scalecov_jax.imaging.image_set import ImageSet, Skipped, count_reasons
+from scalecov_jax.imaging.patches import (
     MAGNIFICATIONS,
     Labels,
     open_patches,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from scalecov_jax.experiments.transfer import Settings
-from scalecov_jax.images.patches import open_patches
+from scalecov_jax.imaging.patches import open_patches
 from scalecov_jax.report import plots
 from scalecov_jax.report.findings import Finding
 from scalecov_jax.report.numbers import number, signed, span

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image as Pillow
 
-from scalecov_jax.images.decoding import decode_image, encode_png
+from scalecov_jax.imaging.decoding import decode_image, encode_png
 from scalecov_jax.report.page import Image
 from scalecov_jax.report.plots import image_grid
 

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.compilation import jit
-from scalecov_jax.features import Pooling, check_request, local_to_global, sharded_forward
+from scalecov_jax.extraction import Pooling, check_request, local_to_global, sharded_forward
 from scalecov_jax.hosts import gather_text, is_first
-from scalecov_jax.images.batching import Reordered, batches
-from scalecov_jax.images.image_set import Skipped, Source
+from scalecov_jax.imaging.batching import Reordered, batches
+from scalecov_jax.imaging.image_set import Skipped, Source
 from scalecov_jax.probes.permutation import Permuted
 from scalecov_jax.probes.sums import ROWS, Products, Sums, add, empty, merge
 
@@ -100,7 +100,7 @@ def stream_sums(
     Examples of `indices` are read once each, by one host; those that cannot be decoded are left out and named. Folds count from 0
     (see `probes.sums.fold_of`). `batch_size` are images a step over all hosts, rounded up to a multiple of the number of devices.
     After every `flush` batches sums are added up, and `keep` is called with the new state on every host; `state` is where an
-    earlier pass over the same images was broken off. See also `features.compute_features`, `probes.sums.add` and
+    earlier pass over the same images was broken off. See also `extraction.compute_features`, `probes.sums.add` and
     `batching.batches`.
 
     Raises:

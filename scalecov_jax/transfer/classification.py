@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from scalecov_jax import checkpoints
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.cutting import pruned_network
-from scalecov_jax.images.image_set import ImageSet
+from scalecov_jax.imaging.image_set import ImageSet
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.probes.statistics import draw_groups, percentile_interval
 from scalecov_jax.transfer.fine_tuning import Recipe, fine_tune

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network, random_network
 from scalecov_jax.cutting import pruned_network
-from scalecov_jax.images.image_set import ImageSet
+from scalecov_jax.imaging.image_set import ImageSet
 from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.preprocessing import Preprocessing

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network, check_files
 from scalecov_jax.compilation import jit
-from scalecov_jax.images.batching import batches
-from scalecov_jax.images.image_set import Example, Skipped, Source
+from scalecov_jax.imaging.batching import batches
+from scalecov_jax.imaging.image_set import Example, Skipped, Source
 from scalecov_jax.models.layers import MOMENTUM, global_average_pool
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.training import TrainState

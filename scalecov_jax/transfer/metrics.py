@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from sklearn.metrics import cohen_kappa_score
 
 from scalecov_jax.concepts.nuclei import class_means, nearest_class
-from scalecov_jax.images.image_set import ImageSet
+from scalecov_jax.imaging.image_set import ImageSet
 from scalecov_jax.probes.statistics import clustered_bootstrap
 from scalecov_jax.tables import labelled
 from scalecov_jax.transfer import significance

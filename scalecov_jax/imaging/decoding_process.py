@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection
 import numpy as np
 from jaxtyping import UInt8
 
-from scalecov_jax.images.decoding import resize_image
-from scalecov_jax.images.image_set import Source
+from scalecov_jax.imaging.decoding import resize_image
+from scalecov_jax.imaging.image_set import Source
 
 
 class DecodingProcess:

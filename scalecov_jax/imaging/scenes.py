@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from scalecov_jax.compilation import jit
-from scalecov_jax.images.image_set import Box, Example
+from scalecov_jax.imaging.image_set import Box, Example
 
 SHAPES = ("disc", "triangle", "square", "star")
 TEXTURES = ("striped", "ringed", "checkered", "sectored")

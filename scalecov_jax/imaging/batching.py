@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from scalecov_jax.images.decoding import resize_image
-from scalecov_jax.images.decoding_process import DecodingProcess
-from scalecov_jax.images.image_set import Example, ImageError, Skipped, Source
+from scalecov_jax.imaging.decoding import resize_image
+from scalecov_jax.imaging.decoding_process import DecodingProcess
+from scalecov_jax.imaging.image_set import Example, ImageError, Skipped, Source
 
 
 class Batch(NamedTuple):

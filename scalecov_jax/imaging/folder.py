@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from absl import logging
 
-from scalecov_jax.images.csv_file import (
+from scalecov_jax.imaging.csv_file import (
     absent,
     find_column,
     join,
@@ -19,7 +19,7 @@ from scalecov_jax.images.csv_file import (
     read_csv,
     same_file,
 )
-from scalecov_jax.images.decoding import (
+from scalecov_jax.imaging.decoding import (
     SUFFIXES,
     decode_image,
     decode_mask,
@@ -28,7 +28,7 @@ from scalecov_jax.images.decoding import (
     orientation,
     stored_size,
 )
-from scalecov_jax.images.image_set import (
+from scalecov_jax.imaging.image_set import (
     MIN_IMAGES,
     ImageError,
     ImageSet,

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from scalecov_jax.compilation import jit
-from scalecov_jax.explain.target import Target
+from scalecov_jax.explanation.target import Target
 
 
 class Parts(NamedTuple):

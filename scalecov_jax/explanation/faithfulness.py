@@ -13,9 +13,9 @@ from scipy.stats import binomtest, spearmanr
 
 from scalecov_jax.checkpoints import Network, random_network
 from scalecov_jax.compilation import jit
-from scalecov_jax.explain.capture import capture
-from scalecov_jax.explain.target import Target
-from scalecov_jax.images.image_set import Box
+from scalecov_jax.explanation.capture import capture
+from scalecov_jax.explanation.target import Target
+from scalecov_jax.imaging.image_set import Box
 
 SMALL = 0.25  # share of the image below which an object is small
 

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging.image_set import Example
 
 SMALLEST = 0.25  # of the photograph's shorter side: the least diameter
 _FINE = 400  # pixels of the longer side that the disc is sought in
@@ -52,7 +52,8 @@ def visible_disc(image: UInt8[np.ndarray, "H W 3"]) -> Disc:
         )
     bright = light > surround + _EDGE * (retina - surround)
     regions, _ = ndimage.label(bright)  # pyright: ignore[reportGeneralTypeIssues]
-    region = regions == np.argmax(np.bincount(np.asarray(regions)[bright]))
+    sizes = np.bincount(regions[bright])  # pyright: ignore[reportArgumentType]
+    region = regions == np.argmax(sizes)
     disc = _fit(region)
     if disc is None or not _is_disc(disc, region, bright):
         raise ValueError(

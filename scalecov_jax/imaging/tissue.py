@@ -18,8 +18,8 @@ import pandas as pd
 from jaxtyping import Array, Float, Int, Key, UInt8, UInt32
 
 from scalecov_jax.compilation import jit
-from scalecov_jax.images.image_set import ImageSet, Pixels
-from scalecov_jax.images.noise_fields import ROW, Field, along_fibres, cell_borders, cell_site, discs, noise
+from scalecov_jax.imaging.image_set import ImageSet, Pixels
+from scalecov_jax.imaging.noise_fields import ROW, Field, along_fibres, cell_borders, cell_site, discs, noise
 
 MAGNIFICATIONS = (5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 40.0)
 Kind = Literal["any", "normal", "tumour"]

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from scalecov_jax.compilation import jit
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging.image_set import Example
 
 GRADES = ("0", "1", "2", "3", "4")
 KINDS = ("microaneurysm", "haemorrhage", "exudate", "large_haemorrhage", "new_vessels")

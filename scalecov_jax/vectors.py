@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network, fingerprints
-from scalecov_jax.features import Features
+from scalecov_jax.extraction import Features
 from scalecov_jax.probes import evaluate
 
 Vector = Literal["filter", "pattern"]

@@ -20,8 +20,8 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from scalecov_jax.atomic import replacing
 from scalecov_jax.compilation import jit
-from scalecov_jax.explain.capture import capture
-from scalecov_jax.explain.fourier_image import (
+from scalecov_jax.explanation.capture import capture
+from scalecov_jax.explanation.fourier_image import (
     LIGHT,
     STANDARD,
     Transforms,

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from scalecov_jax.atomic import replacing
 from scalecov_jax.concepts import nuclei
-from scalecov_jax.images.decoding import encode_png
-from scalecov_jax.images.image_set import Example, ImageError, ImageSet, Skipped, count_reasons
-from scalecov_jax.images.prepared import Records
+from scalecov_jax.imaging.decoding import encode_png
+from scalecov_jax.imaging.image_set import Example, ImageError, ImageSet, Skipped, count_reasons
+from scalecov_jax.imaging.prepared import Records
 
 MAGNIFICATIONS = (5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 40.0)
 Labels = Literal["mask", "instances"]

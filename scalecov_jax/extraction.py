@@ -20,8 +20,8 @@ from tqdm import tqdm
 from scalecov_jax.cache import FeatureStore, image_key, network_key, read_arrays, write_arrays
 from scalecov_jax.checkpoints import Network, fingerprints
 from scalecov_jax.compilation import jit
-from scalecov_jax.images.batching import batches
-from scalecov_jax.images.image_set import ImageSet, Skipped, Source
+from scalecov_jax.imaging.batching import batches
+from scalecov_jax.imaging.image_set import ImageSet, Skipped, Source
 from scalecov_jax.models.folding import fold, folded
 from scalecov_jax.models.layers import WHOLE, forward_only, mean_by_rows
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess

@@ -13,7 +13,7 @@ import defusedxml
 import defusedxml.ElementTree
 import pandas as pd
 
-from scalecov_jax.images.decoding import (
+from scalecov_jax.imaging.decoding import (
     SUFFIXES,
     decode_image,
     file_size,
@@ -22,8 +22,8 @@ from scalecov_jax.images.decoding import (
     stored_size,
     turn_box,
 )
-from scalecov_jax.images.folder import group_of, list_files
-from scalecov_jax.images.image_set import (
+from scalecov_jax.imaging.folder import group_of, list_files
+from scalecov_jax.imaging.image_set import (
     MIN_IMAGES,
     Box,
     ImageError,
@@ -32,7 +32,7 @@ from scalecov_jax.images.image_set import (
     Skipped,
     count_reasons,
 )
-from scalecov_jax.images.prepared import open_tfds
+from scalecov_jax.imaging.prepared import open_tfds
 
 IMAGE_FOLDERS = ("JPEGImages", "Images", "Data")
 OTHER_CLASS = "another class"

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from scalecov_jax.images.decoding import central_square, clip_to_square
-from scalecov_jax.images.folder import read_folder, with_sizes
-from scalecov_jax.images.image_set import Box, Example, ImageSet, boxes_of, concatenate, listed
-from scalecov_jax.images.sources import SCENES, is_voc, open_images
-from scalecov_jax.images.voc import OTHER_CLASS, read_boxes
+from scalecov_jax.imaging.decoding import central_square, clip_to_square
+from scalecov_jax.imaging.folder import read_folder, with_sizes
+from scalecov_jax.imaging.image_set import Box, Example, ImageSet, boxes_of, concatenate, listed
+from scalecov_jax.imaging.sources import SCENES, is_voc, open_images
+from scalecov_jax.imaging.voc import OTHER_CLASS, read_boxes
 
 Square = Literal["crop", "stretch"]
 

@@ -11,7 +11,7 @@ from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
 from scalecov_jax.atomic import replacing
-from scalecov_jax.images.image_set import ImageError, ImageSet, Skipped
+from scalecov_jax.imaging.image_set import ImageError, ImageSet, Skipped
 
 CHUNK = 64  # eyes between two notes of what is done
 

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import UInt8
 
-from scalecov_jax.images.image_set import Example
+from scalecov_jax.imaging.image_set import Example
 
 
 def white_noise(seed: int, index: int, size: int) -> UInt8[np.ndarray, "size size 3"]:

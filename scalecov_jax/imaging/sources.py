@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from scalecov_jax.images import retina, scenes
-from scalecov_jax.images.csv_file import texts
-from scalecov_jax.images.folder import annotated, read_folder
-from scalecov_jax.images.image_set import ImageSet, image_set
-from scalecov_jax.images.voc import read_boxes, tfds_boxes
+from scalecov_jax.imaging import retina, scenes
+from scalecov_jax.imaging.csv_file import texts
+from scalecov_jax.imaging.folder import annotated, read_folder
+from scalecov_jax.imaging.image_set import ImageSet, image_set
+from scalecov_jax.imaging.voc import read_boxes, tfds_boxes
 
 SCENES = "scenes"
 RETINA = "retina"

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from scalecov_jax.images.decoding import decode_image
-from scalecov_jax.images.image_set import ImageSet, Pixels
+from scalecov_jax.imaging.decoding import decode_image
+from scalecov_jax.imaging.image_set import ImageSet, Pixels
 
 
 def open_tfds(data_dir: Path, split: str, name: str) -> tuple[Any, Any]:

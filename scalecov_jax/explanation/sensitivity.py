@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from scalecov_jax.probes.statistics import draw_groups
-from scalecov_jax.rcv import Rcv, Vector
+from scalecov_jax.vectors import Rcv, Vector
 
 RANDOM_DIRECTIONS = 1000
 SAME = 1e-5  # sensitivities whose sd is below this part of their size do not differ

@@ -12,11 +12,11 @@ import pandas as pd
 from absl import logging
 from jaxtyping import Array, Int, Key
 
-from scalecov_jax.images import fundus, retina
-from scalecov_jax.images.csv_file import number
-from scalecov_jax.images.folder import group_of, read_folder, side_of
-from scalecov_jax.images.image_set import ImageSet, Pixels, listed
-from scalecov_jax.images.prepared import Records, open_tfds
+from scalecov_jax.imaging import fundus, retina
+from scalecov_jax.imaging.csv_file import number
+from scalecov_jax.imaging.folder import group_of, read_folder, side_of
+from scalecov_jax.imaging.image_set import ImageSet, Pixels, listed
+from scalecov_jax.imaging.prepared import Records, open_tfds
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -11,7 +11,7 @@ from absl import logging
 from jaxtyping import Bool, Int32, Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from scalecov_jax.images.image_set import Box, ImageError
+from scalecov_jax.imaging.image_set import Box, ImageError
 
 # Named, because Pillow's own list runs Ghostscript on an EPS file.
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")

@@ -10,7 +10,7 @@ from scipy.special import gammaln
 from skimage.measure import label
 from sklearn.metrics import average_precision_score
 
-from scalecov_jax.explain.faithfulness import points
+from scalecov_jax.explanation.faithfulness import points
 from scalecov_jax.probes.statistics import Interval, clustered_bootstrap
 from scalecov_jax.transfer.significance import compare, holm
 

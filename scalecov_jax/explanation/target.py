@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.models.architecture import check_layer
 from scalecov_jax.models.layers import global_average_pool
-from scalecov_jax.rcv import Rcv, Vector, check_rcvs
+from scalecov_jax.vectors import Rcv, Vector, check_rcvs
 
 LOGITS, PROBABILITIES = "pre_softmax", "softmax"
 

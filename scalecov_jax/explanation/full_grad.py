@@ -9,8 +9,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from scalecov_jax.explain.score_propagation import Parts, propagate_scores
-from scalecov_jax.explain.target import Target
+from scalecov_jax.explanation.score_propagation import Parts, propagate_scores
+from scalecov_jax.explanation.target import Target
 
 
 def rescaled(scores: Float[Array, "N h w D"] | Float[Array, "N D"]) -> Array:

@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 from absl import logging
 
-from scalecov_jax.images.decoding import SUFFIXES
-from scalecov_jax.images.image_set import listed
+from scalecov_jax.imaging.decoding import SUFFIXES
+from scalecov_jax.imaging.image_set import listed
 
 NAMES = (
     "image", "file", "filename", "file_name", "name", "image_id", "image_name", "image name", "image_path", "path", "id_code",
