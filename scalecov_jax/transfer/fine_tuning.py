@@ -23,8 +23,8 @@ from tqdm import tqdm
 from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network, check_files
 from scalecov_jax.compilation import jit
-from scalecov_jax.imaging.batching import batches
-from scalecov_jax.imaging.image_set import Example, Skipped, Source
+from scalecov_jax.imaging.batching import Reordered, batches
+from scalecov_jax.imaging.image_set import Skipped, Source
 from scalecov_jax.models.layers import MOMENTUM, global_average_pool
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.training import TrainState
@@ -78,20 +78,6 @@ class Fitted(NamedTuple):
     curve: tuple[tuple[int, float, float], ...]
 
 
-@dataclass(frozen=True)
-class _Ordered:
-    """Examples of a source in another order."""
-
-    source: Source
-    order: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.source[int(self.order[index])]
-
-
 def fine_tune(
     network: Network,
     source: Source,
@@ -142,7 +128,7 @@ def fine_tune(
 
     def stream(order: np.ndarray) -> Any:
         unreadable: list[Skipped] = []
-        for batch in batches(_Ordered(source, order), size, recipe.batch_size, unreadable):
+        for batch in batches(Reordered(source, order), size, recipe.batch_size, unreadable):
             if unreadable:
                 raise ValueError(f"{unreadable[0].name}: {unreadable[0].detail}")
             yield batch

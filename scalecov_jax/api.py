@@ -1,0 +1,649 @@
+"""The front door: `import scalecov_jax as sc`, then these names. Each is a few lines over the modules that do the work."""
+
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from absl import logging
+from flax import linen as nn
+from jaxtyping import Float
+from scipy import stats
+
+from scalecov_jax import checkpoints, cutting
+from scalecov_jax.checkpoints import Card, Network, random_network
+from scalecov_jax.compilation import jit
+from scalecov_jax.concepts.compute import check_measures, measure_all
+from scalecov_jax.concepts.measure import MEASURES, ConceptMeasure, get_measure
+from scalecov_jax.evidence import Evidence, Known, weigh
+from scalecov_jax.experiments.probe_tables import layer_table
+from scalecov_jax.explanation import grad_cam
+from scalecov_jax.explanation.capture import capture
+from scalecov_jax.explanation.gradients import layer_gradients
+from scalecov_jax.explanation.target import class_logit, predicted_logit, rcv_projection
+from scalecov_jax.extraction import POOLINGS, Features, compute_features
+from scalecov_jax.imaging import sources
+from scalecov_jax.imaging.batching import batches
+from scalecov_jax.imaging.csv_file import find_column, join, name_column, number, read_csv
+from scalecov_jax.imaging.decoding import array_of
+from scalecov_jax.imaging.folder import Files
+from scalecov_jax.imaging.image_set import Example, ImageSet, Skipped, image_set
+from scalecov_jax.models.adopted import adopt
+from scalecov_jax.models.architecture import ARCHITECTURES, available_layers, check_layer
+from scalecov_jax.models.port import port
+from scalecov_jax.models.preprocessing import Preprocessing, preprocess
+from scalecov_jax.probes import evaluate
+from scalecov_jax.probes.splits import make_splits
+from scalecov_jax.probes.statistics import jackknife
+from scalecov_jax.report import plots
+from scalecov_jax.report.findings import Finding
+from scalecov_jax.report.page import Image, Page, Section, Table, write_report
+from scalecov_jax.report.provenance import provenance
+from scalecov_jax.vectors import Rcv, load_rcv, make_rcvs
+
+Maps = Callable[
+    [Any], Mapping[str, Any]
+]  # uint8 images [N, H, W, 3] -> {layer: array [N, D] or [N, H, W, C]}
+WEIGHTS = (".h5", ".keras", ".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+
+
+def load(
+    source: Any,
+    architecture: str = "",
+    *,
+    preprocessing: Preprocessing | None = None,
+    input_size: int = 224,
+    layers: Sequence[str] = (),
+    **options: Any,
+) -> Network:
+    """A network.
+
+    Args:
+        source: A checkpoint of this package (folder); a weight file of Keras, torchvision or timm, or its state dict, with its
+            `architecture`; or a Flax module and its variables.
+        architecture: Of a weight file, such as resnet50. Of a module a name for tables; its class by default.
+        preprocessing: What the weights expect, such as torch or tf, see `port.port`.
+        input_size: Of a module: height and width of its images in pixels.
+        layers: Of a module: names of the modules to probe; by default all that it calls itself.
+        options: Of a weight file: see `port.port`, such as `last`.
+
+    Raises:
+        ValueError: See `checkpoints.load`, `port.port` and `adopted.adopt`.
+    """
+    if isinstance(source, Network):
+        return source
+    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], nn.Module):
+        module, variables = source
+        name = architecture or type(module).__name__
+        given = preprocessing or "torch"
+        ARCHITECTURES[name] = adopt(name, module, layers=layers, input_size=input_size, preprocessing=given)
+        card = Card(name, {}, given, input_size, f"the Flax module {type(module).__name__}")
+        return checkpoints.network(jax.device_get(variables), card)
+    if isinstance(source, Mapping):
+        return port(source, architecture, preprocessing, **options)
+    path = Path(str(source)).expanduser()
+    if architecture and path.suffix in WEIGHTS:
+        return port(path, architecture, preprocessing, **options)
+    return checkpoints.load(path)
+
+
+def save(network: Network, folder: str | Path, *, overwrite: bool = False) -> None:
+    """Write a network to a folder that `load` reads.
+
+    Raises:
+        ValueError: See `checkpoints.save`.
+    """
+    checkpoints.save(Path(folder).expanduser(), network, overwrite=overwrite)
+
+
+def images(
+    source: Any,
+    *,
+    measures: str | Path | pd.DataFrame | None = None,
+    groups: str | Sequence[Any] | None = None,
+    image_class: str = "",
+    **rendered: int,
+) -> ImageSet:
+    """Images and what is known of them.
+
+    Args:
+        source: A folder, files, arrays [H, W, 3] of uint8, or a name of `sources.open_images`, such as scenes.
+        measures: A CSV file or a DataFrame with one line per image; columns of numbers become columns of the images. Lines find
+            their images by a column of names (`csv_file.finder`); of a DataFrame without one, by its index. Images without a line
+            are left out.
+        groups: A column of `measures`, or one patient or slide per image: they are kept together in splits and tests.
+        image_class: See `sources.open_images`.
+        rendered: `count`, `seed` and `size` of what is rendered.
+
+    Raises:
+        ValueError: See `sources.open_images` and `csv_file.join`; arrays that are no images.
+    """
+    if isinstance(source, ImageSet):
+        found = source
+    elif isinstance(source, str | Path):
+        found = sources.open_images(str(source), image_class, **rendered)
+    elif all(isinstance(one, str | Path) for one in source):
+        found = _files([Path(one).expanduser() for one in source])
+    else:
+        names = [f"image_{index}" for index in range(len(source))]
+        pixels = (array_of(one) for one in source)
+        found = image_set(
+            Example(one, None, None, None, name, name) for one, name in zip(pixels, names, strict=True)
+        )
+    if measures is not None:
+        found = _with_measures(found, measures, groups if isinstance(groups, str) else "")
+    if groups is not None and not (isinstance(groups, str) and measures is not None):
+        given = found.column(groups) if isinstance(groups, str) else groups
+        if len(given) != len(found):
+            raise ValueError(f"{len(given)} groups for {len(found)} images; expected one each.")
+        found = found.assign(group=[*map(str, given)])
+    return found
+
+
+def _opened(source: Any) -> ImageSet:
+    return source if isinstance(source, ImageSet) else images(source)
+
+
+def features(
+    network: Network | Maps,
+    images: Any,
+    layers: Sequence[str] = (),
+    *,
+    pooling: str = "gap",
+    size: int | None = None,
+    batch_size: int = 32,
+    progress: str | None = "features",
+) -> Features:
+    """Pooled features of every layer; `.values` has an array [N, D] of each, `.table()` all as a DataFrame.
+
+    Args:
+        network: See `load`; or any function from uint8 images [N, size, size, 3] to features or maps of layers by name, such as a
+            torch model with hooks.
+        images: See `images`.
+        layers: All when empty.
+        pooling: A name in `features.POOLINGS`.
+        size: Height and width to which images are resized, in pixels; the network's own when absent, 224 for a function.
+        batch_size: Images per forward pass.
+        progress: Label of the progress bar on stderr; none when None.
+
+    Raises:
+        ValueError: See `extraction.compute_features`.
+    """
+    source = _opened(images)
+    if isinstance(network, Network):
+        layers = [*layers] or [*available_layers(network.architecture, network.module)]
+        for layer in layers:
+            check_layer(network.architecture, layer)
+        options = {"size": size, "batch_size": batch_size, "pooling": pooling, "progress": progress}
+        return compute_features(network, source, layers, **options)
+    pool, found, kept, skipped = POOLINGS[pooling].pool, {}, [], []
+    for batch in batches(source, size or 224, batch_size, skipped):
+        kept += batch.indices[batch.valid].tolist()
+        for layer, values in network(batch.images).items():
+            values = np.asarray(values)[batch.valid]
+            found.setdefault(layer, []).append(
+                np.asarray(pool(jnp.asarray(values))) if values.ndim == 4 else values
+            )
+    if missing := [layer for layer in layers if layer not in found]:
+        raise ValueError(f"The function gives no {' or '.join(missing)}; it gives {', '.join(found)}.")
+    values = {layer: np.concatenate(found[layer]) for layer in layers or found}
+    names = tuple(source.table["name"].iloc[kept])
+    return Features(values, np.array(kept, int), tuple(skipped), {}, pooling, names)
+
+
+def maps(
+    network: Network,
+    images: Any,
+    layers: str | Sequence[str],
+    *,
+    size: int | None = None,
+    batch_size: int = 16,
+) -> dict[str, Float[np.ndarray, "N H W C"]]:
+    """The maps of layers as they are, not pooled.
+
+    Arguments and errors as for `features`; images that cannot be decoded raise an ImageError.
+    """
+    layers = (layers,) if isinstance(layers, str) else tuple(layers)
+    skipped: list[Skipped] = []
+
+    @jit
+    def forward(variables: Any, pixels: Any) -> dict[str, Any]:
+        return capture(network.module, variables, preprocess(pixels, network.card.preprocessing), layers)
+
+    found: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
+    source = _opened(images)
+    for batch in batches(source, size or network.card.input_size, min(batch_size, len(source)), skipped):
+        if skipped:
+            raise ValueError(f"{skipped[0].name} cannot be decoded: {skipped[0].detail}")
+        for layer, values in forward(network.variables, batch.images).items():
+            found[layer].append(np.asarray(values)[batch.valid])
+    return {layer: np.concatenate(parts) for layer, parts in found.items()}
+
+
+class Comparison(NamedTuple):
+    """R2 of one layer minus that of another on the same images, with its 95 % jackknife interval and two-sided p."""
+
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What ridge probes read from every layer.
+
+    Attributes:
+        evidence: Everything inferred; see `evidence.Evidence`.
+        features: Of every layer [N, D].
+        name: Of the network.
+        origins: Fingerprint of each layer; empty for features that came without a network.
+        pooling: How maps became features.
+    """
+
+    evidence: Evidence
+    features: Mapping[str, Float[np.ndarray, "N _"]]
+    name: str = ""
+    origins: Mapping[str, str] | None = None
+    pooling: str = "gap"
+
+    def table(self) -> pd.DataFrame:
+        """One row per concept and layer: held-out R2, its 95 % interval, p values, whether it may be the best layer.
+
+        Columns: see `probe_tables.layer_table`.
+        """
+        return layer_table(self.evidence, self.name, "")
+
+    @property
+    def best(self) -> str:
+        """The layer of the largest mean held-out R2 of the first concept."""
+        return self.evidence.layers[int(self.evidence.r2.value[:, 0].argmax())]
+
+    @property
+    def peak_set(self) -> tuple[str, ...]:
+        """The layers that may be the best one of the first concept: with 95 % confidence it is among them."""
+        table = self.table().query("may_be_best")
+        return tuple(table[table["concept"] == self.evidence.concepts[0]]["layer"])
+
+    def compare(
+        self, first: str, second: str = "", other: "Probed | None" = None, *, concept: str = ""
+    ) -> Comparison:
+        """R2 at one layer minus R2 at another, of this or of `other` probed on the same images.
+
+        Args:
+            first: Layer of this.
+            second: Layer of this or of `other`; the same as `first` when empty.
+            other: Another network on the same images, measures and splits.
+            concept: The first when empty.
+
+        Raises:
+            ValueError: A layer or concept that was not probed; other images, measures or splits (`Known.__sub__`).
+        """
+        other, second = other or self, second or first
+        mine, theirs = (one._at(layer, concept) for one, layer in ((self, first), (other, second)))
+        difference = mine - theirs
+        found = jackknife(float(difference.value), difference.deviation)
+        t = abs(found.value) / found.error if found.error > 0 else np.inf if found.value else 0.0
+        p = 2 * float(stats.t.sf(t, len(difference.deviation) - 1))
+        return Comparison(first, second, found.value, *found.interval, p)
+
+    def rcv(self, layer: str = "", concept: str = "") -> Rcv:
+        """The regression concept vector of a layer, the best when empty: `save`, `predict`, `step`, `direction`.
+
+        Raises:
+            ValueError: A layer or concept that was not probed.
+        """
+        layer = layer or self.best
+        at, m = self._index(layer, concept)
+        evidence = self.evidence
+        assert evidence.dual is not None
+        assert evidence.cases is not None
+        measures = dict(zip(evidence.concepts, evidence.cases.measure.T, strict=True))
+        filters, intercept, scale = evaluate.weights_of(
+            self.features[layer], evidence.dual[at], evidence.cases.measure
+        )
+        return make_rcvs(
+            measures,
+            {layer: self.features[layer]},
+            {layer: (filters[0], intercept[0], scale)},
+            evidence.alpha[[at]],
+            evidence.r2.value[[at]],
+            networks=self.origins,
+            weights_name=self.name,
+            pooling=self.pooling,
+        )[m]
+
+    def plot(self) -> Image:
+        """R2 by layer, median and quartiles over splits; a notebook shows it, `.png` holds its bytes."""
+        splits = self.evidence.splits
+        rows = [
+            {"series": concept, "layer": layer, "r2": r2}
+            for m, concept in enumerate(self.evidence.concepts)
+            for layer, of_splits in zip(self.evidence.layers, splits[..., m], strict=True)
+            for r2 in of_splits
+        ]
+        caption = "Held-out R² of ridge by layer: medians, and the quartiles over splits."
+        return plots.r2_by_layer(
+            pd.DataFrame(rows), self.evidence.layers, name="r2_by_layer", caption=caption
+        )
+
+    def report(self, path: str | Path) -> Path:
+        """Write one self-contained HTML page: the answer, the figure, the table, and what it was made with."""
+        table, path = self.table(), Path(path).expanduser()
+        best = table[table["layer"] == self.best].iloc[0]
+        what, where = f"held-out R² of {best['concept']}", f"the best layer, {self.best}"
+        finding = Finding(
+            what, where, best["r2"], best["low"], best["high"], "95 % interval", level="headline"
+        )
+        shown = table[["concept", "layer", "r2", "low", "high", "p", "may_be_best"]].astype(object)
+        shown[["r2", "low", "high", "p"]] = table[["r2", "low", "high", "p"]].map("{:.3g}".format)
+        rows = Table.of("Ridge by layer: R², 95 % interval, p of the permutation test.", shown.astype(str))
+        title = f"What is read from {self.name or 'the features'}"
+        page = Page(title, [finding], [Section("Layers", "", [], [rows])], lead=self.plot())
+        facts = {
+            "images": self.evidence.images,
+            "groups": self.evidence.groups,
+            "splits": len(self.evidence.chosen),
+        }
+        made = provenance(["scalecov_jax.probe"], facts, {}, time.monotonic())
+        write_report(
+            path, page.report({name: text for name, text in made.items() if name != "wall time" and text})
+        )
+        return path
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html(index=False)
+
+    def _index(self, layer: str, concept: str) -> tuple[int, int]:
+        concept = concept or self.evidence.concepts[0]
+        for kind, one, known in (
+            ("layer", layer, self.evidence.layers),
+            ("concept", concept, self.evidence.concepts),
+        ):
+            if one not in known:
+                raise ValueError(f"The {kind} {one!r} was not probed; there are {', '.join(known)}.")
+        return self.evidence.layers.index(layer), self.evidence.concepts.index(concept)
+
+    def _at(self, layer: str, concept: str) -> Known:
+        (at, m), r2 = self._index(layer, concept), self.evidence.r2
+        return Known(r2.value[at, m], r2.deviation[at, m], r2.sample)
+
+
+def probe(
+    network: Network | Maps | Features | Mapping[str, Any] | str | Path,
+    images: Any,
+    concept: str | Sequence[str] = "",
+    *,
+    groups: Sequence[Any] | np.ndarray | None = None,
+    layers: Sequence[str] = (),
+    splits: int = 25,
+    permutations: int = 1000,
+    random_control: bool = True,
+    pooling: str = "gap",
+    size: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    name: str = "",
+) -> Probed:
+    """Read concepts from every layer by ridge on random splits, with intervals and permutation tests.
+
+    Args:
+        network: A network, see `load`, or a function, see `features`. Or features that are there already: {layer: array [N, D]},
+            or an `.npz` or `.npy` file of such arrays; then no network is
+            needed.
+        images: Of a network: see `images`. Of features: the measures, an array [N] or [N, M], a Series or a DataFrame.
+        concept: Names of columns of the images (`images(..., measures=...)`) or of measures such as scale; of features names for
+            the measures.
+        groups: Patient or slide of each image, kept together; those of the images when absent.
+        layers: All when empty.
+        splits: Random splits, 70 % for training.
+        permutations: Of the measures, for p values; 0 for none.
+        random_control: Whether to probe the same network with random weights too.
+        pooling: See `features`.
+        size: See `features`.
+        batch_size: Images per forward pass.
+        seed: Of splits, permutations and random weights.
+        name: Of the network in tables.
+
+    Raises:
+        ValueError: Measures that are not finite or constant, fewer than 10 images, features of another number of rows: all at
+            once; see also `evidence.weigh`.
+    """
+    control = None
+    if isinstance(network, str | Path):
+        network = _stored(Path(network).expanduser())
+    if isinstance(network, Mapping | Features):
+        values = network.values if isinstance(network, Features) else network
+        values, measures, concepts = _arrays(values, images, concept)
+        names = [f"row {index}" for index in range(len(measures))]
+        origins = network.origins if isinstance(network, Features) else None
+    else:
+        source = _opened(images)
+        concepts = [concept] if isinstance(concept, str) else [*concept]
+        measured = measure_all([_measure_of(source, one) for one in concepts], source)
+        computing = {"pooling": pooling, "size": size, "batch_size": batch_size}
+        found = features(network, source.take(measured.indices), layers, **computing)
+        kept = found.indices
+        values, measures, origins = found.values, measured.values[kept], found.origins
+        names = [measured.names[index] for index in kept]
+        groups = (
+            [measured.groups[index] for index in kept]
+            if groups is None
+            else np.asarray(groups)[measured.indices][kept]
+        )
+        if isinstance(network, Network):
+            name = name or network.card.architecture
+            if random_control:
+                drawn = random_network(network, seed)
+                control = features(
+                    drawn,
+                    source.take(measured.indices[kept]),
+                    [*values],
+                    progress="random weights",
+                    **computing,
+                ).values
+        elif random_control:
+            logging.info("A function has no random weights to compare with; that control is left out.")
+    if layers:
+        values = {layer: values[layer] for layer in layers}
+    for column in measures.T:
+        check_measures(column, names)
+    if groups is not None and len(groups) != len(measures):
+        raise ValueError(f"{len(groups)} groups for {len(measures)} images; expected one each.")
+    grouped = None if groups is None else [*map(str, groups)]
+    masks = make_splits("auto", len(measures), splits, seed, groups=grouped, values=measures[:, 0])
+    evidence = weigh(
+        values,
+        measures,
+        concepts,
+        masks,
+        groups=grouped,
+        random_weights=control,
+        permutations=permutations,
+        seed=seed,
+    )
+    return Probed(evidence, values, name, origins, pooling)
+
+
+def cut(network: Network, layer: str) -> Network:
+    """The network cut after a layer: everything behind it is gone.
+
+    Raises:
+        ValueError: It has no such layer.
+    """
+    return cutting.pruned_network(network, layer)
+
+
+def rcv(path: str | Path, measure: str = "", layer: str = "", **more: str) -> Rcv:
+    """A regression concept vector from a file, see `vectors.load_rcv`."""
+    return load_rcv(path, measure, layer, **more)
+
+
+def explain(
+    network: Network,
+    images: Any,
+    layer: str,
+    *,
+    target: str | int | Rcv = "predicted",
+    method: grad_cam.Method = "grad_cam",
+    size: int | None = None,
+    batch_size: int = 16,
+) -> Float[np.ndarray, "N size size"]:
+    """Where a network looks: a map of each image from 0 to 1, brought to its size.
+
+    Args:
+        network: See `load`.
+        images: See `images`.
+        layer: At which the map is drawn.
+        target: predicted, a class (index or name), or an RCV (whose concept is then looked for).
+        method: grad_cam, grad_cam_pp or grad_cam_plus.
+        size: Height and width in pixels; the network's own when absent.
+        batch_size: Images per pass.
+
+    Raises:
+        ValueError: A class or layer that the network has not; images that cannot be decoded.
+    """
+    if isinstance(target, Rcv):
+        aim = rcv_projection(network, target, "filter")
+    else:
+        aim = predicted_logit(network) if target == "predicted" else class_logit(network, str(target))
+    skipped: list[Skipped] = []
+
+    @jit
+    def forward(variables: Any, pixels: Any) -> Any:
+        inputs = preprocess(pixels, network.card.preprocessing)
+        found = layer_gradients(network.module, variables, inputs, layer=layer, target=aim)
+        drawn = grad_cam.cam(method, found.activations, found.gradients)
+        return grad_cam.upsample(grad_cam.scale_maps(drawn), *pixels.shape[1:3])
+
+    source, parts = _opened(images), []
+    for batch in batches(source, size or network.card.input_size, min(batch_size, len(source)), skipped):
+        if skipped:
+            raise ValueError(f"{skipped[0].name} cannot be decoded: {skipped[0].detail}")
+        parts.append(np.asarray(forward(network.variables, batch.images))[batch.valid])
+    return np.concatenate(parts)
+
+
+def _files(paths: Sequence[Path]) -> ImageSet:
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise ValueError(f"No such file: {', '.join(missing[:10])}.")
+    names = [path.name for path in paths]
+    if len({*names}) < len(names):
+        names = [path.as_posix() for path in paths]
+    decode = Files(tuple(paths), (None,) * len(paths), (False,) * len(paths))
+    return ImageSet(pd.DataFrame({"name": names, "group": names, "path": paths}), decode)
+
+
+def _with_measures(found: ImageSet, given: str | Path | pd.DataFrame, groups: str) -> ImageSet:
+    """Columns of a table joined to the images."""
+    if isinstance(given, pd.DataFrame):
+        table = given.astype(object).where(given.notna(), "").astype(str)
+        table.attrs["path"] = "the DataFrame"
+        if find_column(table, "image", "file", "filename", "name") is None and not given.index.equals(
+            pd.RangeIndex(len(given))
+        ):
+            table.insert(0, "image", table.index.astype(str))
+        table = table.reset_index(drop=True)
+    else:
+        table = read_csv(given)
+    lines = join(table, [*found.table["name"]])
+    known = np.isin(np.arange(len(found)), lines.index)
+    found = found.where(known, f"no line in {Path(table.attrs['path']).name}")
+    rows = table.loc[lines.to_numpy()].reset_index(drop=True)
+    columns: dict[str, Any] = {}
+    for column in rows.columns.drop(name_column(table)):
+        if column and rows[column].map(_is_number).all():
+            columns[column] = rows[column].astype(float).to_numpy()
+        elif column:
+            columns[column] = rows[column].to_numpy()
+    if groups and groups not in columns:
+        raise ValueError(
+            f"{table.attrs['path']}: no column {groups!r}; the columns are {', '.join(columns)}."
+        )
+    reserved = {"name", "group", "path", "mask", "width", "height"}
+    found = found.assign(**{name: values for name, values in columns.items() if name not in reserved})
+    return found.assign(group=[*map(str, rows[groups])]) if groups else found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        number(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _measure_of(source: ImageSet, name: str) -> ConceptMeasure:
+    """A column of the images, or a measure by its name."""
+    if name not in source.table or name in MEASURES:
+        return get_measure(name)
+    if not pd.api.types.is_numeric_dtype(source.table[name]):
+        text = next(one for one in source.table[name] if not _is_number(str(one)))
+        raise ValueError(f"The column {name} of the images holds {text!r}; expected a number of every image.")
+    values = dict(zip(source.table["name"], source.column(name).astype(float), strict=True))
+    return ConceptMeasure(name, partial(_value_of, values), title=name, reads_pixels=False)
+
+
+def _value_of(values: Mapping[str, float], example: Example) -> float:
+    return values[example.name]
+
+
+def _stored(path: Path) -> dict[str, np.ndarray]:
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            return {path.stem: stored}
+        with stored:
+            return {layer: stored[layer] for layer in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} holds no features ({error}); expected .npz with an array [N, D] per layer, or .npy with one."
+        ) from None
+
+
+def _arrays(
+    given: Mapping[str, Any], measures: Any, concept: str | Sequence[str]
+) -> tuple[dict[str, np.ndarray], Float[np.ndarray, "N M"], list[str]]:
+    """Features and measures as arrays that fit each other, and the names of the measures."""
+    names = [concept] if isinstance(concept, str) else [*concept]
+    if isinstance(measures, pd.DataFrame):
+        names = names if any(names) else [*map(str, measures.columns)]
+        measures = measures[names]
+    elif isinstance(measures, pd.Series) and not any(names):
+        names = [str(measures.name or "measure")]
+    target = np.asarray(measures, np.float64)
+    target = target[:, None] if target.ndim == 1 else target
+    names = (
+        names
+        if any(names)
+        else ["measure"]
+        if target.shape[1] == 1
+        else [f"measure_{m}" for m in range(target.shape[1])]
+    )
+    problems = (
+        [f"{target.ndim} dimensions of the measures; expected [N] or [N, M]"] if target.ndim != 2 else []
+    )
+    if not problems and len(names) != target.shape[1]:
+        problems.append(f"{len(names)} names for {target.shape[1]} measures")
+    values = {}
+    for layer, one in given.items():
+        array = np.asarray(one)
+        if array.ndim != 2 or array.dtype.kind not in "fiu" or len(array) != len(target):
+            problems.append(
+                f"{layer} is {array.dtype} of shape {array.shape}; expected numbers [{len(target)}, D]"
+            )
+        elif not np.isfinite(array).all():
+            problems.append(f"{layer} has {int((~np.isfinite(array)).sum())} values that are not finite")
+        values[str(layer)] = array
+    if problems or not values:
+        raise ValueError(f"These features cannot be probed: {'; '.join(problems) or 'there is no layer'}.")
+    return values, target, names
