@@ -105,7 +105,7 @@ def probe_class(
         groups=groups,
         random_weights=of_random,
         pixels=pixel_features(source, kept, seed) if settings.pixels else None,
-        nuisances=nuisances if settings.nuisances else None,
+        nuisances=nuisances,
         permutations=settings.permutations,
         alphas=alphas,
         seed=seed,

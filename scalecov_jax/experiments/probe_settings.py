@@ -1,12 +1,14 @@
 """What is probed, on which images, and how: the settings of the main experiment, and what they name."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, Float
 
 from scalecov_jax.cache import FeatureStore
@@ -16,7 +18,7 @@ from scalecov_jax.concepts.measure import csv_parts, get_measures
 from scalecov_jax.extraction import POOLINGS, Pooling, check_request
 from scalecov_jax.imaging import sources
 from scalecov_jax.imaging.folder import enough
-from scalecov_jax.imaging.image_set import ImageSet, Skipped, Source
+from scalecov_jax.imaging.image_set import ImageError, ImageSet, Skipped, Source
 from scalecov_jax.imaging.scenes import check_class
 from scalecov_jax.imaging.sources import RETINA, SCENES
 from scalecov_jax.models.architecture import ARCHITECTURES, available_layers, check_layer, get_architecture
@@ -28,6 +30,8 @@ from scalecov_jax.probes.probe import PROBES
 from scalecov_jax.probes.route import Asked
 from scalecov_jax.probes.splits import Kind, make_splits
 from scalecov_jax.settings import Base, setting
+
+NO_CLASS = "images"  # the name of the images where they have no classes
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,8 @@ def open_images(settings: Settings) -> tuple[dict[str, ImageSet], list[Skipped]]
     """
     opened, skipped, problems = {}, [], []
     rendered = {"count": settings.scenes, "seed": settings.seed, "size": settings.input_size}
-    for image_class in settings.image_class:
+    without = settings.images not in (SCENES, RETINA) and not sources.has_classes(settings.images)
+    for image_class in (NO_CLASS,) if without else settings.image_class:
         try:
             images = enough(sources.open_images(settings.images, image_class, **rendered), settings.images)
             for path, column in dict.fromkeys(map(csv_parts, (*settings.concept, *settings.nuisances))):
@@ -213,7 +218,7 @@ def measure(source: Source, settings: Settings, cache: Path | None) -> Measured:
             had of these images and groups.
     """
     measured = measure_all(
-        get_measures((*settings.concept, *settings.nuisances)),
+        get_measures((*settings.concept, *_possible(source, settings.nuisances))),
         source,
         cache=cache and cache / "measures.csv",
         progress="measures",
@@ -228,6 +233,25 @@ def measure(source: Source, settings: Settings, cache: Path | None) -> Measured:
     if settings.n_train:
         sample_size.usable_sizes(settings.n_train, len(measured.values))
     return measured
+
+
+def _possible(source: Source, nuisances: Sequence[str]) -> tuple[str, ...]:
+    """The nuisances that images have: of photographs without boxes, not where the box lies."""
+    example, missing = None, {}
+    for index in range(len(source)):
+        with suppress(ImageError):
+            example = source[index]
+            break
+    for one in get_measures([name for name in nuisances if not name.startswith("csv:")]):
+        try:
+            one.measure(example) if example else None
+        except ValueError as error:
+            missing[one.name] = str(error).rstrip(".")
+    if missing:
+        logging.warning(
+            "Nuisances that these images do not have are left out: %s.", "; ".join(missing.values())
+        )
+    return tuple(name for name in nuisances if name not in missing)
 
 
 def layers_to_probe(network: Network, settings: Settings) -> tuple[tuple[str, ...], Mapping[str, int | None]]:

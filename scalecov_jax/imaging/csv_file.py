@@ -8,6 +8,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -88,7 +89,7 @@ def read_csv(path: str | Path) -> pd.DataFrame:
                 and filled.str.fullmatch(_DECIMAL_COMMA).any()
                 and filled.str.fullmatch(r"[+-]?[0-9]+(,[0-9]+)?").all()
             ):
-                logging.info("%s: the commas of column %r are read as decimal points.", path, name)
+                say(f"{path}: the commas of column {name!r} are read as decimal points.")
                 table[name] = table[name].str.replace(",", ".")
     table.attrs["path"] = str(path)
     return table
@@ -203,11 +204,17 @@ def join(table: pd.DataFrame, names: Sequence[str]) -> pd.Series:
             f"{', '.join(map(repr, table[column][:2])) or 'nothing'}."
         )
     lines = pd.Series({place: lines[0] for place, (lines, _) in found.items()}, dtype=int)
-    logging.info(
-        "%s: column %r names %d of %d images; %d of its %d lines name none of them.",
-        path, column, len(lines), len(names), len(table) - lines.nunique(), len(table),
-    )  # fmt: skip
+    unused = len(table) - lines.nunique()
+    say(
+        f"{path}: column {column!r} names {len(lines)} of {len(names)} images; {unused} of its {len(table)} lines name none."
+    )
     return lines
+
+
+@cache
+def say(text: str) -> None:
+    """Log a sentence once, though the same files are read several times."""
+    logging.info("%s", text)
 
 
 def texts(path: str | Path, column: str, names: Sequence[str]) -> pd.Series:

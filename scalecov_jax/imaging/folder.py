@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from absl import logging
 
 from scalecov_jax.imaging.csv_file import (
     absent,
@@ -18,6 +17,7 @@ from scalecov_jax.imaging.csv_file import (
     number,
     read_csv,
     same_file,
+    say,
 )
 from scalecov_jax.imaging.decoding import (
     SUFFIXES,
@@ -158,8 +158,8 @@ def read_folder(folder: str | Path, *, needs: str = "") -> ImageSet:
         given = {at: one for at, one in rows.get("group", pd.Series()).items() if not absent(one)}
     guessed = [group_of(path) for path in images]
     if (count := len({*guessed} - {""})) and not given:
-        logging.info(
-            "%s: %d groups are taken from the names of the files, such as %s.", folder, count, max(guessed)
+        say(
+            f"{folder}: {count} patients or slides are taken from the names of the files, such as {max(guessed)}."
         )
     rows["group"] = [
         given.get(at, guess or name) for at, (guess, name) in enumerate(zip(guessed, names, strict=True))
