@@ -144,7 +144,7 @@ def images(
         if len(given) != len(found):
             raise ValueError(f"{len(given)} groups for {len(found)} images; expected one each.")
         found = found.assign(group=[*map(str, given)])
-    return found
+    return sources.with_copies_together(found)
 
 
 def _opened(source: Any) -> ImageSet:

@@ -185,9 +185,8 @@ def open_images(settings: Settings) -> tuple[dict[str, ImageSet], list[Skipped]]
             images = enough(sources.open_images(settings.images, image_class, **rendered), settings.images)
             for path, column in dict.fromkeys(map(csv_parts, (*settings.concept, *settings.nuisances))):
                 images = sources.with_values(images, path, column) if path else images
-            opened[image_class] = (
-                sources.regroup(images, *settings.group_column) if settings.groups else images
-            )
+            images = sources.regroup(images, *settings.group_column) if settings.groups else images
+            opened[image_class] = sources.with_copies_together(images)
         except ValueError as error:
             problems.append(str(error))
             continue

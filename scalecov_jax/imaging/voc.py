@@ -73,6 +73,7 @@ def _image_set(
             **{corner: [one.box[at] for one in found] for at, corner in enumerate(Box._fields)},
             "width": [one.width for one in found],
             "height": [one.height for one in found],
+            **({"path": [one.encoded for one in found]} if records is None else {}),
         }
     )
     encoded = _Encoded(records, [one.encoded for one in found], [*table["name"]])
