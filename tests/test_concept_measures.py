@@ -167,10 +167,10 @@ def test_bad_lines_come_in_one_error(tmp_path):
     message = str(caught.value)
     for part in (
         "1.png: line 3 of",
-        "has age '', expected a number",
+        "has age ''; expected a number",
         "2.png: line 4 of",
-        "3.png: lines 5, 6 of",
-        "4.png: no line of",
+        "3.png: lines 5, 6 name it in",
+        "4.png: no line names it in",
         "5.png: line 7 of",
     ):
         assert part in message

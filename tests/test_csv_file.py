@@ -58,7 +58,7 @@ def test_no_such_file_and_no_such_column(tmp_path):
     with pytest.raises(ValueError, match=r"did you mean table\.csv"):
         read_csv(tmp_path / "tabel.csv")
     assert {**texts(path, "age_at scan", ["a"])} == {0: "1"}
-    with pytest.raises(ValueError, match="no column Age at can; did you mean 'Age at scan'"):
+    with pytest.raises(ValueError, match="no column 'Age at can'; did you mean 'Age at scan'"):
         texts(path, "Age at can", ["a"])
 
 

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from scalecov_jax.imaging.decoding import decode_image
@@ -208,12 +209,16 @@ def test_unusable_images_are_left_out_with_their_reason(tmp_path):
     write_nuclei(tmp_path, "other", mask_size=(40, 29))
     write_nuclei(tmp_path, "torn")
     (tmp_path / "torn_image.png").write_bytes(b"\x89PNG")
+    write_nuclei(tmp_path, "pages", mask=False)
+    tifffile.imwrite(tmp_path / "pages_labels.tif", np.zeros((5, 30, 40), np.uint8))
+    write_nuclei(tmp_path, "wide", mask=False)
+    tifffile.imwrite(tmp_path / "wide_labels.tif", np.ones((30, 40), np.int64))
     images = annotated(read_folder(tmp_path), 40.0)
-    assert names(images) == ["good_image.png"]
+    assert names(images) == ["good_image.png", "wide_image.png"]
     assert count_reasons(images.skipped) == {
         "no annotation": 1,
         "mask of another size": 1,
-        "unreadable image": 1,
+        "unreadable image": 2,
     }
     other = next(one for one in images.skipped if one.name == "other_image.png")
     assert "(40, 29), the image is (40, 30)" in other.detail

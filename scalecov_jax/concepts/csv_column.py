@@ -18,7 +18,8 @@ def csv_column(path: str | Path, column: str) -> Callable[[Example], float]:
         ValueError: See `read_csv`; no such column; when measuring, an image without line, with several, or without a number.
     """
     table = read_csv(path)
-    find, cells = finder(table), table[required_column(table, column)]
+    cells = table[required_column(table, column)]
+    find = finder(table)
 
     def measure(example: Example) -> float:
         lines, _ = find(example.name)

@@ -113,9 +113,10 @@ def required_column(table: pd.DataFrame, *names: str) -> str:
     found = find_column(table, *names)
     if found is None:
         near = get_close_matches(names[0], [*filter(None, table.columns)], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(
-            f"{table.attrs['path']}: no column {' or '.join(names)}{f'; did you mean {near[0]!r}?' if near else '.'} The columns "
-            f"are {', '.join(filter(None, table.columns)) or 'none'}."
+            f"{table.attrs['path']}: no column {' or '.join(map(repr, names))}{hint} The columns are "
+            f"{', '.join(filter(None, table.columns)) or 'none'}."
         )
     return found
 

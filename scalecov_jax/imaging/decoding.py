@@ -110,25 +110,48 @@ def decode_mask(source: str | Path | bytes, name: str | None = None, *, labels: 
     return mask
 
 
-def _mask_values(source: str | Path | bytes, name: str) -> tuple[Shaped[np.ndarray, "H W"], bool]:
+def mask_size(path: Path) -> tuple[int, int]:
+    """Width and height of a mask from its header, see `decode_mask`.
+
+    Raises:
+        ImageError: See `decode_mask`.
+    """
+    if path.suffix.casefold() == ".npy":
+        height, width = decode_mask(path, path.name).shape
+        return width, height
+    shape = _tiff(path, path.name, lambda file: file.series[0].shape)
+    return (shape[1], shape[0]) if shape else image_size(path, path.name)
+
+
+def _tiff(path: Path, name: str, function: Callable[[tifffile.TiffFile], _Result]) -> _Result | None:
+    """What a function gives of a TIFF file of a single page; None of other files, and where tifffile cannot read it.
+
+    Pillow knows no 64-bit pixels and wraps large numbers; tifffile does not know every compression.
+    """
+    if path.suffix.casefold() not in (".tif", ".tiff"):
+        return None
+    try:
+        with tifffile.TiffFile(path) as file:
+            pages, shape = len(file.pages), file.series[0].shape
+            found = function(file) if pages == 1 and len(shape) < 4 and np.prod(shape) <= MAX_PIXELS else None
+    except Exception:
+        return None
+    if found is None:
+        raise ImageError(
+            name,
+            f"{pages} pages of shape {shape}; expected a mask of a single page, of at most {MAX_PIXELS} pixels",
+        )
+    return found
+
+
+def _mask_values(source: str | Path | bytes, name: str) -> tuple[Shaped[np.ndarray, "..."], bool]:
     """Numbers of a mask, background 0; and whether edges may be blurred."""
-    suffix = "" if isinstance(source, bytes) else Path(source).suffix.casefold()
-    if suffix == ".npy":
-        return np.load(source, allow_pickle=False), False
-    if suffix in (".tif", ".tiff"):
-        # Pillow knows no 64-bit pixels and wraps large numbers; tifffile does not know every compression.
-        try:
-            with tifffile.TiffFile(str(source)) as file:
-                pages, shape = len(file.pages), file.series[0].shape
-                values = file.asarray().squeeze() if np.prod(shape) <= MAX_PIXELS else np.zeros(0)
-        except Exception:
-            return _read(source, name, _numbers)
-        if not values.size:
-            raise ImageError(name, f"an array of {shape}; expected at most {MAX_PIXELS} pixels")
-        if pages > 1 or (values.ndim == 3 and values.shape[-1] > 4):
-            raise ImageError(name, f"{max(pages, len(values))} pages; expected a mask of a single page")
-        if values.ndim == 2:
-            return values, True
+    path = Path() if isinstance(source, bytes) else Path(source)
+    if path.suffix.casefold() == ".npy":
+        return np.load(path, allow_pickle=False), False
+    values = _tiff(path, name, lambda file: file.asarray().squeeze())
+    if values is not None and values.ndim == 2:
+        return values, True
     return _read(source, name, _numbers, checksums=True)
 
 

@@ -25,6 +25,7 @@ from scalecov_jax.imaging.decoding import (
     decode_mask,
     file_size,
     image_size,
+    mask_size,
     orientation,
     stored_size,
 )
@@ -188,8 +189,8 @@ def with_sizes(images: ImageSet) -> ImageSet:
         size, problem = (1, 1), ("", "")
         try:
             size = image_size(path, name)
-            if mask is not None and mask.suffix != ".npy":
-                other = image_size(mask, mask.name)
+            if mask is not None:
+                other = mask_size(mask)
                 if other not in (size, stored_size(path, name)):
                     problem = (
                         "mask of another size",
