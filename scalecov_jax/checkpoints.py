@@ -70,7 +70,7 @@ class Network(NamedTuple):
 
 def network(variables: Any, card: Card) -> Network:
     """Join variables and their card."""
-    architecture = get_architecture(card.architecture)
+    architecture = get_architecture(card.architecture).with_options(card.options)
     return Network(architecture.module(**card.options), variables, architecture, card)
 
 
@@ -210,7 +210,7 @@ def load(path: Path) -> Network:
     try:
         facts, stored, read = _open_files(files) if files else _open_orbax(path)
         card = _card(facts)
-        architecture = get_architecture(card.architecture)
+        architecture = get_architecture(card.architecture).with_options(card.options)
         module: Any = architecture.module(**card.options)
         check_layer(architecture, module.last)
         abstract = abstract_variables(module, architecture, card.input_size)

@@ -236,7 +236,8 @@ def shortened(network: Network, layers: Sequence[str]) -> Network:
 
 def _shortest(network: Network, layers: Sequence[str]) -> nn.Module:
     module: Any = network.module
-    known = [*network.architecture.trunk_layers, WHOLE, *network.architecture.head]
+    head = network.architecture.head
+    known = [*(layer for layer in network.architecture.every_layer if layer not in head), WHOLE, *head]
     known = known[: known.index(module.last) + 1]
     last = max(layers, key=known.index) if {*layers} <= {*known} else module.last
     return module if last == module.last else module.clone(last=last)

@@ -270,6 +270,27 @@ class Softmax(nn.Module):
         return nn.softmax(x)
 
 
+class LayerScale(nn.Module):
+    """A factor for each channel.
+
+    Attributes:
+        initial: Value of all factors.
+    """
+
+    initial: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N *P C"]) -> Float[Array, "N *P C"]:
+        """Scale."""
+        gamma = self.param("gamma", nn.initializers.constant(self.initial), (x.shape[-1],))
+        return x * gamma.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def layer_norm(dtype: Any, name: str, epsilon: float) -> nn.LayerNorm:
+    """Normalisation of each pixel or token over its channels."""
+    return nn.LayerNorm(epsilon, dtype, use_fast_variance=False, name=name)
+
+
 def global_average_pool(x: Float[Array, "N H W D"] | Float[Array, "N D"]) -> Float[Array, "N D"]:
     """Mean over the pixels of feature maps; vectors pass unchanged."""
     return x.mean((1, 2)) if x.ndim == 4 else x

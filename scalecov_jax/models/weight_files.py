@@ -16,7 +16,7 @@ import safetensors
 
 from scalecov_jax.models.sources import Family
 
-MAX_VALUES = 2**29
+MAX_VALUES = 2**31  # the largest ViTs have 1.1e9
 _HOW = "in Python, torch.save(model.state_dict(), 'weights.pth') writes a file that can be read"
 
 _KERAS_LEAF = re.compile(
