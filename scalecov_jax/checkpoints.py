@@ -129,8 +129,9 @@ def fingerprints(network: Network, layers: Sequence[str]) -> dict[str, str]:
         for path, leaf in jax.tree.flatten_with_path(network.variables)[0]
     }
     family, found = network.architecture.name, {}
+    unseen = getattr(network.module, "unseen", "")
     for layer in layers:
-        digest = hashlib.sha256(f"{family} {network.card.preprocessing} {layer}".encode())
+        digest = hashlib.sha256(f"{family}{unseen} {network.card.preprocessing} {layer}".encode())
         for path in needed[layer]:
             digest.update(f"\n{path} {leaves[path]}".encode())
         found[layer] = f"{family}-{digest.hexdigest()[:12]}"

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from scalecov_jax.compilation import jit
 from scalecov_jax.explain.target import Target
+from scalecov_jax.models.layers import patch_maps
 
 
 class Parts(NamedTuple):
@@ -206,7 +207,7 @@ def _run(
         module.apply(variables, inputs)
     if not end:
         raise ValueError(f"{type(module).__name__} has no layer {layer!r}; there are {', '.join(outputs)}.")
-    return outputs, end[0]
+    return outputs, patch_maps(module, end[0], inputs.shape[1:3])
 
 
 def _check_inference(module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from scalecov_jax.models.layers import WHOLE, ConvBlock, LayerScale, Softmax, layer_norm
+from scalecov_jax.models.layers import WHOLE, ConvBlock, LayerScale, Softmax, layer_norm, mean_patch
 
 _normal = nn.initializers.truncated_normal(0.02)
 _dense = partial(nn.Dense, kernel_init=_normal)
@@ -140,7 +140,7 @@ class Pooled(nn.Module):
         """The class token, or the mean of the patches; vectors pass unchanged."""
         if x.ndim == 2:
             return x
-        return x[:, self.prefix :].mean(1) if self.mean else x[:, 0]
+        return mean_patch(x, self.prefix) if self.mean else x[:, 0]
 
 
 class ViT(nn.Module):
@@ -197,6 +197,11 @@ class ViT(nn.Module):
         blocks = ((f"attention_{i}", f"mlp_{i}", f"block_{i}") for i in range(self.depth))
         return (*(name for block in blocks for name in block), *self.layer_names[self.depth :])
 
+    @property
+    def unseen(self) -> str:
+        """What the output depends on and no variable shows."""
+        return f" heads={self.heads} rope={self.rope} epsilon={self.epsilon} pool={self.pool}"
+
     def check_size(self, height: int, width: int) -> None:
         """Make sure that images can be divided into patches.
 
@@ -225,7 +230,7 @@ class ViT(nn.Module):
             if self.last in (f"attention_{number}", f"mlp_{number}", f"block_{number}"):
                 return x
         if self.pool == "mean_before_norm":
-            x = x[:, self.prefix_tokens :].mean(1)
+            x = mean_patch(x, self.prefix_tokens)
         x = layer_norm(x.dtype, "norm", self.epsilon)(x)
         if self.last == "norm":
             return x
