@@ -28,8 +28,8 @@ class Parts(NamedTuple):
         scores: The targets themselves.
         gradients: lambda at the tensor that enters the first layer.
         inputs: lambda x summed over the channels.
-        constants: lambda c by path of the layer (`layer_names` has their order): maps summed over the channels, or one number
-            where the layer has no maps.
+        constants: lambda c by path of the layer (`layer_names` has their order): maps or tokens summed over the channels,
+            or one number where the layer has neither.
         link: What the target keeps: its bias, what its link has that is not linear, and what its layer has behind the last
             module inside it.
     """
@@ -41,7 +41,7 @@ class Parts(NamedTuple):
     link: Float[Array, "T N"]
 
 
-def sum_channels(scores: Float[Array, "N h w D"] | Float[Array, "N D"]) -> Array:
+def sum_channels(scores: Float[Array, "N *P D"]) -> Array:
     """The score of each position."""
     return scores.sum(-1)
 
@@ -58,7 +58,8 @@ def propagate_scores(
     Exact for any network. Layers are the modules without modules inside them; fold batch normalisation first (`folding.fold`),
     or it counts as a layer of its own. What lies between two modules (a GELU, a product of squeeze-and-excitation, an addition)
     belongs to the one after it. The rules of the source follow for linear layers, ReLU and pooling; any other function phi keeps
-    phi(a) - phi'(a) a, which for layer normalisation is nearly all of its output. Of two equal values a maximum has both, in
+    phi(a) - phi'(a) a, which for layer normalisation is nearly all of its output, and for attention, with
+    logits L and weights A, is -2 times the covariance of L and v under A. Of two equal values a maximum has both, in
     equal shares; so have the poolings of the networks, which are maxima of two at a time. A probability is divided likewise, and
     what its softmax or sigmoid keeps is the constant of that layer or of the link: it is not linear, so that the parts of a
     logit are easier to read.

@@ -66,7 +66,7 @@ class Attention(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N T D"], angles: Float[Array, "P d"] | None = None) -> Array:
+    def __call__(self, x: Float[Array, "N T D"], angles: Float[np.ndarray, "P d"] | None = None) -> Array:
         """Attend; q and k of the last P tokens, the patches, are rotated by `angles` where these are given."""
         n, t, d = x.shape
         qkv = _dense(3 * d, name="qkv")(x).reshape(n, t, 3, self.heads, d // self.heads)
@@ -118,7 +118,9 @@ class Block(nn.Module):
     epsilon: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N T D"], angles: Float[Array, "P d"] | None) -> Float[Array, "N T D"]:
+    def __call__(
+        self, x: Float[Array, "N T D"], angles: Float[np.ndarray, "P d"] | None
+    ) -> Float[Array, "N T D"]:
         """Return the output of the block, or of the part inside it that the network stops after."""
         attention = Attention(self.heads, name=f"attention_{self.number}")
         mlp = Mlp(self.hidden, self.gated, name=f"mlp_{self.number}")
@@ -252,7 +254,7 @@ class ViT(nn.Module):
         return np.tile((places * frequencies).reshape(height * width, d // 2), 2).astype(np.float32)
 
 
-def _rotate(x: Float[Array, "N T H d"], angles: Float[Array, "P d"]) -> Float[Array, "N T H d"]:
+def _rotate(x: Float[Array, "N T H d"], angles: Float[np.ndarray, "P d"]) -> Float[Array, "N T H d"]:
     """(a, b) to (a cos - b sin, b cos + a sin) for the halves a and b of each patch; the tokens before them stay."""
     prefix, patches = jnp.split(x, [x.shape[1] - len(angles)], 1)
     a, b = jnp.split(patches, 2, -1)

@@ -214,7 +214,8 @@ def _check_total(sizes: Iterable[int]) -> None:
 
 def _read_safetensors(path: Path) -> WeightFile:
     with safetensors.safe_open(path, framework="numpy") as file:
-        return WeightFile("torch", _arrays({name: file.get_tensor(name) for name in file.keys()}))  # noqa: SIM118
+        # One by one, so that no second copy of all exists.
+        return WeightFile("torch", _arrays({name: _array(file.get_tensor(name)) for name in file.keys()}))  # noqa: SIM118
 
 
 def _read_torch(path: Path) -> WeightFile:
