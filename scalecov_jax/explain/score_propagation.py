@@ -57,12 +57,12 @@ def propagate_scores(
 
     Exact for any network. Layers are the modules without modules inside them; fold batch normalisation first (`folding.fold`),
     or it counts as a layer of its own. What lies between two modules (a GELU, a product of squeeze-and-excitation, an addition)
-    belongs to the one after it. The rules of the source follow for linear layers, ReLU and pooling; any other function phi keeps
-    phi(a) - phi'(a) a, which for layer normalisation is nearly all of its output, and for attention, with
-    logits L and weights A, is -2 times the covariance of L and v under A. Of two equal values a maximum has both, in
-    equal shares; so have the poolings of the networks, which are maxima of two at a time. A probability is divided likewise, and
-    what its softmax or sigmoid keeps is the constant of that layer or of the link: it is not linear, so that the parts of a
-    logit are easier to read.
+    belongs to the one after it. The rules of the source follow for linear layers, ReLU and pooling; any other function phi
+    keeps phi(a) - phi'(a) a, which for layer normalisation is nearly all of its output, and for attention, with logits L and
+    weights A, -2 times the covariance of L and v under A. Of two equal values a maximum has both, in equal shares; so have the
+    poolings of the networks, which are maxima of two at a time. A probability is divided likewise, and what its softmax or
+    sigmoid keeps is the constant of that layer or of the link: it is not linear, so that the parts of a logit are easier to
+    read.
 
     Args:
         module: The network, as at inference.

@@ -277,8 +277,12 @@ def _needed(family: Architecture, options: Mapping[str, Any]) -> dict[tuple[str,
 
 
 def _fill(name: str, match: Match, options: dict[str, Any], last: str | None) -> tuple[Any, dict[str, int]]:
-    """Variables of the network, and how many tensors each layer beyond its last has in the file."""
-    family, layout, tensors = match.family, match.layout, match.tensors
+    """Variables of the network, and how many tensors each layer beyond its last has in the file.
+
+    Tensors leave `match` as they are converted, so that no second copy of the network is held.
+    """
+    family, layout = match.family, match.layout
+    tensors: Any = match.tensors
     needed = _needed(family, options)
     sources = {path: source_name(layout, path) for path in needed}
     head = ("params", "pre_softmax", "bias")
@@ -292,11 +296,10 @@ def _fill(name: str, match: Match, options: dict[str, Any], last: str | None) ->
     for path, source in sources.items():
         shape = needed[path].shape
         parts = {part: tensors.pop(part, None) for part in joined_parts(source)} if source else {}
-        lacking = [part for part in parts if parts[part] is None]
         if {*parts} <= layout.zeros:
             filled[path] = np.zeros(shape, np.float32)
-        elif missing := [part for part in lacking if part not in layout.zeros]:
-            absent[path] = missing[0]
+        elif lacking := [part for part, one in parts.items() if one is None and part not in layout.zeros]:
+            absent[path] = lacking[0]
         else:
             given = next(one for one in parts.values() if one is not None)
             joined = [np.zeros_like(given) if one is None else one for one in parts.values()]
@@ -350,7 +353,7 @@ def _convert(
 
 
 def _beyond(
-    match: Match, options: dict[str, Any], used: set[str | None], left: Iterable[str]
+    match: Match, options: dict[str, Any], used: set[str], left: Iterable[str]
 ) -> tuple[dict[str, str], list[str]]:
     """The layer of each tensor that lies beyond the last one, and those that lie before.
 

@@ -12,7 +12,7 @@ from scalecov_jax.models.sources import Layout, Sources, joined_parts
 from scalecov_jax.models.vit import ViT
 
 HEAD_SIZE = 64  # channels of a head in all published networks, but for those of these widths, of which no rule is known
-UNRULY = (1152, 1280, 1408, 1664)
+UNRULY = (1152, 1280, 1408, 1664, 4096)
 DEEPEST = 64  # blocks that a file is searched for
 
 # Of each layout the beginning of a block's names, and the name of each part; those in braces are joined, queries or gates first.
@@ -160,9 +160,10 @@ def fit(
     head = shape("pre_softmax", ".weight")
     fits = len(head) == 2 and head[1] == width
     options |= {"classes": head[0]} if fits else {}
-    ignored = layout.ignored | ({} if fits else {"another head": rf"^{modules['pre_softmax']}\."})
+    ignored = dict(layout.ignored) | ({} if fits else {"another head": rf"^{modules['pre_softmax']}\."})
     kinds = {re.sub(r"\.\d+\.", ".#.", name) for name in tensors}
-    biases = {part for name in modules.values() for part in joined_parts(f"{name}.bias")}
+    blocks = [name for path, name in modules.items() if path.startswith("block_")]
+    biases = {part for name in blocks for part in joined_parts(f"{name}.bias")}
     zeros = frozenset(name for name in biases if re.sub(r"\.\d+\.", ".#.", name) not in kinds)
     options["last"] = "softmax" if fits else "norm"
     return options, dataclasses.replace(layout, modules=modules, ignored=ignored, zeros=zeros)
