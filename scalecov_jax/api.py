@@ -168,7 +168,7 @@ def features(
             torch model with hooks.
         images: See `images`.
         layers: All when empty.
-        pooling: A name in `features.POOLINGS`.
+        pooling: A name in `extraction.POOLINGS`.
         size: Height and width to which images are resized, in pixels; the network's own when absent, 224 for a function.
         batch_size: Images per forward pass.
         progress: Label of the progress bar on stderr; none when None.
@@ -188,9 +188,12 @@ def features(
         kept += batch.indices[batch.valid].tolist()
         for layer, values in network(batch.images).items():
             values = np.asarray(values)[batch.valid]
-            found.setdefault(layer, []).append(
-                np.asarray(pool(jnp.asarray(values))) if values.ndim == 4 else values
-            )
+            if values.ndim not in (2, 4) or (values.ndim == 4 and pool is None):
+                raise ValueError(
+                    f"{layer} is {list(values.shape)}; expected features [N, D], or maps [N, H, W, C] and a pooling of maps."
+                )
+            pooled = np.asarray(pool(jnp.asarray(values))) if values.ndim == 4 and pool else values
+            found.setdefault(layer, []).append(pooled)
     if missing := [layer for layer in layers if layer not in found]:
         raise ValueError(f"The function gives no {' or '.join(missing)}; it gives {', '.join(found)}.")
     values = {layer: np.concatenate(found[layer]) for layer in layers or found}

@@ -70,7 +70,7 @@ class Network(NamedTuple):
 
 def network(variables: Any, card: Card) -> Network:
     """Join variables and their card."""
-    architecture = get_architecture(card.architecture)
+    architecture = get_architecture(card.architecture).with_options(card.options)
     return Network(architecture.module(**card.options), variables, architecture, card)
 
 
@@ -129,8 +129,9 @@ def fingerprints(network: Network, layers: Sequence[str]) -> dict[str, str]:
         for path, leaf in jax.tree.flatten_with_path(network.variables)[0]
     }
     family, found = network.architecture.name, {}
+    unseen = getattr(network.module, "unseen", "")
     for layer in layers:
-        digest = hashlib.sha256(f"{family} {network.card.preprocessing} {layer}".encode())
+        digest = hashlib.sha256(f"{family}{unseen} {network.card.preprocessing} {layer}".encode())
         for path in needed[layer]:
             digest.update(f"\n{path} {leaves[path]}".encode())
         found[layer] = f"{family}-{digest.hexdigest()[:12]}"
@@ -210,7 +211,7 @@ def load(path: Path) -> Network:
     try:
         facts, stored, read = _open_files(files) if files else _open_orbax(path)
         card = _card(facts)
-        architecture = get_architecture(card.architecture)
+        architecture = get_architecture(card.architecture).with_options(card.options)
         module: Any = architecture.module(**card.options)
         check_layer(architecture, module.last)
         abstract = abstract_variables(module, architecture, card.input_size)

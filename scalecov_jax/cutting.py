@@ -13,6 +13,7 @@ from scalecov_jax.checkpoints import Network
 from scalecov_jax.extraction import Pooling, compute_features, pooled_output
 from scalecov_jax.imaging.decoding import resize_image
 from scalecov_jax.imaging.image_set import Example, ImageError, Source
+from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.pruning import Pruning, abstract_variables, count_parameters, prune
 from scalecov_jax.scores import Estimator
 
@@ -65,7 +66,7 @@ def check_pruning(
 def parameters_to_cut(whole: Network, layer: str) -> int:
     """Parameters of the whole network without its classification head, or with it where the cut lies in the head."""
     family = whole.architecture
-    if layer not in family.trunk_layers:
+    if layer in (WHOLE, *family.head):
         return count_parameters(whole.variables)
     return count_parameters(abstract_variables(whole.module.clone(last=family.trunk), family))  # pyright: ignore[reportCallIssue]
 

@@ -23,33 +23,50 @@ from scalecov_jax.compilation import jit
 from scalecov_jax.imaging.batching import batches
 from scalecov_jax.imaging.image_set import ImageSet, Skipped, Source
 from scalecov_jax.models.folding import fold, folded
-from scalecov_jax.models.layers import WHOLE, forward_only, mean_by_rows
+from scalecov_jax.models.layers import WHOLE, check_tokens, forward_only, mean_by_rows, mean_patch
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.models.pruning import prune
-from scalecov_jax.models.receptive_field import check_size, check_variables, clean_regions, undefined_layers
+from scalecov_jax.models.receptive_field import (
+    check_size,
+    check_variables,
+    clean_regions,
+    layer_ranks,
+    undefined_layers,
+)
+from scalecov_jax.models.recognition import some
 
 Pooling = str  # a name in POOLINGS
 
 
 class Pool(NamedTuple):
-    """How a map becomes one number per channel.
+    """How maps or tokens become one number per channel.
 
     Attributes:
         title: For people, such as "the largest pixel of a map".
-        pool: A map in float32 [N, H, W, C] to features [N, D].
+        pool: A map in float32 [N, H, W, C] to features [N, D]; None if it is not defined for maps.
         clean: Whether it is given only the rectangle of pixels that no padding reaches (`receptive_field.clean_region`).
+        tokens: Tokens in float32 [N, T, D], and how many of them precede the patches, to features; None if it is not defined
+            for tokens.
     """
 
     title: str
-    pool: Callable[[Float[Array, "N H W C"]], Float[Array, "N D"]]
+    pool: Callable[[Float[Array, "N H W C"]], Float[Array, "N D"]] | None
     clean: bool = False
+    tokens: Callable[[Float[Array, "N T D"], int], Float[Array, "N D"]] | None = None
 
 
 POOLINGS = {
-    "gap": Pool("the mean over all pixels of a map", mean_by_rows),
-    "max": Pool("the largest pixel of a map", lambda x: x.max((1, 2))),
+    "gap": Pool("the mean over all pixels of a map, or all patches", mean_by_rows, tokens=mean_patch),
+    "max": Pool("the largest pixel or patch", lambda x: x.max((1, 2)), tokens=lambda x, n: x[:, n:].max(1)),
     "corrected_gap": Pool(
         "the mean over the pixels of a map that no padding reaches", mean_by_rows, clean=True
+    ),
+    "cls": Pool("the class token", None, tokens=lambda x, _: x[:, 0]),
+    "mean_patch": Pool("the mean over all patches", None, tokens=mean_patch),
+    "cls_mean": Pool(
+        "the class token and, behind it, the mean over all patches",
+        None,
+        tokens=lambda x, n: jnp.concatenate([x[:, 0], mean_patch(x, n)], 1),
     ),
 }
 """Poolings by name; vectors pass unchanged. An entry is known to every script, as `--config.pooling`."""
@@ -110,10 +127,10 @@ def pooled_features(
     dtype: Any = jnp.float32,
     pooling: Pooling | Pool = "gap",
 ) -> dict[str, Float[Array, "N D"]]:
-    """Pooled maps of layers; vectors as they are.
+    """Pooled maps or tokens of layers; vectors as they are.
 
-    gap: the mean over all pixels of the map. max: the largest. corrected_gap: the mean over the rectangle of pixels that no
-    padding reaches, for which vectors have no equivalent.
+    gap: the mean over all pixels of the map, or all patches. max: the largest. corrected_gap: the mean over the rectangle of
+    pixels that no padding reaches, for which vectors and tokens have no equivalent. cls, mean_patch, cls_mean: of tokens alone.
 
     Pure; meant to be jitted, when the compiler drops whatever comes after the last wanted layer.
 
@@ -174,23 +191,41 @@ def _pooled(
     maps: Mapping[str, Any], module: nn.Module, size: tuple[int, int], how: Pool
 ) -> dict[str, Float[Array, "N D"]]:
     maps = {layer: one.astype(jnp.float32) for layer, one in maps.items()}
-    if other := [f"{layer} {one.shape[1:]}" for layer, one in maps.items() if one.ndim not in (2, 4)]:
-        raise ValueError(f"Expected maps [H, W, C] or vectors [D]; an image gives {', '.join(other)}.")
+    _check_ranks({layer: one.ndim for layer, one in maps.items()}, module, how)
     if how.clean:
         for layer, region in clean_regions(module, *size, tuple(maps)).items():
             if region is not None:  # none is: they are checked before
                 (top, bottom), (left, right) = region
                 maps[layer] = maps[layer][:, top : bottom + 1, left : right + 1]
-    return {layer: how.pool(one) if one.ndim == 4 else one for layer, one in maps.items()}
+    pools = {3: lambda x: how.tokens(x, check_tokens(module)), 4: how.pool}  # pyright: ignore[reportOptionalCall]
+    return {layer: pools.get(one.ndim, lambda x: x)(one) for layer, one in maps.items()}
+
+
+def _check_ranks(ranks: Mapping[str, int], module: nn.Module, how: Pool) -> None:
+    """Refuse layers for which a pooling is not defined, by the axes of their outputs."""
+    for rank, kind, defined in ((4, "maps", how.pool), (3, "tokens", how.tokens)):
+        layers = [layer for layer, one in ranks.items() if one == rank]
+        if layers and defined is None:
+            known = ", ".join(name for name, one in POOLINGS.items() if (one.pool, one.tokens)[4 - rank])
+            where = f"{some(layers)} of {type(module).__name__}"
+            raise ValueError(f"{where} give {kind}, for which {how.title} is not defined; choose {known}.")
+        if layers and rank == 3:
+            check_tokens(module)
+    if other := [layer for layer, rank in ranks.items() if rank not in (2, 3, 4)]:
+        raise ValueError(
+            f"Expected maps [H, W, C], tokens [T, D] or vectors [D]; {some(other)} give something else."
+        )
 
 
 def _identity(pooling: Pooling) -> str:
     """A pooling, with the code of one from elsewhere, so that features of what was changed since are not used again."""
-    pool: Any = POOLINGS[pooling].pool
-    if pool.__module__ == __name__ or pool is mean_by_rows:  # the store's keys hold our own code
-        return pooling
-    constants = [constant for constant in pool.__code__.co_consts if not hasattr(constant, "co_code")]
-    return f"{pooling} {pool.__code__.co_code.hex()} {pool.__code__.co_names} {constants}"
+    identity = pooling
+    for pool in (POOLINGS[pooling].pool, POOLINGS[pooling].tokens):
+        if pool and not pool.__module__.startswith("scalecov_jax."):  # the store's keys hold our own code
+            code: Any = pool.__code__  # pyright: ignore[reportFunctionMemberAccess]
+            constants = [constant for constant in code.co_consts if not hasattr(constant, "co_code")]
+            identity += f" {code.co_code.hex()} {code.co_names} {constants}"
+    return identity
 
 
 def check_pooling(
@@ -225,13 +260,14 @@ def check_request(network: Network, layers: Sequence[str], size: int | None, poo
 
     Raises:
         ValueError: A layer that the network has not, images so small that a map has no pixel (says which size has), a pooling
-            that is not defined there (see `check_pooling`), or weights for images of another size.
+            that is not defined for their maps or tokens or there (see `check_pooling`), or weights for images of another size.
     """
     size = size or network.card.input_size
     name = network.architecture.name
     module = folded(network.module)  # as the forward pass has it
     check_size(module, size, layers, name)
     check_pooling(module, size, layers, pooling)
+    _check_ranks(layer_ranks(module, size, size, layers), module, POOLINGS[pooling])
     check_variables(folded(_shortest(network, layers)), network.variables["params"], size, name)
     return size
 
@@ -248,7 +284,8 @@ def shortened(network: Network, layers: Sequence[str]) -> Network:
 
 def _shortest(network: Network, layers: Sequence[str]) -> nn.Module:
     module: Any = network.module
-    known = [*network.architecture.trunk_layers, WHOLE, *network.architecture.head]
+    head = network.architecture.head
+    known = [*(layer for layer in network.architecture.every_layer if layer not in head), WHOLE, *head]
     known = known[: known.index(module.last) + 1]
     last = max(layers, key=known.index) if {*layers} <= {*known} else module.last
     return module if last == module.last else module.clone(last=last)

@@ -19,6 +19,8 @@ from scalecov_jax.models.port import port
 from scalecov_jax.models.preprocessing import PREPROCESSINGS, Preprocessing, as_preprocessing
 from scalecov_jax.models.pruning import count_parameters
 
+LARGEST = 2**30  # bytes of a file: what is written is copied in memory first
+
 ARCHITECTURE = flags.DEFINE_enum(
     "architecture", None, list(ARCHITECTURES), "What the file holds.", required=True
 )
@@ -35,8 +37,8 @@ PREPROCESSING = flags.DEFINE_enum(
     "What the weights expect at their input; a wrong one gives plausible but wrong features. Keras: tf (x / 127.5 - 1) for "
     "InceptionV3 and MobileNetV2, caffe (BGR minus mean) for ResNet and VGG16, torch (mean and sd) for DenseNet121, "
     "EfficientNetB0 and ConvNeXt-Tiny. torchvision and timm: torch, but tf for InceptionV3 (whose transform_input amounts to "
-    "it). unit: 0 to 1. raw: 0 to 255. Needed unless --download, --mean, or a config.json of timm beside the file "
-    "says it.",
+    "it). ViTs: as published with them. unit: 0 to 1. raw: 0 to 255. Needed unless --download, --mean, or a config.json of timm "
+    "beside the file says it.",
 )
 MEAN = flags.DEFINE_list(
     "mean",
@@ -67,6 +69,13 @@ DOWNLOAD = flags.DEFINE_bool("download", False, "Fetch the official Keras file f
 CLASS_NAMES = flags.DEFINE_string(
     "class_names", None, "UTF-8 text file with one class name per line, in the order of the outputs."
 )
+HEADS = flags.DEFINE_integer(
+    "heads",
+    None,
+    "ViTs only: heads of each attention, which no tensor tells; by default what config.json beside the file says, or one for "
+    "each 64 channels.",
+    lower_bound=1,
+)
 MAX_POOL_PADDING = flags.DEFINE_enum(
     "max_pool_padding",
     "1",
@@ -94,10 +103,11 @@ def main(_: list[str]) -> None:
         prefix=PREFIX.value,
         sha256=SHA256.value,
         force_preprocessing=FORCE_PREPROCESSING.value,
+        heads=HEADS.value,
     )
     if VERIFY.value:
         verify(network)
-    checkpoints.save(output, network, overwrite=OVERWRITE.value)
+    checkpoints.save(output, network, overwrite=OVERWRITE.value, largest=LARGEST)
     card = network.card
     print_table(
         ("architecture", card.architecture),

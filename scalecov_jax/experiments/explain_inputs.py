@@ -290,7 +290,7 @@ def chosen_rcvs(subject: Subject, layer: str, concepts: Sequence[str]) -> list[R
 
     Raises:
         ValueError: The file has none that were fitted on the network's layer, several classes and none chosen, or lacks a
-            concept; names those that are there.
+            concept (names those that are there), or they are not of means over positions.
     """
     settings, every = subject.settings, load_rcvs(subject.settings.rcvs)
     here = fingerprints(subject.network, [layer])[layer]
@@ -312,7 +312,13 @@ def chosen_rcvs(subject: Subject, layer: str, concepts: Sequence[str]) -> list[R
             f"{settings.rcvs} has no RCV of {', '.join(missing) or 'any concept'} fitted at {layer} of the weights "
             f"{subject.name}; it has {'; '.join(there[:20])}. Run scripts/probe.py with these weights, layers and concepts."
         )
-    return [by_concept[concept] for concept in concepts or by_concept]
+    chosen = [by_concept[concept] for concept in concepts or by_concept]
+    if other := sorted({rcv.pooling for rcv in chosen} & {"cls", "cls_mean"}):
+        raise ValueError(
+            f"The RCVs of {settings.rcvs} were fitted on features pooled by {', '.join(other)}; explanations read the mean over "
+            "positions: fit them with --config.pooling=gap."
+        )
+    return chosen
 
 
 def with_masks(source: ImageSet, images: str) -> ImageSet:

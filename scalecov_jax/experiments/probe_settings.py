@@ -66,7 +66,8 @@ class Settings(Base):
     layers: tuple[str, ...] = setting((), help="Layers to probe; all with a defined pooling when empty.")
     pooling: Pooling = setting(
         "gap",
-        help="Of maps to features: gap, max, corrected_gap (the mean over the pixels that no padding reaches), or your own.",
+        help="Of maps to features: gap, max, corrected_gap (the mean over the pixels that no padding reaches), or your own; of "
+        "tokens: gap, max, cls, mean_patch or cls_mean.",
     )
     input_size: int = setting(299, low=1, help="Width of images in pixels; published: 299 for both networks.")
     splitting: Kind = setting("auto", help="Of splits; auto: random, or grouped where images share a group.")

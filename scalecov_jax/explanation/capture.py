@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
+
+from scalecov_jax.models.layers import patch_maps
 
 
 def capture(
@@ -15,7 +18,7 @@ def capture(
     layers: tuple[str, ...],
     offsets: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
-    """Outputs of modules, by name, in the order in which they are computed.
+    """Outputs of modules, by name, in the order in which they are computed; of tokens the patches, as maps.
 
     With an offset e the output a of a layer becomes a + e for all that follows, and is returned so: the derivative of anything
     by e at e = 0 is the one by a, for any module of any network.
@@ -40,8 +43,14 @@ def capture(
             return output
         if name in found:
             twice[name] = None
-        found[name] = output + added[name] if name in added else output
-        return found[name]
+        if name in added:
+            offset = added[name]
+            if output.ndim == 3:
+                offset = offset.reshape(len(output), -1, output.shape[2])
+                offset = jnp.pad(offset, ((0, 0), (output.shape[1] - offset.shape[1], 0), (0, 0)))
+            output = output + offset
+        found[name] = output
+        return output
 
     with nn.intercept_methods(keep):
         module.apply(variables, inputs)
@@ -53,4 +62,4 @@ def capture(
             problems.append(f"no module is called {name!r}; {hint}")
     if problems:
         raise ValueError(f"In this network {'; '.join(dict.fromkeys(problems))}.")
-    return found
+    return {name: patch_maps(module, output, inputs.shape[1:3]) for name, output in found.items()}

@@ -13,7 +13,7 @@ from scalecov_jax.explanation.score_propagation import Parts, propagate_scores
 from scalecov_jax.explanation.target import Target
 
 
-def rescaled(scores: Float[Array, "N h w D"] | Float[Array, "N D"]) -> Array:
+def rescaled(scores: Float[Array, "N *P D"]) -> Array:
     """Absolute values brought to [0, 1] over an image, its channels together, and summed over channels; 0 if all are equal."""
     size = jnp.abs(scores)
     axes = tuple(range(1, scores.ndim))

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from scalecov_jax.compilation import jit
 from scalecov_jax.explanation.target import Target
+from scalecov_jax.models.layers import patch_maps
 
 
 class Parts(NamedTuple):
@@ -34,7 +35,7 @@ class Parts(NamedTuple):
     link: Float[Array, "T N"]
 
 
-def sum_channels(scores: Float[Array, "N h w D"] | Float[Array, "N D"]) -> Array:
+def sum_channels(scores: Float[Array, "N *P D"]) -> Array:
     """The score of each position."""
     return scores.sum(-1)
 
@@ -51,7 +52,8 @@ def propagate_scores(
     Exact for any network. Layers are the modules without modules inside them; fold batch normalisation first (`folding.fold`),
     or it counts as a layer of its own. What lies between two modules (a GELU, a product of squeeze-and-excitation, an addition)
     belongs to the one after it. The rules of the source follow for linear layers, ReLU and pooling; any other function phi keeps
-    phi(a) - phi'(a) a, which for layer normalisation is nearly all of its output. Of two equal values a maximum has both, in
+    phi(a) - phi'(a) a, which for layer normalisation is nearly all of its output, and for attention, with logits L and weights A,
+    -2 times the covariance of L and v under A. Of two equal values a maximum has both, in
     equal shares; so have the poolings of the networks, which are maxima of two at a time. A probability is divided likewise, and
     what its softmax or sigmoid keeps is the constant of that layer or of the link: it is not linear, so that the parts of a
     logit are easier to read. Targets are of one layer and one link; the zero of the inputs decides what is input and what
@@ -194,7 +196,7 @@ def _run(
         module.apply(variables, inputs)
     if not end:
         raise ValueError(f"{type(module).__name__} has no layer {layer!r}; there are {', '.join(outputs)}.")
-    return outputs, end[0]
+    return outputs, patch_maps(module, end[0], inputs.shape[1:3])
 
 
 def _check_inference(module: nn.Module, args: Any, kwargs: Any) -> None:

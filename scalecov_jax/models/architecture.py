@@ -1,6 +1,7 @@
 """The one list of architectures: all that the rest of the package knows of a network."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,6 +16,8 @@ from scalecov_jax.models import (
     mobilenet_v2,
     resnet,
     vgg16,
+    vit,
+    vit_sources,
 )
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.preprocessing import Preprocessing
@@ -36,6 +39,7 @@ class Architecture:
         title: Its name for people; `name` when empty.
         head: Those of `layers` that belong to the classification head.
         sources: Where weights may come from, and what to compare with.
+        inside: Layers that are probed only if asked for, with those of `layers`, in the order in which they are computed.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Architecture:
     title: str = ""
     head: tuple[str, ...] = ("pre_softmax", "softmax")
     sources: Sources = field(default_factory=Sources)
+    inside: tuple[str, ...] = ()
 
     def __post_init__(self):
         fields = getattr(self.module, "__dataclass_fields__", {})
@@ -67,6 +72,20 @@ class Architecture:
     def trunk_layers(self) -> tuple[str, ...]:
         """The layers before the classification head."""
         return tuple(layer for layer in self.layers if layer not in self.head)
+
+    @property
+    def every_layer(self) -> tuple[str, ...]:
+        """`layers` and those inside them that can be asked for, from input to output."""
+        return self.inside or self.layers
+
+    def with_options(self, options: Mapping[str, Any]) -> "Architecture":
+        """The family as a module with these fields has it, where its layers depend on them (`layer_names`)."""
+        module: Any = self.module(**options)
+        if not hasattr(module, "layer_names"):
+            return self
+        return replace(
+            self, layers=module.layer_names, inside=module.every_layer, input_size=module.image_size
+        )
 
     @property
     def trunk(self) -> str:
@@ -144,6 +163,15 @@ ARCHITECTURES = {
             sources=convnext.SOURCES,
         ),
         Architecture(
+            "vit",
+            vit.ViT,
+            vit.ViT().layer_names,
+            vit.ViT.epsilon,
+            title="ViT",
+            sources=vit_sources.SOURCES,
+            inside=vit.ViT().every_layer,
+        ),
+        Architecture(
             "dr_grader",
             dr_grader.DRGrader,
             dr_grader.LAYERS,
@@ -183,13 +211,13 @@ def check_layer(architecture: Architecture, layer: str, last: str | None = None)
     Raises:
         ValueError: There is no such layer, or the network stops before it.
     """
-    layers = architecture.layers
+    layers, every = architecture.layers, architecture.every_layer
     if layer == WHOLE and last in (None, WHOLE, *architecture.head):
         return layer
-    if layer not in layers:
-        raise ValueError(f"{architecture.name} has no layer {layer!r}; {_nearest(layer, layers)}.")
-    if last in layers and layers.index(layer) > layers.index(last):
-        there = ", ".join(layers[: layers.index(last) + 1])
+    if layer not in every:
+        raise ValueError(f"{architecture.name} has no layer {layer!r}; {_nearest(layer, layers, every)}.")
+    if last in every and every.index(layer) > every.index(last):
+        there = ", ".join(every[: every.index(last) + 1])
         raise ValueError(
             f"This {architecture.name} stops at {last}, before {layer!r}; choose one of {there}."
         )
@@ -198,10 +226,12 @@ def check_layer(architecture: Architecture, layer: str, last: str | None = None)
 
 def available_layers(architecture: Architecture, module: Any) -> tuple[str, ...]:
     """The layers of `architecture` up to the one that `module` stops after."""
+    every = architecture.every_layer
     last = architecture.trunk if module.last == WHOLE else module.last
-    return architecture.layers[: architecture.layers.index(last) + 1]
+    there = every[: every.index(last) + 1]
+    return tuple(layer for layer in there if layer in architecture.layers or layer == last)
 
 
-def _nearest(name: str, known: Any) -> str:
-    close = get_close_matches(name, known, n=3, cutoff=0.5)
+def _nearest(name: str, known: Any, every: Any = ()) -> str:
+    close = get_close_matches(name, every or known, n=3, cutoff=0.5)
     return (f"did you mean {' or '.join(close)}? " if close else "") + f"There are {', '.join(known)}"

@@ -1,11 +1,9 @@
 """ConvNeXt-Tiny (Liu et al. 2022) with the layer names of keras.applications, less their prefix convnext_tiny_."""
 
-from typing import Any
-
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from scalecov_jax.models.layers import WHOLE, ConvBlock, GlobalAveragePool, Softmax
+from scalecov_jax.models.layers import WHOLE, ConvBlock, GlobalAveragePool, LayerScale, Softmax, layer_norm
 from scalecov_jax.models.sources import KERAS, KerasModel, Layout, Sources, official_pair, unnamed
 
 STAGES = ((96, 3), (192, 3), (384, 9), (768, 3))  # channels and blocks of each
@@ -22,21 +20,6 @@ def _layers() -> tuple[str, ...]:
 
 
 LAYERS = _layers()
-
-
-def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
-    """Normalisation of each pixel over its channels."""
-    return nn.LayerNorm(EPSILON, dtype, use_fast_variance=False, name=name)
-
-
-class LayerScale(nn.Module):
-    """A factor for each channel."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
-        """Scale."""
-        gamma = self.param("gamma", nn.initializers.constant(LAYER_SCALE), (x.shape[-1],))
-        return x * gamma.astype(x.dtype).reshape(1, 1, 1, -1)
 
 
 class Downsampling(nn.Module):
@@ -63,7 +46,7 @@ class Downsampling(nn.Module):
             normalise=False,
             name="conv",
         )
-        norm = layer_norm(x.dtype, "norm")
+        norm = layer_norm(x.dtype, "norm", EPSILON)
         return norm(conv(x)) if self.size == 4 else conv(norm(x))
 
 
@@ -83,10 +66,10 @@ class Block(nn.Module):
             normalise=False,
             name="depthwise_conv",
         )(x)
-        y = layer_norm(x.dtype, "norm")(y)
+        y = layer_norm(x.dtype, "norm", EPSILON)(y)
         y = nn.gelu(nn.Dense(4 * channels, name="pointwise_conv_1")(y), approximate=False)
         y = nn.Dense(channels, name="pointwise_conv_2")(y)
-        return x + LayerScale(name="layer_scale")(y)
+        return x + LayerScale(LAYER_SCALE, name="layer_scale")(y)
 
 
 class ConvNeXtTiny(nn.Module):
@@ -119,7 +102,7 @@ class ConvNeXtTiny(nn.Module):
         x = GlobalAveragePool(name=WHOLE)(x)
         if self.last == WHOLE:
             return x
-        x = layer_norm(x.dtype, "head_norm")(x)
+        x = layer_norm(x.dtype, "head_norm", EPSILON)(x)
         x = nn.Dense(self.classes, name="pre_softmax")(x)
         return x if self.last == "pre_softmax" else Softmax(name="softmax")(x)
 

@@ -270,9 +270,70 @@ class Softmax(nn.Module):
         return nn.softmax(x)
 
 
+class LayerScale(nn.Module):
+    """A factor for each channel.
+
+    Attributes:
+        initial: Value of all factors.
+    """
+
+    initial: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N *P C"]) -> Float[Array, "N *P C"]:
+        """Scale."""
+        gamma = self.param("gamma", nn.initializers.constant(self.initial), (x.shape[-1],))
+        return x * gamma.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def layer_norm(dtype: Any, name: str, epsilon: float) -> nn.LayerNorm:
+    """Normalisation of each pixel or token over its channels."""
+    return nn.LayerNorm(epsilon, dtype, use_fast_variance=False, name=name)
+
+
 def global_average_pool(x: Float[Array, "N H W D"] | Float[Array, "N D"]) -> Float[Array, "N D"]:
     """Mean over the pixels of feature maps; vectors pass unchanged."""
     return x.mean((1, 2)) if x.ndim == 4 else x
+
+
+def patch_maps(module: nn.Module, output: Array, image: Sequence[int]) -> Array:
+    """The patch tokens of a layer as maps [N, h, w, D], without the tokens in front of them; other outputs as they are.
+
+    Args:
+        module: The network, whose `prefix_tokens` says how many those are.
+        output: Of one of its layers: tokens [N, T, D], maps or vectors.
+        image: Height and width in pixels.
+
+    Raises:
+        ValueError: The patches are no grid of the image's proportions.
+    """
+    if output.ndim != 3:
+        return output
+    count = output.shape[1] - check_tokens(module)
+    height = round((count * image[0] / image[1]) ** 0.5)
+    if height < 1 or count % height:
+        raise ValueError(f"{count} patches are no grid on an image of {image[0]} x {image[1]} pixels.")
+    return output[:, -count:].reshape(len(output), height, count // height, output.shape[2])
+
+
+def check_tokens(module: nn.Module) -> int:
+    """How many tokens of a network are in front of its patches.
+
+    Raises:
+        ValueError: The module does not say it.
+    """
+    prefix = getattr(module, "prefix_tokens", None)
+    if prefix is None:
+        raise ValueError(
+            f"{type(module).__name__} gives tokens, and does not say how many of them are no patches: expected a property "
+            "prefix_tokens."
+        )
+    return prefix
+
+
+def mean_patch(x: Float[Array, "N T D"], prefix: int) -> Float[Array, "N D"]:
+    """Mean over the tokens behind the first `prefix`."""
+    return x[:, prefix:].mean(1)
 
 
 def mean_by_rows(x: Float[Array, "N H W D"] | Float[Array, "N D"]) -> Float[Array, "N D"]:

@@ -18,7 +18,7 @@ from scalecov_jax.models.architecture import Architecture, check_layer, get_arch
 from scalecov_jax.models.preprocessing import PREPROCESSINGS, Preprocessing, as_preprocessing, misfit
 from scalecov_jax.models.pruning import abstract_variables
 from scalecov_jax.models.recognition import Match, recognise, some
-from scalecov_jax.models.sources import Layout, source_name
+from scalecov_jax.models.sources import Layout, joined_parts, source_name
 from scalecov_jax.models.weight_files import read_weights
 
 # The largest misfit (see there) of a close fit, and the least beside one that is refused; the same of a poor fit. With the first
@@ -42,6 +42,7 @@ def port(
     sha256: str = "",
     pretrained_cfg: Mapping[str, Any] | None = None,
     force_preprocessing: bool = False,
+    heads: int | None = None,
 ) -> Network:
     """Read a weight file or a state dict into a network.
 
@@ -66,6 +67,7 @@ def port(
         pretrained_cfg: As timm's models have it: mean, std, input_size, interpolation, crop_pct, crop_mode; by default that in
             a `config.json` beside the file.
         force_preprocessing: Take `preprocessing` whatever the source and its statistics say.
+        heads: Of each attention of a ViT; by default what the `config.json` says, or one for each 64 channels.
 
     Raises:
         ValueError: An unknown name, a file that cannot be read or belongs to another architecture, tensors that are
@@ -74,7 +76,10 @@ def port(
         ImportError: A file of torch, and torch is not installed.
     """
     family = get_architecture(architecture)
-    check_layer(family, last or family.layers[-1])
+    if family.sources.fit is None:
+        check_layer(family, last or family.layers[-1])
+        if heads is not None:
+            raise ValueError(f"{architecture} has no heads of attention; leave out --heads.")
     path = None if isinstance(source, Mapping) else Path(source).expanduser()
     name = path.name if path else "The state dict"
     if sha256 and path is None:
@@ -82,16 +87,17 @@ def port(
     if path and sha256 and path.is_file():
         check_digest(path, sha256)
     config = _config(path) if pretrained_cfg is None else pretrained_cfg
-    said, size = _from_config(name, config, family)
+    said = _configured_preprocessing(name, config)
     given = as_preprocessing(preprocessing) if preprocessing else said
     if given is None:
         raise ValueError(
             f"Say which preprocessing {name} expects: --preprocessing={family.preprocessing} if it is Keras's, torch as a rule "
             f"if it is torchvision's or timm's, or --mean and --std; there are {', '.join(PREPROCESSINGS)}."
         )
-    file = read_weights(path or source)  # pyright: ignore[reportArgumentType]
-    match = recognise(name, file, family, prefix, str(config.get("architecture", "")))
-    options = _options(match, last, max_pool_padding)
+    # Nothing but `match` holds the tensors, so that each can go when it is converted.
+    match = recognise(name, read_weights(path or source), family, prefix, str(config.get("architecture", "")))  # pyright: ignore[reportArgumentType]
+    match, options = _options(name, match, last, max_pool_padding, config, heads)
+    size = _configured_size(name, config, match.family, options)
     variables, beyond = _fill(name, match, options, last)
     classes = options.get("classes", family.module().classes)  # pyright: ignore[reportAttributeAccessIssue]
     if class_names and (len(class_names) != classes or "pre_softmax" not in variables["params"]):
@@ -146,24 +152,35 @@ def _config(path: Path | None) -> Mapping[str, Any]:
         return {}
     try:
         config = json.loads(beside.read_text("utf-8"))
-        return {"architecture": config.get("architecture", ""), **config.get("pretrained_cfg", {})}
+        return {**config, **config.get("model_args", {}), **config.get("pretrained_cfg", {})}
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{beside} cannot be read as timm's configuration: {error}.") from error
+        raise ValueError(
+            f"{beside} cannot be read as timm's or Hugging Face's configuration: {error}."
+        ) from error
 
 
-def _from_config(
-    name: str, config: Mapping[str, Any], family: Architecture
-) -> tuple[Preprocessing | None, int]:
-    """The preprocessing that a configuration names, if it does, and the size of the images."""
-    size = family.input_size
+def _configured_preprocessing(name: str, config: Mapping[str, Any]) -> Preprocessing | None:
+    """The preprocessing that a configuration names, if it does."""
     try:
-        said = as_preprocessing((config["mean"], config["std"])) if {"mean", "std"} <= config.keys() else None
-        size = int(config.get("input_size", [size])[-1])
-        if not 8 <= size <= MAX_NUMBER:
-            raise ValueError(f"input_size {size}, expected at least 8 pixels")
+        return as_preprocessing((config["mean"], config["std"])) if {"mean", "std"} <= config.keys() else None
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"The configuration of {name} cannot be used: {error}") from error
-    return said, size
+
+
+def _configured_size(
+    name: str, config: Mapping[str, Any], family: Architecture, options: Mapping[str, Any]
+) -> int:
+    """Height and width of the images in pixels, by the configuration or else the family."""
+    try:
+        size = int(config.get("input_size", [family.input_size])[-1])
+        if not 8 <= size <= MAX_NUMBER:
+            raise ValueError(f"input_size {size}, expected at least 8 pixels")
+        module: Any = family.module(**options)
+        if hasattr(module, "check_size"):
+            module.check_size(size, size)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"The configuration of {name} cannot be used: {error}") from error
+    return size
 
 
 def _check_preprocessing(
@@ -205,11 +222,26 @@ def _check_preprocessing(
     return f"misfit {fits[given]:.2g}, of {best} {fits[best]:.2g}"
 
 
-def _options(match: Match, last: str | None, max_pool_padding: int) -> dict[str, Any]:
-    """The fields of the module that differ from their defaults."""
+def _options(
+    name: str,
+    match: Match,
+    last: str | None,
+    max_pool_padding: int,
+    config: Mapping[str, Any],
+    heads: int | None,
+) -> tuple[Match, dict[str, Any]]:
+    """The family and the layout as the file has them, and the fields of the module that differ from their defaults."""
     family, layout = match.family, match.layout
     default = family.module()
-    options: dict[str, Any] = {"last": last or family.layers[-1], **layout.options}
+    if family.sources.fit:
+        try:
+            options, layout = family.sources.fit(layout, match.tensors, config, heads)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} cannot be read as {family.name}: {error}.") from error
+        match = match._replace(family=family.with_options(options), layout=layout)
+        options["last"] = check_layer(match.family, last or options["last"])
+    else:
+        options = {"last": last or family.layers[-1], **layout.options}
     if hasattr(default, "width"):
         options["width"] = _infer_width(match)
     if hasattr(default, "use_scale") and layout.family != "torch":
@@ -221,7 +253,7 @@ def _options(match: Match, last: str | None, max_pool_padding: int) -> dict[str,
         options["max_pool_padding"] = max_pool_padding
     elif max_pool_padding != 1:
         raise ValueError(f"{family.name} has no max_pool_padding; only ResNets come in both variants.")
-    return {name: value for name, value in options.items() if value != getattr(default, name)}
+    return match, {key: value for key, value in options.items() if value != getattr(default, key)}
 
 
 def _infer_width(match: Match) -> float:
@@ -245,26 +277,34 @@ def _needed(family: Architecture, options: Mapping[str, Any]) -> dict[tuple[str,
 
 
 def _fill(name: str, match: Match, options: dict[str, Any], last: str | None) -> tuple[Any, dict[str, int]]:
-    """Variables of the network, and how many tensors each layer beyond its last has in the file."""
-    family, layout, tensors = match.family, match.layout, match.tensors
+    """Variables of the network, and how many tensors each layer beyond its last has in the file.
+
+    Tensors leave `match` as they are converted, so that no second copy of the network is held.
+    """
+    family, layout = match.family, match.layout
+    tensors: Any = match.tensors
     needed = _needed(family, options)
     sources = {path: source_name(layout, path) for path in needed}
     head = ("params", "pre_softmax", "bias")
     if sources.get(head) not in tensors and sources.get((*head[:2], "kernel")) in tensors:
         sources[head] = None  # a dense layer without a bias
-    used = {*sources.values(), *match.ignored}
+    used = {part for source in sources.values() if source for part in joined_parts(source)} | {*match.ignored}
     beyond, unexpected = _beyond(match, options, used, [tensor for tensor in tensors if tensor not in used])
     if last is None:
         unexpected, beyond = [*unexpected, *beyond], {}
     filled, absent, wrong, invalid = {}, {}, {}, {}
     for path, source in sources.items():
         shape = needed[path].shape
-        if source is None:
+        parts = {part: tensors.pop(part, None) for part in joined_parts(source)} if source else {}
+        if {*parts} <= layout.zeros:
             filled[path] = np.zeros(shape, np.float32)
-        elif source not in tensors:
-            absent[path] = source
+        elif lacking := [part for part, one in parts.items() if one is None and part not in layout.zeros]:
+            absent[path] = lacking[0]
         else:
-            values = _convert(tensors[source], path, shape, layout, family.epsilon)
+            given = next(one for one in parts.values() if one is not None)
+            joined = [np.zeros_like(given) if one is None else one for one in parts.values()]
+            one = joined[0] if len(joined) == 1 else np.concatenate(joined)
+            values = _convert(one, path, shape, layout, family.epsilon)
             if values is None or not np.isfinite(values).all():
                 invalid[path] = source
             elif values.shape != shape:
@@ -297,7 +337,8 @@ def _convert(
     if values.dtype.kind != "f":
         return None
     if layout.family == "torch":
-        values = values.transpose(2, 3, 1, 0) if values.ndim == 4 else values.T
+        order = {2: (1, 0), 4: (2, 3, 1, 0)}.get(values.ndim)
+        values = values.transpose(order) if order else values
     if values.ndim == 2 and (side := layout.flattened.get(path[-2])) and values.shape[0] % side**2 == 0:
         values = values.reshape(-1, side, side, values.shape[1]).transpose(1, 2, 0, 3)
     if values.ndim == 4 and len(shape) == 2:
@@ -312,7 +353,7 @@ def _convert(
 
 
 def _beyond(
-    match: Match, options: dict[str, Any], used: set[str | None], left: Iterable[str]
+    match: Match, options: dict[str, Any], used: set[str], left: Iterable[str]
 ) -> tuple[dict[str, str], list[str]]:
     """The layer of each tensor that lies beyond the last one, and those that lie before.
 
@@ -320,7 +361,7 @@ def _beyond(
     than with one beyond: layer1.0.se.weight does, fc.1.weight and projection.weight do not.
     """
     whole = _needed(match.family, {**options, "last": match.family.layers[-1]})
-    layers = {str(source_name(match.layout, path)): path[1] for path in whole}
+    layers = {part: path[1] for path in whole for part in joined_parts(str(source_name(match.layout, path)))}
 
     def parts(name: str) -> list[str]:
         return re.findall(r"[A-Za-z]+|\d+", name)

@@ -89,7 +89,7 @@ def cumulative_parameters(module: nn.Module, architecture: Architecture) -> dict
 
     Those that exist when the layer is computed, for a network that stops there makes no others.
     """
-    layers, counts = architecture.trunk_layers, {}
+    layers, counts = [one for one in architecture.every_layer if one not in architecture.head], {}
 
     def count(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         result = call(*args, **kwargs)

@@ -65,8 +65,10 @@ def receptive_field(
     family, module, size = _resolve(architecture, options, input_size)
     window = _window_at(family, module, size, layer, axis)
     if window is None:
-        vector = len(_tap(module, size, size, layer).shape) != 4
-        why = "it is a vector" if vector else "as after global pooling or squeeze-and-excitation"
+        kinds = {2: "it is a vector", 3: "its tokens are mixed by attention"}
+        why = kinds.get(
+            len(_tap(module, size, size, layer).shape), "as after global pooling or squeeze-and-excitation"
+        )
         raise ValueError(f"Every value of {layer} of {family.name} sees the whole image: {why}.")
     return _field(window)
 
@@ -130,8 +132,11 @@ def check_size(module: nn.Module, size: int, layers: Sequence[str], name: str) -
     """Make sure that every map up to the given layers has a pixel on an image of `size` x `size` pixels.
 
     Raises:
-        ValueError: One has none (says from which size on the network called `name` can be used), or there is no such layer.
+        ValueError: One has none (says from which size on the network called `name` can be used), there is no such layer, or the
+            image cannot be divided into patches.
     """
+    if check := getattr(module, "check_size", None):
+        check(size, size)
     if small := [layer for layer in layers if not _fits(module, size, layer)]:
         least = {layer: minimum_size(module, layer) for layer in small}
         layer = max(small, key=lambda one: least[one])
@@ -226,6 +231,21 @@ def undefined_layers(
         for layer, region in regions.items()
         if region is None
     }
+
+
+def layer_ranks(module: nn.Module, height: int, width: int, layers: Sequence[str]) -> dict[str, int]:
+    """Axes of the output of each layer: 4 of maps [N, H, W, D], 3 of tokens [N, T, D], 2 of vectors [N, D].
+
+    Args:
+        module: A network.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+        layers: See `receptive_field`.
+
+    Raises:
+        ValueError: A layer that the module has not.
+    """
+    return {layer: len(_tap(module, height, width, layer).shape) for layer in layers}
 
 
 class _Tap(NamedTuple):

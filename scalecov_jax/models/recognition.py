@@ -144,9 +144,15 @@ def _refuse_others(
         ours = (layout for layout in family.sources.layouts if layout.family == file.family)
         examples = " or ".join(dict.fromkeys(next(iter(layout.modules.values())) for layout in ours))
         under = f" under the prefix {prefix}" if prefix else ""
+        known = {part for module in best.counts for part in possible_names(best.layout, module)}
+        unknown = [tensor for tensor in best.tensors if tensor not in known] or list(file.tensors)
+        nearest = (
+            f"nearest is {best.family.name} ({best.layout.title}), with the names of {best.known}; "
+            * bool(best.known)
+        )
         raise ValueError(
-            f"{name} holds no {family.name} that is known{under}: its {count} tensors are {some(list(file.tensors))}, and "
-            f"the first convolution would be called {examples}."
+            f"{name} holds no {family.name} that is known{under}: of its {count} tensors {nearest}not known are "
+            f"{some(unknown, 10)}, and the first convolution would be called {examples}."
         )
     if best.family is not family:
         raise ValueError(
@@ -173,7 +179,7 @@ def _relative(called: str, tensors: Mapping[str, np.ndarray]) -> str:
     return "a wide ResNet" if len(first) > len(stem) else ""
 
 
-def some(found: list[str]) -> str:
+def some(found: list[str], shown: int = SHOWN) -> str:
     """The first few, and how many more."""
-    more = len(found) - SHOWN
-    return ", ".join(found[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(found) - shown
+    return ", ".join(found[:shown]) + (f" and {more} more" if more > 0 else "")

@@ -32,6 +32,7 @@ class Layout:
         ignored: Tensors without a counterpart: what they are, and a regular expression.
         flattened: Dense layers whose inputs the source flattens channel by channel, and not pixel by pixel as we do, with the
             height and width of the map that they take.
+        zeros: Tensors that the file has in no block, and which stand for zeros, such as biases.
         declared: What a file says of the preprocessing, if it says so; raises ValueError if there is no such.
     """
 
@@ -42,6 +43,7 @@ class Layout:
     options: Mapping[str, Any] = field(default_factory=dict)
     ignored: Mapping[str, str] = field(default_factory=dict)
     flattened: Mapping[str, int] = field(default_factory=dict)
+    zeros: frozenset[str] = frozenset()
     declared: Callable[[Mapping[str, np.ndarray]], Preprocessing | None] = lambda tensors: None
 
 
@@ -76,11 +78,21 @@ class Official(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """All of them for one architecture; the first layout is that of Keras's model, if there is one."""
+    """All of them for one architecture; the first layout is that of Keras's model, if there is one.
+
+    With `fit`, the fields of the module follow from a file: from its layout, its tensors, its `config.json` and the number of
+    heads that was given, to the fields and the layout without what this file has not.
+    """
 
     layouts: tuple[Layout, ...] = ()
     keras: KerasModel | None = None
     official: tuple[Official, ...] = ()
+    fit: (
+        Callable[
+            [Layout, Mapping[str, np.ndarray], Mapping[str, Any], int | None], tuple[dict[str, Any], Layout]
+        ]
+        | None
+    ) = None
 
 
 def official_pair(
@@ -116,7 +128,12 @@ LEAVES = {"keras": _KERAS_LEAVES, "keras_unnamed": _KERAS_LEAVES, "torch": _TORC
 
 
 def source_name(layout: Layout, path: tuple[str, ...]) -> str | None:
-    """What the source calls the variable at `path` of our tree (collection first); None where it has no such tensor."""
+    """What the source calls the variable at `path` of our tree (collection first); None where it has no such tensor.
+
+    A name with braces stands for several tensors, which are joined along the outputs; see `joined_parts`.
+    """
+    if (whole := "/".join(path[1:])) in layout.modules:
+        return layout.modules[whole]
     *modules, leaf = path[1:]
     module = "/".join(modules)
     if layout.family == "torch" and leaf == "bias" and f"{module}/norm" in layout.modules:
@@ -127,7 +144,14 @@ def source_name(layout: Layout, path: tuple[str, ...]) -> str | None:
 
 def possible_names(layout: Layout, module: str) -> set[str]:
     """Every tensor that a file of this layout could hold of a module, by the source's name of it."""
-    return {module + suffix for suffix in LEAVES[layout.family].values()}
+    return {part + suffix for part in joined_parts(module) for suffix in LEAVES[layout.family].values()}
+
+
+def joined_parts(name: str) -> list[str]:
+    """The tensors of a name: attention.{key,value}.bias means attention.key.bias and attention.value.bias."""
+    before, brace, rest = name.partition("{")
+    inside, _, behind = rest.partition("}")
+    return [f"{before}{one}{behind}" for one in inside.split(",")] if brace else [name]
 
 
 def blocks(names: Mapping[str, tuple[str, str]], head: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ import safetensors
 
 from scalecov_jax.models.sources import Family
 
-MAX_VALUES = 2**29
+MAX_VALUES = 2**31  # the largest ViTs have 1.1e9
 _HOW = "in Python, torch.save(model.state_dict(), 'weights.pth') writes a file that can be read"
 
 _KERAS_LEAF = re.compile(
@@ -114,7 +114,7 @@ def _read_hdf5(path: Path | io.BytesIO) -> WeightFile:
         root: Any = file.get("model_weights", file)
         if isinstance(root.get("layers"), h5py.Group):
             return _read_keras_3(root["layers"])
-        found = [(*name.partition("/")[::2], dataset[()]) for name, dataset in _datasets(root)]
+        found = [(*name.partition("/")[::2], dataset[...]) for name, dataset in _datasets(root)]
     leaves = [leaf_name(rest.rpartition("/")[2]) or rest for _, rest, _ in found]
     counts = Counter((layer, leaf) for (layer, _, _), leaf in zip(found, leaves, strict=True))
     outer = {layer for (layer, _), count in counts.items() if count > 1}
@@ -144,7 +144,7 @@ def _read_keras_3(layers: Any) -> WeightFile:
     values: dict[str, dict[str, np.ndarray]] = {}
     for name, dataset in _datasets(layers):
         group, _, number = name.partition("/vars/")
-        values.setdefault(group, {})[number] = dataset[()]
+        values.setdefault(group, {})[number] = dataset[...]
     leaves = {
         group: dict(zip(_keras_3_leaves(variables), variables.values(), strict=True))
         for group, variables in values.items()
@@ -214,7 +214,8 @@ def _check_total(sizes: Iterable[int]) -> None:
 
 def _read_safetensors(path: Path) -> WeightFile:
     with safetensors.safe_open(path, framework="numpy") as file:
-        return WeightFile("torch", _arrays({name: file.get_tensor(name) for name in file.keys()}))  # noqa: SIM118
+        # One by one, so that no second copy of all exists.
+        return WeightFile("torch", _arrays({name: _array(file.get_tensor(name)) for name in file.keys()}))  # noqa: SIM118
 
 
 def _read_torch(path: Path) -> WeightFile:

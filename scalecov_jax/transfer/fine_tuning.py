@@ -25,7 +25,7 @@ from scalecov_jax.checkpoints import Network, check_files
 from scalecov_jax.compilation import jit
 from scalecov_jax.imaging.batching import Reordered, batches
 from scalecov_jax.imaging.image_set import Skipped, Source
-from scalecov_jax.models.layers import MOMENTUM, global_average_pool
+from scalecov_jax.models.layers import MOMENTUM, global_average_pool, patch_maps
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.training import TrainState
 
@@ -252,6 +252,7 @@ def _apply(
     else:
         maps: Any = regressor.trunk.apply(variables, inputs)
     head = params["head"]
+    maps = patch_maps(regressor.trunk, maps, images.shape[1:3])  # pyright: ignore[reportArgumentType]
     output = global_average_pool(maps) @ head["kernel"] + head["bias"]  # pyright: ignore[reportArgumentType]
     return units.offset + units.scale * output, batch_stats
 
