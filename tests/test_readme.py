@@ -18,7 +18,7 @@ def test_custom_concept_probe_and_architecture(monkeypatch, capsys):
         monkeypatch.setitem(registry, name, None)  # gone after the test
     names = {}
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for code in blocks:
         exec(compile(code, README.name, "exec"), names)
         (expected,) = re.findall(r"# \[(.*?)\]", code)

@@ -1,0 +1,39 @@
+"""The page on what may be brought: its blocks are run from its own text."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from skimage import data
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "bring_your_own.md"
+
+
+def test_every_block_runs_and_is_short(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    rng, rows = np.random.default_rng(0), []
+    for number in range(24):
+        side = int(rng.integers(100, 300))
+        top, left = rng.integers(0, 300 - side + 1, 2)
+        picture = (data.astronaut(), data.coffee(), data.chelsea())[number % 3]
+        path = tmp_path / "photographs" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture[top : top + side, left : left + side]).save(path)
+        rows.append((f"{number}", np.log(side), f"p{number // 2}"))
+    pd.DataFrame(rows, columns=["image", "age", "patient"]).to_csv("measures.csv")
+    names = {}
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(blocks) == 7
+    for code in blocks:
+        assert len(code.strip().splitlines()) <= 10
+        exec(compile(code, PAGE.name, "exec"), names)
+    assert names["again"].best == names["found"].best
+    assert names["table"].shape == (24, 1024)
+    np.testing.assert_allclose(names["maps"].mean((1, 2)), names["table"], rtol=1e-3, atol=1e-4)
+    assert names["looks"].shape == names["found_where"].shape == (24, 96, 96)
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert "add_12" in capsys.readouterr().out
