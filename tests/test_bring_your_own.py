@@ -32,7 +32,7 @@ def test_every_block_runs_and_is_short(tmp_path, monkeypatch, capsys):
         assert len(code.strip().splitlines()) <= 10
         exec(compile(code, PAGE.name, "exec"), names)
     assert names["again"].best == names["found"].best
-    assert names["table"].shape == (24, 1024)
+    assert names["table"].shape == (24, 256)
     np.testing.assert_allclose(names["maps"].mean((1, 2)), names["table"], rtol=1e-3, atol=1e-4)
     assert names["looks"].shape == names["found_where"].shape == (24, 96, 96)
     assert (tmp_path / "report.html").stat().st_size > 10_000
