@@ -63,8 +63,8 @@ class Settings(Base):
     )
     pooling: Pooling = setting(
         "gap",
-        help="Of maps to features: gap, max, corrected_gap (the mean over the pixels that no padding reaches), or your own; of tokens: "
-        "gap, max, cls, mean_patch or cls_mean.",
+        help="Of maps to features: gap, max, corrected_gap (the mean over the pixels that no padding reaches), or your own; "
+        "of tokens: gap, max, cls, mean_patch or cls_mean.",
     )
     input_size: int = setting(
         299, low=1, help="Width of the images in pixels; the published runs had 299 for both networks."
