@@ -1,12 +1,10 @@
 """The front door: `import scalecov_jax as sc`, then these names. Each is a few lines over the modules that do the work."""
 
-import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +13,13 @@ import pandas as pd
 from absl import logging
 from flax import linen as nn
 from jaxtyping import Float
-from scipy import stats
 
 from scalecov_jax import checkpoints, cutting
 from scalecov_jax.checkpoints import Card, Network, random_network
 from scalecov_jax.compilation import jit
 from scalecov_jax.concepts.compute import check_measures, measure_all
 from scalecov_jax.concepts.measure import MEASURES, ConceptMeasure, get_measure
-from scalecov_jax.evidence import Evidence, Known, weigh
-from scalecov_jax.experiments.probe_tables import layer_table
+from scalecov_jax.evidence import weigh
 from scalecov_jax.explanation import grad_cam
 from scalecov_jax.explanation.capture import capture
 from scalecov_jax.explanation.gradients import layer_gradients
@@ -31,22 +27,15 @@ from scalecov_jax.explanation.target import class_logit, predicted_logit, rcv_pr
 from scalecov_jax.extraction import POOLINGS, Features, compute_features
 from scalecov_jax.imaging import sources
 from scalecov_jax.imaging.batching import batches
-from scalecov_jax.imaging.csv_file import find_column, join, name_column, number, read_csv
 from scalecov_jax.imaging.decoding import array_of
-from scalecov_jax.imaging.folder import Files
 from scalecov_jax.imaging.image_set import Example, ImageSet, Skipped, image_set
 from scalecov_jax.models.adopted import adopt
 from scalecov_jax.models.architecture import ARCHITECTURES, available_layers, check_layer
 from scalecov_jax.models.port import port
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
-from scalecov_jax.probes import evaluate
+from scalecov_jax.probed import Probed
 from scalecov_jax.probes.splits import make_splits
-from scalecov_jax.probes.statistics import jackknife
-from scalecov_jax.report import plots
-from scalecov_jax.report.findings import Finding
-from scalecov_jax.report.page import Image, Page, Section, Table, write_report
-from scalecov_jax.report.provenance import provenance
-from scalecov_jax.vectors import Rcv, load_rcv, make_rcvs
+from scalecov_jax.vectors import Rcv, load_rcv
 
 Maps = Callable[
     [Any], Mapping[str, Any]
@@ -130,7 +119,7 @@ def images(
     elif isinstance(source, str | Path):
         found = sources.open_images(str(source), image_class, **rendered)
     elif all(isinstance(one, str | Path) for one in source):
-        found = _files([Path(one).expanduser() for one in source])
+        found = sources.files([Path(one).expanduser() for one in source])
     else:
         names = [f"image_{index}" for index in range(len(source))]
         pixels = (array_of(one) for one in source)
@@ -138,7 +127,7 @@ def images(
             Example(one, None, None, None, name, name) for one, name in zip(pixels, names, strict=True)
         )
     if measures is not None:
-        found = _with_measures(found, measures, groups if isinstance(groups, str) else "")
+        found = sources.with_measures(found, measures, groups if isinstance(groups, str) else "")
     if groups is not None and not (isinstance(groups, str) and measures is not None):
         given = found.column(groups) if isinstance(groups, str) else groups
         if len(given) != len(found):
@@ -228,157 +217,6 @@ def maps(
         for layer, values in forward(network.variables, batch.images).items():
             found[layer].append(np.asarray(values)[batch.valid])
     return {layer: np.concatenate(parts) for layer, parts in found.items()}
-
-
-class Comparison(NamedTuple):
-    """R2 of one layer minus that of another on the same images, with its 95 % jackknife interval and two-sided p."""
-
-    first: str
-    second: str
-    difference: float
-    low: float
-    high: float
-    p: float
-
-
-@dataclass(frozen=True)
-class Probed:
-    """What ridge probes read from every layer.
-
-    Attributes:
-        evidence: Everything inferred; see `evidence.Evidence`.
-        features: Of every layer [N, D].
-        name: Of the network.
-        origins: Fingerprint of each layer; empty for features that came without a network.
-        pooling: How maps became features.
-    """
-
-    evidence: Evidence
-    features: Mapping[str, Float[np.ndarray, "N _"]]
-    name: str = ""
-    origins: Mapping[str, str] | None = None
-    pooling: str = "gap"
-
-    def table(self) -> pd.DataFrame:
-        """One row per concept and layer: held-out R2, its 95 % interval, p values, whether it may be the best layer.
-
-        Columns: see `probe_tables.layer_table`.
-        """
-        return layer_table(self.evidence, self.name, "")
-
-    @property
-    def best(self) -> str:
-        """The layer of the largest mean held-out R2 of the first concept."""
-        return self.evidence.layers[int(self.evidence.r2.value[:, 0].argmax())]
-
-    @property
-    def peak_set(self) -> tuple[str, ...]:
-        """The layers that may be the best one of the first concept: with 95 % confidence it is among them."""
-        table = self.table().query("may_be_best")
-        return tuple(table[table["concept"] == self.evidence.concepts[0]]["layer"])
-
-    def compare(
-        self, first: str, second: str = "", other: "Probed | None" = None, *, concept: str = ""
-    ) -> Comparison:
-        """R2 at one layer minus R2 at another, of this or of `other` probed on the same images.
-
-        Args:
-            first: Layer of this.
-            second: Layer of this or of `other`; the same as `first` when empty.
-            other: Another network on the same images, measures and splits.
-            concept: The first when empty.
-
-        Raises:
-            ValueError: A layer or concept that was not probed; other images, measures or splits (`Known.__sub__`).
-        """
-        other, second = other or self, second or first
-        mine, theirs = (one._at(layer, concept) for one, layer in ((self, first), (other, second)))
-        difference = mine - theirs
-        found = jackknife(float(difference.value), difference.deviation)
-        t = abs(found.value) / found.error if found.error > 0 else np.inf if found.value else 0.0
-        p = 2 * float(stats.t.sf(t, len(difference.deviation) - 1))
-        return Comparison(first, second, found.value, *found.interval, p)
-
-    def rcv(self, layer: str = "", concept: str = "") -> Rcv:
-        """The regression concept vector of a layer, the best when empty: `save`, `predict`, `step`, `direction`.
-
-        Raises:
-            ValueError: A layer or concept that was not probed.
-        """
-        layer = layer or self.best
-        at, m = self._index(layer, concept)
-        evidence = self.evidence
-        assert evidence.dual is not None
-        assert evidence.cases is not None
-        measures = dict(zip(evidence.concepts, evidence.cases.measure.T, strict=True))
-        filters, intercept, scale = evaluate.weights_of(
-            self.features[layer], evidence.dual[at], evidence.cases.measure
-        )
-        return make_rcvs(
-            measures,
-            {layer: self.features[layer]},
-            {layer: (filters[0], intercept[0], scale)},
-            evidence.alpha[[at]],
-            evidence.r2.value[[at]],
-            networks=self.origins,
-            weights_name=self.name,
-            pooling=self.pooling,
-        )[m]
-
-    def plot(self) -> Image:
-        """R2 by layer, median and quartiles over splits; a notebook shows it, `.png` holds its bytes."""
-        splits = self.evidence.splits
-        rows = [
-            {"series": concept, "layer": layer, "r2": r2}
-            for m, concept in enumerate(self.evidence.concepts)
-            for layer, of_splits in zip(self.evidence.layers, splits[..., m], strict=True)
-            for r2 in of_splits
-        ]
-        caption = "Held-out R² of ridge by layer: medians, and the quartiles over splits."
-        return plots.r2_by_layer(
-            pd.DataFrame(rows), self.evidence.layers, name="r2_by_layer", caption=caption
-        )
-
-    def report(self, path: str | Path) -> Path:
-        """Write one self-contained HTML page: the answer, the figure, the table, and what it was made with."""
-        table, path = self.table(), Path(path).expanduser()
-        best = table[table["layer"] == self.best].iloc[0]
-        what, where = f"held-out R² of {best['concept']}", f"the best layer, {self.best}"
-        finding = Finding(
-            what, where, best["r2"], best["low"], best["high"], "95 % interval", level="headline"
-        )
-        shown = table[["concept", "layer", "r2", "low", "high", "p", "may_be_best"]].astype(object)
-        shown[["r2", "low", "high", "p"]] = table[["r2", "low", "high", "p"]].map("{:.3g}".format)
-        rows = Table.of("Ridge by layer: R², 95 % interval, p of the permutation test.", shown.astype(str))
-        title = f"What is read from {self.name or 'the features'}"
-        page = Page(title, [finding], [Section("Layers", "", [], [rows])], lead=self.plot())
-        facts = {
-            "images": self.evidence.images,
-            "groups": self.evidence.groups,
-            "splits": len(self.evidence.chosen),
-        }
-        made = provenance(["scalecov_jax.probe"], facts, {}, time.monotonic())
-        write_report(
-            path, page.report({name: text for name, text in made.items() if name != "wall time" and text})
-        )
-        return path
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html(index=False)
-
-    def _index(self, layer: str, concept: str) -> tuple[int, int]:
-        concept = concept or self.evidence.concepts[0]
-        for kind, one, known in (
-            ("layer", layer, self.evidence.layers),
-            ("concept", concept, self.evidence.concepts),
-        ):
-            if one not in known:
-                raise ValueError(f"The {kind} {one!r} was not probed; there are {', '.join(known)}.")
-        return self.evidence.layers.index(layer), self.evidence.concepts.index(concept)
-
-    def _at(self, layer: str, concept: str) -> Known:
-        (at, m), r2 = self._index(layer, concept), self.evidence.r2
-        return Known(r2.value[at, m], r2.deviation[at, m], r2.sample)
 
 
 def probe(
@@ -536,61 +374,12 @@ def explain(
     return np.concatenate(parts)
 
 
-def _files(paths: Sequence[Path]) -> ImageSet:
-    if missing := [str(path) for path in paths if not path.is_file()]:
-        raise ValueError(f"No such file: {', '.join(missing[:10])}.")
-    names = [path.name for path in paths]
-    if len({*names}) < len(names):
-        names = [path.as_posix() for path in paths]
-    decode = Files(tuple(paths), (None,) * len(paths), (False,) * len(paths))
-    return ImageSet(pd.DataFrame({"name": names, "group": names, "path": paths}), decode)
-
-
-def _with_measures(found: ImageSet, given: str | Path | pd.DataFrame, groups: str) -> ImageSet:
-    """Columns of a table joined to the images."""
-    if isinstance(given, pd.DataFrame):
-        table = given.astype(object).where(given.notna(), "").astype(str)
-        table.attrs["path"] = "the DataFrame"
-        if find_column(table, "image", "file", "filename", "name") is None and not given.index.equals(
-            pd.RangeIndex(len(given))
-        ):
-            table.insert(0, "image", table.index.astype(str))
-        table = table.reset_index(drop=True)
-    else:
-        table = read_csv(given)
-    lines = join(table, [*found.table["name"]])
-    known = np.isin(np.arange(len(found)), lines.index)
-    found = found.where(known, f"no line in {Path(table.attrs['path']).name}")
-    rows = table.loc[lines.to_numpy()].reset_index(drop=True)
-    columns: dict[str, Any] = {}
-    for column in rows.columns.drop(name_column(table)):
-        if column and rows[column].map(_is_number).all():
-            columns[column] = rows[column].astype(float).to_numpy()
-        elif column:
-            columns[column] = rows[column].to_numpy()
-    if groups and groups not in columns:
-        raise ValueError(
-            f"{table.attrs['path']}: no column {groups!r}; the columns are {', '.join(columns)}."
-        )
-    reserved = {"name", "group", "path", "mask", "width", "height"}
-    found = found.assign(**{name: values for name, values in columns.items() if name not in reserved})
-    return found.assign(group=[*map(str, rows[groups])]) if groups else found
-
-
-def _is_number(text: str) -> bool:
-    try:
-        number(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _measure_of(source: ImageSet, name: str) -> ConceptMeasure:
     """A column of the images, or a measure by its name."""
     if name not in source.table or name in MEASURES:
         return get_measure(name)
     if not pd.api.types.is_numeric_dtype(source.table[name]):
-        text = next(one for one in source.table[name] if not _is_number(str(one)))
+        text = next(one for one in source.table[name] if not sources.is_number(str(one)))
         raise ValueError(f"The column {name} of the images holds {text!r}; expected a number of every image.")
     values = dict(zip(source.table["name"], source.column(name).astype(float), strict=True))
     return ConceptMeasure(name, partial(_value_of, values), title=name, reads_pixels=False)

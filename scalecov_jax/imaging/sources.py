@@ -2,16 +2,19 @@
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from absl import logging
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from scalecov_jax.imaging import retina, scenes
-from scalecov_jax.imaging.csv_file import texts
-from scalecov_jax.imaging.folder import annotated, read_folder
+from scalecov_jax.imaging.csv_file import find_column, join, name_column, number, read_csv, texts
+from scalecov_jax.imaging.folder import Files, annotated, read_folder
 from scalecov_jax.imaging.image_set import ImageSet, image_set
 from scalecov_jax.imaging.voc import read_boxes, tfds_boxes
 
@@ -117,3 +120,62 @@ def with_copies_together(images: ImageSet) -> ImageSet:
         more, len(images), copy, original,
     )  # fmt: skip
     return images.assign(group=[first[of[number]] for number in numbers])
+
+
+def files(paths: Sequence[Path]) -> ImageSet:
+    """Image files, called by their names, or by their paths where names come twice.
+
+    Raises:
+        ValueError: Files that are not there.
+    """
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise ValueError(f"No such file: {', '.join(missing[:10])}.")
+    names = [path.name for path in paths]
+    if len({*names}) < len(names):
+        names = [path.as_posix() for path in paths]
+    decode = Files(tuple(paths), (None,) * len(paths), (False,) * len(paths))
+    return ImageSet(pd.DataFrame({"name": names, "group": names, "path": paths}), decode)
+
+
+def with_measures(found: ImageSet, given: str | Path | pd.DataFrame, groups: str) -> ImageSet:
+    """The columns of a CSV file or DataFrame joined to the images that it names, `groups` as their groups.
+
+    Raises:
+        ValueError: See `csv_file.join`; no column `groups`.
+    """
+    if isinstance(given, pd.DataFrame):
+        table = given.astype(object).where(given.notna(), "").astype(str)
+        table.attrs["path"] = "the DataFrame"
+        if find_column(table, "image", "file", "filename", "name") is None and not given.index.equals(
+            pd.RangeIndex(len(given))
+        ):
+            table.insert(0, "image", table.index.astype(str))
+        table = table.reset_index(drop=True)
+    else:
+        table = read_csv(given)
+    lines = join(table, [*found.table["name"]])
+    known = np.isin(np.arange(len(found)), lines.index)
+    found = found.where(known, f"no line in {Path(table.attrs['path']).name}")
+    rows = table.loc[lines.to_numpy()].reset_index(drop=True)
+    columns: dict[str, Any] = {}
+    for column in rows.columns.drop(name_column(table)):
+        if column and rows[column].map(is_number).all():
+            columns[column] = rows[column].astype(float).to_numpy()
+        elif column:
+            columns[column] = rows[column].to_numpy()
+    if groups and groups not in columns:
+        raise ValueError(
+            f"{table.attrs['path']}: no column {groups!r}; the columns are {', '.join(columns)}."
+        )
+    reserved = {"name", "group", "path", "mask", "width", "height"}
+    found = found.assign(**{name: values for name, values in columns.items() if name not in reserved})
+    return found.assign(group=[*map(str, rows[groups])]) if groups else found
+
+
+def is_number(text: str) -> bool:
+    """Whether a cell is what `csv_file.number` reads."""
+    try:
+        number(text)
+    except ValueError:
+        return False
+    return True
