@@ -15,6 +15,8 @@ from tiny_network import random_network
 
 from scalecov_jax import checkpoints
 from scalecov_jax import run as runner
+from scalecov_jax.experiments.probe_settings import _possible
+from scalecov_jax.imaging.image_set import Example, image_set
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_scenes")
 
@@ -144,7 +146,6 @@ def test_photographs_that_cannot_be_used(photographs, tmp_path, boxes, broken, c
         ({"concept": "scale,scale"}, "config.concept is 'scale,scale'; expected different values"),
         ({"concept": "scale", "nuisances": "scale"}, "config.nuisances: scale is a concept as well"),
         ({"nuisances": "redness"}, "There is no concept measure 'redness'"),
-        ({"nuisances": "file_size"}, "file_size.*striped_disc_0000"),
         ({"probes": "lasso"}, "There is no probe lasso; there are ridge"),
         (
             {"splitting": "groupd"},
@@ -182,3 +183,10 @@ def test_pruned_weights_have_no_later_layer(settings, tmp_path):
     checkpoints.save(tmp_path / "cut", random_network(last="stem"))
     changed = {**settings, "weights": str(tmp_path / "cut"), "layers": "block_1"}
     refused(changed, tmp_path / "run", "stops at stem, before 'block_1'; choose one of stem")
+
+
+def test_nuisances_that_images_do_not_have_are_left_out():
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    images = image_set(Example(pixels, None, None, None, f"{number}", f"{number}") for number in range(12))
+    kept = _possible(images, ("mean_red", "box_centre_x", "file_size", "csv:ages.csv:age"))
+    assert kept == ("mean_red", "csv:ages.csv:age")
