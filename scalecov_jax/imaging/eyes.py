@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from absl import logging
 from jaxtyping import Array, Int, Key
 
 from scalecov_jax.imaging import fundus, retina
-from scalecov_jax.imaging.csv_file import number
+from scalecov_jax.imaging.csv_file import number, say
 from scalecov_jax.imaging.folder import group_of, read_folder, side_of
 from scalecov_jax.imaging.image_set import ImageSet, Pixels, listed
 from scalecov_jax.imaging.prepared import Records, open_tfds
@@ -186,9 +185,7 @@ def folder_eyes(
         raise ValueError(f"The shares of train, validation and test are {shares}; expected parts of 1.")
     known = sorted({*images.table["group"]})
     if len(known) == len(images):
-        logging.warning(
-            "%s: no two photographs share a patient, as far as their names and table tell.", folder
-        )
+        say(f"{folder}: no two photographs share a patient, as far as their names and table tell.")
     order = np.random.default_rng(seed).permutation(len(known))
     edges = np.round(np.cumsum([0, *shares]) * len(known)).astype(int)
     at = PARTS.index(part)
