@@ -28,8 +28,8 @@ from scalecov_jax.extraction import POOLINGS, Features, compute_features
 from scalecov_jax.imaging import sources
 from scalecov_jax.imaging.batching import batches
 from scalecov_jax.imaging.decoding import array_of
-from scalecov_jax.imaging.image_set import Example, ImageSet, Skipped, image_set
-from scalecov_jax.models.adopted import adopt
+from scalecov_jax.imaging.image_set import Example, ImageSet, image_set
+from scalecov_jax.models.adopted import Adopted, adopt
 from scalecov_jax.models.architecture import ARCHITECTURES, available_layers, check_layer
 from scalecov_jax.models.port import port
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
@@ -37,9 +37,8 @@ from scalecov_jax.probed import Probed
 from scalecov_jax.probes.splits import make_splits
 from scalecov_jax.vectors import Rcv, load_rcv
 
-Maps = Callable[
-    [Any], Mapping[str, Any]
-]  # uint8 images [N, H, W, 3] -> {layer: array [N, D] or [N, H, W, C]}
+# From uint8 images [N, H, W, 3] to features [N, D] or maps [N, H, W, C] by layer.
+Maps = Callable[[Any], Mapping[str, Any]]
 WEIGHTS = (".h5", ".keras", ".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 
@@ -64,7 +63,7 @@ def load(
         options: Of a weight file: see `port.port`, such as `last`.
 
     Raises:
-        ValueError: See `checkpoints.load`, `port.port` and `adopted.adopt`.
+        ValueError: See `checkpoints.load`, `port.port` and `adopted.adopt`; a module called as an architecture of this package.
     """
     if isinstance(source, Network):
         return source
@@ -72,6 +71,10 @@ def load(
         module, variables = source
         name = architecture or type(module).__name__
         given = preprocessing or "torch"
+        if name in ARCHITECTURES and not issubclass(ARCHITECTURES[name].module, Adopted):
+            raise ValueError(
+                f"{name} is an architecture of this package; give the module another name by `architecture`."
+            )
         ARCHITECTURES[name] = adopt(name, module, layers=layers, input_size=input_size, preprocessing=given)
         card = Card(name, {}, given, input_size, f"the Flax module {type(module).__name__}")
         return checkpoints.network(jax.device_get(variables), card)
@@ -172,16 +175,19 @@ def features(
             check_layer(network.architecture, layer)
         options = {"size": size, "batch_size": batch_size, "pooling": pooling, "progress": progress}
         return compute_features(network, source, layers, **options)
-    pool, found, kept, skipped = POOLINGS[pooling].pool, {}, [], []
+    how, found, kept, skipped = POOLINGS.get(pooling), {}, [], []
+    if how is None or how.pool is None or how.clean:
+        known = ", ".join(name for name, one in POOLINGS.items() if one.pool and not one.clean)
+        raise ValueError(f"The pooling is {pooling!r}; of what a function gives expected one of {known}.")
     for batch in batches(source, size or 224, batch_size, skipped):
         kept += batch.indices[batch.valid].tolist()
         for layer, values in network(batch.images).items():
             values = np.asarray(values)[batch.valid]
-            if values.ndim not in (2, 4) or (values.ndim == 4 and pool is None):
+            if values.ndim not in (2, 4):
                 raise ValueError(
-                    f"{layer} is {list(values.shape)}; expected features [N, D], or maps [N, H, W, C] and a pooling of maps."
+                    f"{layer} is {list(values.shape)}; expected features [N, D] or maps [N, H, W, C]."
                 )
-            pooled = np.asarray(pool(jnp.asarray(values))) if values.ndim == 4 and pool else values
+            pooled = np.asarray(how.pool(jnp.asarray(values))) if values.ndim == 4 else values
             found.setdefault(layer, []).append(pooled)
     if missing := [layer for layer in layers if layer not in found]:
         raise ValueError(f"The function gives no {' or '.join(missing)}; it gives {', '.join(found)}.")
@@ -200,23 +206,31 @@ def maps(
 ) -> dict[str, Float[np.ndarray, "N H W C"]]:
     """The maps of layers as they are, not pooled.
 
-    Arguments and errors as for `features`; images that cannot be decoded raise an ImageError.
+    Arguments as for `features`.
+
+    Raises:
+        ValueError: Layers that the network has not, or an image that cannot be decoded.
     """
     layers = (layers,) if isinstance(layers, str) else tuple(layers)
-    skipped: list[Skipped] = []
 
     @jit
     def forward(variables: Any, pixels: Any) -> dict[str, Any]:
         return capture(network.module, variables, preprocess(pixels, network.card.preprocessing), layers)
 
-    found: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
-    source = _opened(images)
+    return _each_batch(network, images, forward, size, batch_size)
+
+
+def _each_batch(
+    network: Network, images: Any, forward: Callable[[Any, Any], Any], size: int | None, batch_size: int
+) -> Any:
+    """What a function of the variables and of uint8 images [B, size, size, 3] gives of all images, which must be readable."""
+    source, parts, skipped = _opened(images), [], []
     for batch in batches(source, size or network.card.input_size, min(batch_size, len(source)), skipped):
         if skipped:
             raise ValueError(f"{skipped[0].name} cannot be decoded: {skipped[0].detail}")
-        for layer, values in forward(network.variables, batch.images).items():
-            found[layer].append(np.asarray(values)[batch.valid])
-    return {layer: np.concatenate(parts) for layer, parts in found.items()}
+        given = forward(network.variables, batch.images)
+        parts.append(jax.tree.map(lambda values, valid=batch.valid: np.asarray(values)[valid], given))
+    return jax.tree.map(lambda *values: np.concatenate(values), *parts)
 
 
 def probe(
@@ -239,8 +253,7 @@ def probe(
 
     Args:
         network: A network, see `load`, or a function, see `features`. Or features that are there already: {layer: array [N, D]},
-            or an `.npz` or `.npy` file of such arrays; then no network is
-            needed.
+            or an `.npz` or `.npy` file of such arrays; then no network is needed.
         images: Of a network: see `images`. Of features: the measures, an array [N] or [N, M], a Series or a DataFrame.
         concept: Names of columns of the images (`images(..., measures=...)`) or of measures such as scale; of features names for
             the measures.
@@ -269,6 +282,8 @@ def probe(
         origins = network.origins if isinstance(network, Features) else None
     else:
         source = _opened(images)
+        if groups is not None and len(groups) != len(source):
+            raise ValueError(f"{len(groups)} groups for {len(source)} images; expected one each.")
         concepts = [concept] if isinstance(concept, str) else [*concept]
         measured = measure_all([_measure_of(source, one) for one in concepts], source)
         computing = {"pooling": pooling, "size": size, "batch_size": batch_size}
@@ -294,8 +309,9 @@ def probe(
                 ).values
         elif random_control:
             logging.info("A function has no random weights to compare with; that control is left out.")
-    if layers:
-        values = {layer: values[layer] for layer in layers}
+    if missing := [layer for layer in layers if layer not in values]:
+        raise ValueError(f"There are no features of {', '.join(missing)}; there are {', '.join(values)}.")
+    values = {layer: values[layer] for layer in layers or values}
     for column in measures.T:
         check_measures(column, names)
     if groups is not None and len(groups) != len(measures):
@@ -357,7 +373,6 @@ def explain(
         aim = rcv_projection(network, target, "filter")
     else:
         aim = predicted_logit(network) if target == "predicted" else class_logit(network, str(target))
-    skipped: list[Skipped] = []
 
     @jit
     def forward(variables: Any, pixels: Any) -> Any:
@@ -366,12 +381,7 @@ def explain(
         drawn = grad_cam.cam(method, found.activations, found.gradients)
         return grad_cam.upsample(grad_cam.scale_maps(drawn), *pixels.shape[1:3])
 
-    source, parts = _opened(images), []
-    for batch in batches(source, size or network.card.input_size, min(batch_size, len(source)), skipped):
-        if skipped:
-            raise ValueError(f"{skipped[0].name} cannot be decoded: {skipped[0].detail}")
-        parts.append(np.asarray(forward(network.variables, batch.images))[batch.valid])
-    return np.concatenate(parts)
+    return _each_batch(network, images, forward, size, batch_size)
 
 
 def _measure_of(source: ImageSet, name: str) -> ConceptMeasure:
@@ -414,19 +424,13 @@ def _arrays(
         names = [str(measures.name or "measure")]
     target = np.asarray(measures, np.float64)
     target = target[:, None] if target.ndim == 1 else target
-    names = (
-        names
-        if any(names)
-        else ["measure"]
-        if target.shape[1] == 1
-        else [f"measure_{m}" for m in range(target.shape[1])]
-    )
-    problems = (
-        [f"{target.ndim} dimensions of the measures; expected [N] or [N, M]"] if target.ndim != 2 else []
-    )
-    if not problems and len(names) != target.shape[1]:
+    if target.ndim != 2:
+        raise ValueError(f"The measures have the shape {target.shape}; expected [N] or [N, M].")
+    if not any(names):
+        names = ["measure"] if target.shape[1] == 1 else [f"measure_{m}" for m in range(target.shape[1])]
+    values, problems = {}, []
+    if len(names) != target.shape[1]:
         problems.append(f"{len(names)} names for {target.shape[1]} measures")
-    values = {}
     for layer, one in given.items():
         array = np.asarray(one)
         if array.ndim != 2 or array.dtype.kind not in "fiu" or len(array) != len(target):

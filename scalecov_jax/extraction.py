@@ -58,9 +58,7 @@ class Pool(NamedTuple):
 POOLINGS = {
     "gap": Pool("the mean over all pixels of a map, or all patches", mean_by_rows, tokens=mean_patch),
     "max": Pool("the largest pixel or patch", lambda x: x.max((1, 2)), tokens=lambda x, n: x[:, n:].max(1)),
-    "corrected_gap": Pool(
-        "the mean over the pixels of a map that no padding reaches", mean_by_rows, clean=True
-    ),
+    "corrected_gap": Pool("the mean over the pixels that no padding reaches", mean_by_rows, clean=True),
     "cls": Pool("the class token", None, tokens=lambda x, _: x[:, 0]),
     "mean_patch": Pool("the mean over all patches", None, tokens=mean_patch),
     "cls_mean": Pool(
@@ -103,19 +101,12 @@ class Features(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a forward pass over a source will take, measured on one batch of noise.
+    """What a forward pass over a source will take, measured on one batch of noise."""
 
-    Attributes:
-        feature_bytes: Of all pooled features.
-        batch_bytes: Of one batch at its largest, weights included, as the compiler plans it.
-        seconds: For all images, compilation left out.
-        images_per_second: Of the trial.
-    """
-
-    feature_bytes: int
-    batch_bytes: int
-    seconds: float
-    images_per_second: float
+    feature_bytes: int  # of all pooled features
+    batch_bytes: int  # of one batch at its largest, weights included, as the compiler plans it
+    seconds: float  # for all images, compilation left out
+    images_per_second: float  # of the trial
 
 
 def pooled_features(
@@ -241,18 +232,14 @@ def check_pooling(
         raise ValueError(f"There is no pooling {pooling!r}; expected one of {', '.join(POOLINGS)}.")
     if POOLINGS[pooling].clean and (undefined := undefined_layers(module, size, layers)):
         shown = " x ".join(map(str, size)) if isinstance(size, tuple) else f"{size} x {size}"
-        raise ValueError(
-            f"{pooling} is undefined on images of {shown} pixels at {describe_undefined(undefined)}. Leave these layers "
-            "out, take larger images, or choose gap or max."
+        where = ", ".join(
+            f"{layer} ({f'defined from {least} pixels' if least else 'sees the whole image'})"
+            for layer, least in undefined.items()
         )
-
-
-def describe_undefined(undefined: Mapping[str, int | None]) -> str:
-    """Layers and the smallest image on which each has a pixel that padding does not reach, in words."""
-    return ", ".join(
-        f"{layer} ({'sees the whole image' if size is None else f'defined from {size} pixels'})"
-        for layer, size in undefined.items()
-    )
+        raise ValueError(
+            f"{pooling} is undefined on images of {shown} pixels at {where}. Leave these layers out, take larger images, or "
+            "choose gap or max."
+        )
 
 
 def check_request(network: Network, layers: Sequence[str], size: int | None, pooling: Pooling) -> int:

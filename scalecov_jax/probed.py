@@ -1,6 +1,5 @@
 """What ridge probes read from every layer of a network: the object that `scalecov_jax.probe` returns."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +73,9 @@ class Probed:
     ) -> Comparison:
         """R2 at one layer minus R2 at another, of this or of `other` probed on the same images.
 
+        The interval is that of `statistics.jackknife`, and p is two-sided, 2 P(T > |difference| / error) with T Student's t of
+        G - 1 degrees of freedom for G images or groups.
+
         Args:
             first: Layer of this.
             second: Layer of this or of `other`; the same as `first` when empty.
@@ -118,7 +120,7 @@ class Probed:
         )[m]
 
     def plot(self) -> Image:
-        """R2 by layer, median and quartiles over splits; a notebook shows it, `.png` holds its bytes."""
+        """R2 by layer, median and quartiles over splits; a notebook shows it, `content` and `png` hold its bytes."""
         splits = self.evidence.splits
         rows = [
             {"series": concept, "layer": layer, "r2": r2}
@@ -149,10 +151,8 @@ class Probed:
             "groups": self.evidence.groups,
             "splits": len(self.evidence.chosen),
         }
-        made = provenance(["scalecov_jax.probe"], facts, {}, time.monotonic())
-        write_report(
-            path, page.report({name: text for name, text in made.items() if name != "wall time" and text})
-        )
+        made = provenance(["scalecov_jax.probe"], facts, {}, None)
+        write_report(path, page.report({name: text for name, text in made.items() if text}))
         return path
 
     def _repr_html_(self) -> str:

@@ -101,6 +101,7 @@ def test_a_page_and_a_figure(found, tmp_path):
     html = found.report(tmp_path / "report.html").read_text()
     assert "late" in html
     assert found.plot().content.startswith(b"<?xml")
+    assert 'src="data:image/svg+xml;base64,' in found.plot()._repr_html_()
     assert "<table" in found._repr_html_()
 
 
@@ -127,6 +128,10 @@ def test_features_that_cannot_be_probed():
         sc.probe(FEATURES, np.ones(COUNT))
     with pytest.raises(ValueError, match="5 groups for 60 images"):
         sc.probe(FEATURES, AGE, groups=[1] * 5)
+    with pytest.raises(ValueError, match="no features of middle; there are early, late"):
+        sc.probe(FEATURES, AGE, layers=["middle"])
+    with pytest.raises(ValueError, match=r"the shape \(60, 1, 1\)"):
+        sc.probe(FEATURES, AGE[:, None, None])
 
 
 def test_a_folder_and_a_table(folder):
@@ -183,10 +188,14 @@ def test_a_function_is_probed_like_a_network(folder):
     np.testing.assert_allclose(found.features["maps"][:, 0], found.features["mean"][:, 0], rtol=0.1)
     assert found.table()["r2"].min() > 0.9
     assert not found.evidence.controls
+    for pooling in ("corrected_gap", "cls", "middle"):
+        with pytest.raises(ValueError, match=f"The pooling is '{pooling}'; .* expected one of gap, max"):
+            sc.features(model, images, pooling=pooling)
+    with pytest.raises(ValueError, match="3 groups for 30 images"):
+        sc.probe(model, images, "age", groups=[1, 2, 3])
 
 
-def test_a_flax_module_is_probed_unedited(folder, monkeypatch):
-    monkeypatch.setattr("scalecov_jax.api.ARCHITECTURES", ARCHITECTURES)
+def test_a_flax_module_is_probed_unedited(folder):
     variables = Theirs().init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     try:
         network = sc.load((Theirs(), variables), input_size=32)
@@ -194,6 +203,8 @@ def test_a_flax_module_is_probed_unedited(folder, monkeypatch):
         found = sc.probe(network, images, "age", permutations=0, splits=4)
         assert found.evidence.layers == ("stem", "blocks_0", "blocks_1", "classify")
         assert set(found.evidence.controls) == {"random_weights"}
+        with pytest.raises(ValueError, match="resnet50 is an architecture of this package"):
+            sc.load((Theirs(), variables), "resnet50", input_size=32)
     finally:
         ARCHITECTURES.pop("Theirs", None)
 

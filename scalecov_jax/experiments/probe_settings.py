@@ -48,7 +48,7 @@ class Settings(Base):
     images: str = setting(
         "scenes",
         least=1,
-        help="A folder in VOC layout, tfds:DATA_DIR, annotated:FOLDER (with masks), or scenes, which are rendered.",
+        help="A folder of images, plain or in VOC layout, tfds:DATA_DIR, annotated:FOLDER (its images with masks), or scenes.",
     )
     image_class: tuple[str, ...] = setting(
         ("striped_disc", "ringed_star", "checkered_triangle"),

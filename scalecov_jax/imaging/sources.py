@@ -13,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from scalecov_jax.imaging import retina, scenes
-from scalecov_jax.imaging.csv_file import find_column, join, name_column, number, read_csv, texts
+from scalecov_jax.imaging.csv_file import NAMES, find_column, join, name_column, number, read_csv, say, texts
 from scalecov_jax.imaging.folder import Files, annotated, read_folder
 from scalecov_jax.imaging.image_set import ImageSet, image_set
 from scalecov_jax.imaging.voc import read_boxes, tfds_boxes
@@ -146,9 +146,7 @@ def with_measures(found: ImageSet, given: str | Path | pd.DataFrame, groups: str
     if isinstance(given, pd.DataFrame):
         table = given.astype(object).where(given.notna(), "").astype(str)
         table.attrs["path"] = "the DataFrame"
-        if find_column(table, "image", "file", "filename", "name") is None and not given.index.equals(
-            pd.RangeIndex(len(given))
-        ):
+        if find_column(table, *NAMES) is None and not given.index.equals(pd.RangeIndex(len(given))):
             table.insert(0, "image", table.index.astype(str))
         table = table.reset_index(drop=True)
     else:
@@ -167,8 +165,11 @@ def with_measures(found: ImageSet, given: str | Path | pd.DataFrame, groups: str
         raise ValueError(
             f"{table.attrs['path']}: no column {groups!r}; the columns are {', '.join(columns)}."
         )
-    reserved = {"name", "group", "path", "mask", "width", "height"}
-    found = found.assign(**{name: values for name, values in columns.items() if name not in reserved})
+    if taken := [name for name in columns if name in ("name", "group", "path", "mask", "width", "height")]:
+        say(
+            f"{table.attrs['path']}: {', '.join(taken)} are facts of the images themselves; rename these columns to use them."
+        )
+    found = found.assign(**{name: values for name, values in columns.items() if name not in taken})
     return found.assign(group=[*map(str, rows[groups])]) if groups else found
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from scalecov_jax.report.findings import Finding, table
 from scalecov_jax.report.numbers import number, percent
@@ -23,6 +23,10 @@ class Image(NamedTuple):
     wide: bool = False  # takes the full width of the page
     name: str = ""  # of the files that the runner writes to figures/; none when empty
     png: bytes = b""  # the same picture as a PNG file, for these files
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return f'<img src="{_data_uri(self.content)}" alt="{escape(self.alt)}" style="max-width: 100%">'
 
 
 class Table(NamedTuple):

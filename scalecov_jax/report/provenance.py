@@ -29,7 +29,10 @@ _PACKAGES = (
 
 
 def provenance(
-    command: Sequence[str], settings: Mapping[str, Any], networks: Mapping[str, Network], started: float
+    command: Sequence[str],
+    settings: Mapping[str, Any],
+    networks: Mapping[str, Network],
+    started: float | None,
 ) -> dict[str, str]:
     """Command, seed, versions, device, compiler, weights, settings, date and wall time since `time.monotonic()` at `started`."""
     device = jax.devices()[0]
@@ -41,7 +44,7 @@ def provenance(
     return {
         "command": shlex.join(command),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "wall time": f"{time.monotonic() - started:.0f} s",
+        **({} if started is None else {"wall time": f"{time.monotonic() - started:.0f} s"}),
         "seed": str(settings.get("seed", "")),
         "device": f"{jax.device_count()} x {device.device_kind} ({machine})",
         "compiler": "\n".join(
