@@ -229,9 +229,7 @@ def test_layers_that_the_pooling_is_not_defined_at_are_left_out_and_named(settin
     )
     assert sentence in caution["note"]
     assert sentence in text
-    assert (
-        "the mean over the pixels of a map that no padding reaches" in (workdir / "report.html").read_text()
-    )
+    assert "the mean over the pixels that no padding reaches" in (workdir / "report.html").read_text()
     assert {*table(workdir, "scores")["layer"]} == {"stem", "block_1"}
     assert "nan" not in (workdir / "scores.csv").read_text()
     # Of the features, against compute_features; of the cut, under the same pooling.
