@@ -1,15 +1,13 @@
-"""What was computed already, on disk: features of single images and measures, by the content of the image, and files of arrays.
+"""What was computed already, on disk: features of single images and measures, by the content of the image.
 
 A key is a digest of all that values depend on, so that nothing stale is ever found. Files are always whole, and runs and
 processes can share them.
 """
 
-import hashlib
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -17,26 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pandas as pd
-from absl import logging
 from jaxtyping import Float, UInt8
 
-from scalecov_jax.atomic import replacing
+from scalecov_jax.atomic import digest, if_whole, kept_arrays, read_table, write_arrays, write_table
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.imaging.image_set import Example
 
 LIMIT = 10 * 2**30
-
-
-def digest(*parts: str | np.ndarray | None) -> str:
-    """SHA-256 of texts and of arrays: their types, shapes and values."""
-    found = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            found.update(f"{part.dtype.str} {part.shape}".encode())
-            found.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
-        else:
-            found.update(("none" if part is None else part).encode())
-    return found.hexdigest()
+_KIND = "features of an image 1"
 
 
 def network_key(network: Network, dtype: Any, pooling: str) -> str:
@@ -69,28 +55,6 @@ def content_hash(example: Example) -> str:
     return digest(example.image, example.mask, f"{box} {example.file_bytes}")
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a file, or None; a damaged file is as good as none, with a warning."""
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        logging.warning("%s is damaged (%s); what it held is computed again.", path, error)
-        return None
-
-
-def write_arrays(path: Path, arrays: Mapping[str, Any], *, shared: bool = False) -> None:
-    """Write a file for `read_arrays`; `shared` if several processes may write it at the same time.
-
-    Raises:
-        OSError: The disk is full, or the folder cannot be written to.
-    """
-    with replacing(path, shared=shared) as partial:
-        np.savez(partial, **arrays)
-
-
 class FeatureStore(NamedTuple):
     """A folder of pooled features, one file an image, by `image_key`."""
 
@@ -100,7 +64,7 @@ class FeatureStore(NamedTuple):
     def read(self, key: str, layers: Sequence[str]) -> dict[str, Float[np.ndarray, " D"]] | None:
         """The features of an image at all of `layers`, or None."""
         path = self._path(key)
-        features = read_arrays(path)
+        features = kept_arrays(path, _KIND)
         if features is None or not {*layers} <= {*features}:
             return None
         with suppress(OSError):  # it may have been trimmed since
@@ -108,9 +72,9 @@ class FeatureStore(NamedTuple):
         return {layer: features[layer] for layer in layers}
 
     def write(self, key: str, features: Mapping[str, Float[np.ndarray, " D"]]) -> None:
-        """Keep the features of an image beside those of other layers; raises as `write_arrays`."""
+        """Keep the features of an image beside those of other layers; raises as `atomic.write_arrays`."""
         path = self._path(key)
-        write_arrays(path, {**(read_arrays(path) or {}), **features}, shared=True)
+        write_arrays(path, {**(kept_arrays(path, _KIND) or {}), **features}, _KIND, shared=True)
 
     def trim(self) -> int:
         """Delete what was not used for longest until the limit holds; the number of files that went."""
@@ -141,27 +105,11 @@ class MeasureCache:
     """
 
     def __init__(self, path: Path | None):
-        """Read the table at `path` if it exists; without a path nothing is kept.
-
-        Raises:
-            ValueError: The file is no such table.
-        """
+        """Read the table at `path` if it exists and is whole; without a path nothing is kept."""
         self.path, self._lock, self._changed = path, Lock(), False
         self._values: dict[tuple[str, str, str], float] = {}
-        if path is None or not path.exists():
-            return
-        try:
-            table = pd.read_csv(path, dtype=_COLUMNS, keep_default_na=False)
-            more = not isinstance(
-                table.index, pd.RangeIndex
-            )  # pandas takes the first of too many cells as an index
-            if more or [*table] != [*_COLUMNS] or not np.isfinite(table["value"]).all():
-                raise ValueError(f"expected {', '.join(_COLUMNS)} in every line, and finite values")
-        except ValueError as error:
-            raise ValueError(
-                f"{path}: {error}. It should hold measures computed earlier; delete it to compute them again."
-            ) from None
-        self._values = {tuple(key): value for *key, value in table.itertuples(index=False, name=None)}
+        if path is not None and (table := if_whole(path, partial(read_table, dtype=_COLUMNS))) is not None:
+            self._values = {tuple(key): value for *key, value in table.itertuples(index=False, name=None)}
 
     def get(self, image: str, content: str, measure: str) -> float | None:
         """The value, if it is known."""
@@ -179,6 +127,4 @@ class MeasureCache:
             changed, rows = self._changed, sorted(self._values.items())
             self._changed = False
         if changed and self.path is not None:
-            table = pd.DataFrame([(*key, value) for key, value in rows], columns=[*_COLUMNS])
-            with replacing(self.path) as partial:
-                table.to_csv(partial, index=False, lineterminator="\n")
+            write_table(self.path, pd.DataFrame([(*key, value) for key, value in rows], columns=[*_COLUMNS]))

@@ -1,7 +1,6 @@
 """Cut a network after a layer, and check what is left."""
 
 import dataclasses
-import json
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scalecov_jax import checkpoints
+from scalecov_jax.atomic import read_json
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.extraction import Pooling, compute_features, pooled_output
 from scalecov_jax.imaging.decoding import resize_image
@@ -103,13 +103,13 @@ def selected_layer(path: Path, architecture: str, weights: str, estimator: Estim
         ValueError: There is none, or the summary is about another architecture.
     """
     try:
-        summary = json.loads(path.read_text())
+        summary = read_json(path)
         summary = summary.get("networks", {weights: summary})[weights]
         layer = summary["selected"][estimator]["layer"]
         probed = summary["architecture"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} holds no layer selected by {estimator} for {weights}; pass the --workdir of probe.py."
+            f"{path} holds no layer selected by {estimator} for {weights} ({error}); pass the --workdir of probe.py."
         ) from error
     if probed != architecture:
         raise ValueError(f"{path} is about {probed}, but the weights are {architecture}.")

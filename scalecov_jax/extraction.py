@@ -17,7 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
-from scalecov_jax.cache import FeatureStore, image_key, network_key, read_arrays, write_arrays
+from scalecov_jax.atomic import kept_arrays, write_arrays
+from scalecov_jax.cache import FeatureStore, image_key, network_key
 from scalecov_jax.checkpoints import Network, fingerprints
 from scalecov_jax.compilation import jit
 from scalecov_jax.imaging.batching import batches
@@ -36,6 +37,7 @@ from scalecov_jax.models.receptive_field import (
 from scalecov_jax.models.recognition import some
 
 Pooling = str  # a name in POOLINGS
+_KIND = "features of a source 1"
 
 
 class Pool(NamedTuple):
@@ -356,23 +358,23 @@ def compute_features(
 
 def cached_features(path: Path | None, compute: Callable[[], Any]) -> Features:
     """Read features from `path`, or compute and write them, so that an interrupted run computes nothing twice."""
-    stored = None if path is None else read_arrays(path)
+    stored = None if path is None else kept_arrays(path, _KIND)
     if stored is not None:
-        names = [str(name) for name in stored["layers"]]
         skipped = tuple(Skipped(*map(str, row)) for row in stored["skipped"])
-        values = {name: stored[f"layer_{name}"] for name in names}
-        origins = dict(zip(names, map(str, stored["origins"]), strict=True))
+        origins = dict(zip(map(str, stored["layers"]), map(str, stored["origins"]), strict=True))
+        values = {name: stored[f"layer_{name}"] for name in origins}
         return Features(values, stored["indices"], skipped, origins, str(stored["pooling"]))
     features = compute()
     if path is not None:
         facts = {
-            "layers": list(features.values),
+            "layers": [*features.values],
             "indices": features.indices,
             "skipped": np.array(features.skipped, dtype=str).reshape(-1, 3),
             "origins": [features.origins.get(name, "") for name in features.values],
             "pooling": features.pooling,
         }
-        write_arrays(path, facts | {f"layer_{name}": values for name, values in features.values.items()})
+        facts |= {f"layer_{name}": values for name, values in features.values.items()}
+        write_arrays(path, facts, _KIND)
     return features
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from absl import logging
 
 from scalecov_jax import run as runner
-from scalecov_jax.atomic import replacing
+from scalecov_jax.atomic import replacing, write_json
 from scalecov_jax.checkpoints import load_networks
 from scalecov_jax.report import page
 from scalecov_jax.report.findings import aligned
@@ -103,8 +103,7 @@ def run(
         "warnings": _warnings(pages),
         "provenance": facts,
     }
-    with replacing(folder / "summary.json") as partial:
-        partial.write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(folder / "summary.json", summary)
     shown = chief.drop(columns="explanation")
     table = aligned([[*map(str, shown)], *shown.to_numpy(str).tolist()])
     return f"{table}\n\nReport: {folder / 'report.html'}"

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from scalecov_jax.atomic import replacing
+from scalecov_jax.atomic import DamagedError, digest, read_json, replacing, write_json
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments import EXPERIMENTS, Experiment
 from scalecov_jax.hosts import on_first
@@ -121,14 +121,15 @@ def _finish(
     started: float,
 ) -> str:
     """Tables, figures, page and summary; returns the findings for the terminal."""
-    kinds = {}
+    kinds, digests = {}, {}
     for table, frame in tables.items():
         with replacing(folder / f"{table}.csv") as partial:
             frame.to_csv(partial, index=False, lineterminator="\n")
+            digests[table] = digest(partial.read_bytes())
         kinds[table] = {column: str(kind) for column, kind in frame.dtypes.items()}
     # Of what is on disk, as `read` finds it.
     experiment = EXPERIMENTS[name]
-    page = experiment.report(settings, _tables(folder, kinds), folder)
+    page = experiment.report(settings, _tables(folder, kinds, digests), folder)
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     for image in (image for image in page.images if image.name):
@@ -146,10 +147,10 @@ def _finish(
         "findings": [finding.to_dict() for finding in page.findings],
         "settings": values,
         "tables": kinds,
+        "digests": digests,
         "provenance": facts,
     }
-    with replacing(folder / "summary.json") as partial:
-        partial.write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(folder / "summary.json", summary)
     return text_table(page.findings)
 
 
@@ -157,13 +158,12 @@ def read(folder: Path) -> tuple[Base, dict[str, pd.DataFrame]]:
     """The settings and the tables of a finished run.
 
     Raises:
-        ValueError: A file is damaged.
+        ValueError: A file is not as the run wrote it.
         OSError: A file is missing, such as summary.json where the run is not finished.
     """
-    summary = json.loads((folder / "summary.json").read_text())
-    return parse(get_experiment(summary["experiment"]).settings, summary["settings"]), _tables(
-        folder, summary["tables"]
-    )
+    summary = _summary(folder)
+    settings = parse(get_experiment(summary["experiment"]).settings, summary["settings"])
+    return settings, _tables(folder, summary["tables"], summary["digests"])
 
 
 def page(folder: Path) -> Page:
@@ -172,11 +172,22 @@ def page(folder: Path) -> Page:
     Raises:
         ValueError, OSError: See `read`.
     """
-    name = json.loads((folder / "summary.json").read_text())["experiment"]
+    name = _summary(folder)["experiment"]
     return get_experiment(name).report(*read(folder), folder)
 
 
-def _tables(folder: Path, kinds: Mapping[str, Mapping[str, str]]) -> dict[str, pd.DataFrame]:
+def _summary(folder: Path) -> dict[str, Any]:
+    summary = read_json(folder / "summary.json")
+    if "experiment" not in summary:
+        raise ValueError(
+            f"{folder} holds several runs; expected the folder of one of them, such as {folder / 'probe'}."
+        )
+    return summary
+
+
+def _tables(
+    folder: Path, kinds: Mapping[str, Mapping[str, str]], digests: Mapping[str, str]
+) -> dict[str, pd.DataFrame]:
     """Tables from CSV files, equal to those that were written; `kinds` are the dtypes of their columns."""
     tables = {}
     for name, columns in kinds.items():
@@ -184,12 +195,7 @@ def _tables(folder: Path, kinds: Mapping[str, Mapping[str, str]]) -> dict[str, p
         missing = {
             column: [""] for column, kind in columns.items() if kind != "str"
         }  # an empty text is a text
-        try:
-            tables[name] = pd.read_csv(path, dtype=dict(columns), keep_default_na=False, na_values=missing)
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
-        if [*tables[name]] != [*columns]:
-            raise ValueError(
-                f"{path} is damaged: expected the columns {', '.join(columns)}, got {', '.join(tables[name])}."
-            )
+        if digest(path.read_bytes()) != digests[name]:
+            raise DamagedError(f"{path} is not as the run wrote it; run it again with --resume.")
+        tables[name] = pd.read_csv(path, dtype=dict(columns), keep_default_na=False, na_values=missing)
     return tables

@@ -1,12 +1,13 @@
 """Tidy tables: rows of them, several below each other, one that is computed once, and the names of the networks in them."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from scalecov_jax.atomic import replacing
+from scalecov_jax.atomic import if_whole, read_table, write_table
 from scalecov_jax.models.architecture import plain_name
 
 
@@ -34,10 +35,11 @@ def kept_table(path: Path | None, compute: Callable[[], pd.DataFrame], **reading
     """A table that is computed once and kept as CSV at `path`, or nowhere; `reading` is for `pandas.read_csv`."""
     if path is None:
         return compute()
-    if not path.exists():
-        with replacing(path) as partial:
-            compute().to_csv(partial, index=False, lineterminator="\n")
-    return pd.read_csv(path, keep_default_na=False, **reading)
+    read = partial(read_table, **reading)
+    if (kept := if_whole(path, read)) is not None:
+        return kept
+    write_table(path, compute())
+    return read(path)
 
 
 def network_names(table: pd.DataFrame) -> dict[str, str]:

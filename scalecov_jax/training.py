@@ -13,15 +13,16 @@ import optax
 import pandas as pd
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
-from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
 from scalecov_jax import checkpoints
+from scalecov_jax.atomic import replacing
 from scalecov_jax.compilation import jit
 from scalecov_jax.models.architecture import get_architecture
 from scalecov_jax.models.preprocessing import Preprocessing
 from scalecov_jax.models.receptive_field import check_size
 from scalecov_jax.settings import Base, setting
+from scalecov_jax.states import newest_state, write_state
 
 
 @dataclass(frozen=True)
@@ -134,59 +135,55 @@ def train(
     module: nn.Module,
     folder: Path,
     settings: TrainingSettings,
-) -> TrainState:
-    """Train to the end, or go on from the last checkpoint in `folder`: the bits are those of an unbroken training.
+) -> tuple[TrainState, pd.DataFrame]:
+    """Train to the end, or go on from the last state in `folder`: the bits are those of an unbroken training.
 
-    Writes `folder/states` (every `save_every` steps) and `folder/curve.csv` (every `log_every` steps), whose clock goes on too.
+    Writes `folder/states` (every `save_every` steps; see `states.write_state`), which hold the curve so far, whose clock goes on
+    too, and `folder/curve.csv` (every `log_every` steps), to look at while it trains.
 
     `step` makes of a state and the number of the step, from 1, the next state and its metrics: a NamedTuple of scalars, `loss`
     the first; their means over the steps between are the columns of the curve. All that it draws depends on the number. It knows
     the weight decay and the warm-up, which are not read here.
 
+    Returns:
+        The last state, and the curve: step, images, the metrics, seconds.
+
     Raises:
+        ValueError: The states in `folder` are of another training, or one cannot be written.
         FloatingPointError: The loss is not finite; names the step.
     """
     steps, size, state = settings.steps, settings.batch_size, initial_state(module, settings)
-    with (
-        ocp.training.Checkpointer(str(folder / "states")) as checkpointer,
-        (folder / "curve.csv").open("a") as curve,
-    ):
-        if checkpointer.latest is not None:
-            state = checkpointer.load(abstract_state=state)
-        earlier = (folder / "curve.csv").read_text().splitlines()
-        clock = earlier[-1].rpartition(",")[2] if len(earlier) > 1 else 0.0
-        start = time.monotonic() - float(clock)
-        first, window = int(state.step), []
-        with tqdm(total=steps * size, initial=first * size, unit="img") as bar:
-            for number in range(first + 1, steps + 1):
-                state, metrics = step(state, number)
-                if curve.tell() == 0:
-                    curve.write(f"step,images,{','.join(metrics._fields)},seconds\n")
-                window.append(metrics)
-                bar.update(size)
-                if number % settings.log_every == 0 or number == steps:
-                    means = dict(
-                        zip(metrics._fields, np.mean(jax.device_get(window), axis=0).tolist(), strict=True)
+    stored = newest_state(folder / "states", lambda _: state)
+    rows: list[dict[str, float]] = stored.facts["curve"] if stored else []
+    if stored:
+        state = jax.device_put(stored.tree)
+    start = time.monotonic() - (stored.facts["seconds"] if stored else 0.0)
+    first, window = int(state.step), []
+    with tqdm(total=steps * size, initial=first * size, unit="img") as bar:
+        for number in range(first + 1, steps + 1):
+            state, metrics = step(state, number)
+            window.append(metrics)
+            bar.update(size)
+            if number % settings.log_every == 0 or number == steps:
+                means = [round(mean, 4) for mean in np.mean(jax.device_get(window), axis=0).tolist()]
+                row = {
+                    "step": number,
+                    "images": number * size,
+                    **dict(zip(metrics._fields, means, strict=True)),
+                }
+                if not np.isfinite(row["loss"]):
+                    raise FloatingPointError(
+                        f"The loss is {row['loss']} at step {number}; lower the learning rate."
                     )
-                    curve.flush()
-                    if not np.isfinite(means["loss"]):
-                        raise FloatingPointError(
-                            f"The loss is {means['loss']} at step {number}; lower the learning rate."
-                        )
-                    cells = ",".join(f"{mean:.4f}" for mean in means.values())
-                    curve.write(f"{number},{number * size},{cells},{time.monotonic() - start:.1f}\n")
-                    curve.flush()
-                    bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.items()})
-                    window = []
-                if number % settings.save_every == 0 or number == steps:
-                    checkpointer.save(number, state)
-    return state
-
-
-def read_curve(folder: Path) -> pd.DataFrame:
-    """The table that `train` wrote; where a killed training was resumed, the steps that it repeated count once."""
-    table = pd.read_csv(folder / "curve.csv").drop_duplicates("step", keep="last")
-    return table.sort_values("step", ignore_index=True)
+                rows.append({**row, "seconds": round(time.monotonic() - start, 1)})
+                with replacing(folder / "curve.csv") as partial:
+                    pd.DataFrame(rows).to_csv(partial, index=False, lineterminator="\n")
+                bar.set_postfix({name: f"{row[name]:.3f}" for name in metrics._fields})
+                window = []
+            if number % settings.save_every == 0 or number == steps:
+                noted = {"curve": rows, "seconds": time.monotonic() - start}
+                write_state(folder / "states", number, state, noted)
+    return state, pd.DataFrame(rows)
 
 
 def save_network(

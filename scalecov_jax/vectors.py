@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from scalecov_jax.atomic import replacing
+from scalecov_jax.atomic import DamagedError, read_arrays, write_arrays
 from scalecov_jax.checkpoints import Network, fingerprints
 from scalecov_jax.extraction import Features
 from scalecov_jax.probes import evaluate
@@ -19,7 +19,7 @@ from scalecov_jax.probes import evaluate
 Vector = Literal["filter", "pattern"]
 VECTORS: tuple[Vector, ...] = ("filter", "pattern")
 STRIP = ("-v", "u-v", "u", "u+v", "+v")
-_FORMAT = "scalecov_jax RCVs, format 1"
+_KIND = "RCVs 2"
 _ARRAYS = ("weights", "pattern", "scale", "mean")
 
 
@@ -247,8 +247,7 @@ def save_rcvs(path: Path, rcvs: Sequence[Rcv]) -> None:
         for name in _ARRAYS:
             arrays[f"{name}_{number}"] = fields.pop(name)
         facts.append(fields)
-    with replacing(path) as partial:
-        np.savez_compressed(partial, format=_FORMAT, facts=json.dumps(facts), **arrays)
+    write_arrays(path, {**arrays, "facts": json.dumps(facts)}, _KIND)
 
 
 def load_rcvs(path: str | Path) -> list[Rcv]:
@@ -258,19 +257,15 @@ def load_rcvs(path: str | Path) -> list[Rcv]:
         ValueError: There is no such file, or it holds something else.
     """
     try:
-        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            if str(file["format"]) != _FORMAT:
-                raise KeyError("format")
-            return [
-                Rcv(**facts, **{name: file[f"{name}_{at}"] for name in _ARRAYS})
-                for at, facts in enumerate(json.loads(str(file["facts"])))
-            ]
+        arrays = read_arrays(Path(path), _KIND)
     except FileNotFoundError:
         raise ValueError(f"There is no file {path}; expected rcvs.npz of a probe run.") from None
-    except Exception as error:
-        raise ValueError(
-            f"{path} holds no RCVs ({type(error).__name__}: {error}); expected rcvs.npz of a probe run."
-        ) from error
+    except DamagedError as error:
+        raise ValueError(f"{error} Expected rcvs.npz of a probe run.") from error
+    return [
+        Rcv(**facts, **{name: arrays[f"{name}_{at}"] for name in _ARRAYS})
+        for at, facts in enumerate(json.loads(str(arrays["facts"])))
+    ]
 
 
 def load_rcv(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scalecov_jax.atomic import replacing
+from scalecov_jax.atomic import DamagedError, read_json, write_json
 
 _SETTINGS = "scalecov_run.json"
 _held: dict[Path, int] = {}  # handles of the folders in which this process works
@@ -62,8 +62,7 @@ def _enter(path: Path, current: dict[str, Any], resume: bool, overwrite: bool) -
                     f"{name}: {earlier.get(name)!r}, now {current.get(name)!r}" for name in names
                 )
                 raise ValueError(f"{path} was made with other settings, so it cannot be resumed ({changes}).")
-    with replacing(path / _SETTINGS) as partial:
-        partial.write_text(json.dumps(current, indent=2) + "\n")
+    write_json(path / _SETTINGS, current)
 
 
 def _lock(path: Path) -> None:
@@ -90,8 +89,6 @@ def _release(path: Path) -> None:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged, so the run cannot be resumed; pass --overwrite to start again."
-        ) from error
+        return read_json(path)
+    except DamagedError as error:
+        raise ValueError(f"{error} The run cannot be resumed; pass --overwrite to start again.") from error

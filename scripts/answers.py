@@ -6,11 +6,12 @@ Example:
 Reads summary.json of each folder and computes nothing.
 """
 
-import json
 import shutil
 import sys
 import textwrap
 from pathlib import Path
+
+from scalecov_jax.atomic import read_json
 
 
 def main(folders: list[str]) -> None:
@@ -23,8 +24,8 @@ def main(folders: list[str]) -> None:
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     for folder in map(Path, folders):
         try:
-            answer = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["answer"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            answer = read_json(folder / "summary.json")["answer"]
+        except (OSError, ValueError, KeyError) as error:
             sys.exit(f"error: {folder} holds no finished run ({type(error).__name__}: {error}).")
         paragraphs = answer if isinstance(answer, list) else answer.splitlines()
         print("", *(textwrap.fill(one, width) for one in paragraphs), sep="\n")

@@ -141,7 +141,7 @@ def test_a_full_disk_costs_only_the_store(network, store, monkeypatch, caplog):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.np, "savez", full)
+    monkeypatch.setattr(np, "savez", full)
     assert_equal(compute(network, source(), store), compute(network, source(), None))
     assert not files(store)  # nor half a file
 

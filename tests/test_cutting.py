@@ -1,7 +1,5 @@
 """A cut is checked by what the cut network returns, not by what is captured inside it."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,7 @@ from flax import linen as nn
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
+from scalecov_jax.atomic import write_json
 from scalecov_jax.cutting import check_pruning, cut_checkpoint, pruned_network
 from scalecov_jax.imaging.image_set import Example
 from scalecov_jax.models.architecture import ARCHITECTURES, Architecture
@@ -69,7 +68,7 @@ def weights(tmp_path_factory):
 def test_prune_by_scores(weights, tmp_path, estimator, layer):
     selected = {"ols": {"layer": "stem"}, "ridge": {"layer": "block_1"}}
     summary = {"architecture": "tiny", "weights": "some_weights", "selected": selected}
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    write_json(tmp_path / "summary.json", summary)
     text = cut_checkpoint(str(weights), str(tmp_path / "cut"), None, str(tmp_path), estimator)
     assert f"tiny cut after {layer}" in text
     assert checkpoints.load(tmp_path / "cut").module.last == layer
@@ -96,17 +95,20 @@ def test_prune_by_layer(weights, tmp_path):
     [
         (None, "holds no layer selected by ridge for some_weights"),
         ("{", "holds no layer"),
+        ('{"selected": {"ridge": {"layer": "stem"}}, "architecture": "tiny"}', "is damaged"),  # by hand
         (
-            '{"selected": {"ols": {"layer": "stem"}}, "architecture": "tiny"}',
+            {"selected": {"ols": {"layer": "stem"}}, "architecture": "tiny"},
             "holds no layer selected by ridge",
         ),
-        ('{"networks": {"other": {}}}', "for some_weights"),
-        ('{"selected": {"ridge": {"layer": "add_1"}}, "architecture": "resnet50"}', "is about resnet50, but"),
+        ({"networks": {"other": {}}}, "for some_weights"),
+        ({"selected": {"ridge": {"layer": "add_1"}}, "architecture": "resnet50"}, "is about resnet50, but"),
     ],
 )
 def test_scores_that_choose_no_layer(weights, tmp_path, summary, message):
-    if summary is not None:
+    if isinstance(summary, str):
         (tmp_path / "summary.json").write_text(summary)
+    elif summary is not None:
+        write_json(tmp_path / "summary.json", summary)
     with pytest.raises(ValueError, match=message):
         cut_checkpoint(str(weights), str(tmp_path / "cut"), None, str(tmp_path))
     assert not (tmp_path / "cut").exists()

@@ -1,6 +1,5 @@
 """Fine-tuning: the step against plain gradients, statistics of batch normalisation, kill and resume, damage, divergence."""
 
-import gc
 import os
 import signal
 import subprocess
@@ -164,13 +163,12 @@ _SCRIPT = """
 import sys, time
 sys.path[:0] = [{tests!r}]
 import test_fine_tuning as t
-from orbax.checkpoint import v1 as ocp
-save = ocp.training.Checkpointer.save
-def slow(self, step, *args, **kwargs):
-    save(self, step, *args, **kwargs)
-    print("saved", step, flush=True)
+save = t.fine_tuning.write_state
+def slow(folder, number, *args):
+    save(folder, number, *args)
+    print("saved", number, flush=True)
     time.sleep(1.5)
-ocp.training.Checkpointer.save = slow
+t.fine_tuning.write_state = slow
 t.tune({folder!r})
 """
 
@@ -187,29 +185,38 @@ def test_killed_training_goes_on_to_the_same_bits(tmp_path, unbroken):
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
-    assert not (tmp_path / "run" / "states" / "4").exists()
+    assert not (tmp_path / "run" / "states" / "4.npz").exists()
     same(tune(tmp_path / "run"), unbroken[0])
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "half_written"])
 def test_a_damaged_checkpoint_costs_one_epoch(tmp_path, unbroken, damage, caplog):
     tune(tmp_path)
-    last = tmp_path / "states" / "4"
+    last = tmp_path / "states" / "4.npz"
     if damage == "half_written":
-        last.rename(last.with_name("4.orbax-checkpoint-tmp"))
+        last.rename(last.with_name("4.partial.npz"))
     else:
-        largest = max(
-            (path for path in last.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
-        )
-        content = bytearray(largest.read_bytes())
+        content = bytearray(last.read_bytes())
         content[len(content) // 2] ^= 1
-        largest.write_bytes(content[:50] if damage == "cut" else content)
+        last.write_bytes(content[:50] if damage == "cut" else content)
     with caplog.at_level("WARNING"):
         same(tune(tmp_path), unbroken[0])
     set_aside = damage != "half_written"
-    assert ("is damaged and set aside as damaged_4" in caplog.text) == set_aside
-    assert (tmp_path / "damaged_4").is_dir() == set_aside
-    gc.collect()  # Coroutines that orbax never awaited would fail a later test.
+    assert ("State 4 is set aside as damaged_4.npz" in caplog.text) == set_aside
+    assert (tmp_path / "damaged_4.npz").is_file() == set_aside
+
+
+def test_a_state_of_another_shape_is_refused_and_stays(tmp_path):
+    recipe = Recipe(epochs=1, batch_size=8, learning_rate=1e-3)
+    tune(tmp_path, recipe)
+    (state,) = (tmp_path / "states").iterdir()
+    content = state.read_bytes()
+    with pytest.raises(
+        ValueError, match=r"1\.npz is a state of something else.*is float32\[16\], expected none"
+    ):
+        tune(tmp_path, recipe, network=start("stem"))
+    assert [*tmp_path.glob("**/*.npz")] == [state]
+    assert state.read_bytes() == content
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_what_was_trained(tmp_path, monkeypatch):
@@ -224,7 +231,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_what_was_trained(tmp
     monkeypatch.setattr(fine_tuning, "_train_step", diverge)
     with pytest.raises(FloatingPointError, match=r"step 8 \(epoch 2\).*lower the learning rate"):
         tune(tmp_path, Recipe(epochs=3, batch_size=8, learning_rate=1e-3))
-    assert [path.name for path in (tmp_path / "states").iterdir()] == ["1"]
+    assert [path.name for path in (tmp_path / "states").iterdir()] == ["1.npz"]
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path):

@@ -24,7 +24,6 @@ from scalecov_jax.imaging import prepared_eyes, retina
 from scalecov_jax.imaging.image_set import ImageError, ImageSet, Pixels
 from scalecov_jax.imaging.prepared_eyes import prepare_eyes
 from scalecov_jax.settings import parse
-from scalecov_jax.training import read_curve
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SETTINGS = {
@@ -125,7 +124,7 @@ def test_killed_training_goes_on_to_the_same_bits(unbroken, tmp_path, monkeypatc
     )
     try:
         deadline = time.monotonic() + 240
-        while not (folder / "states" / "8").exists():
+        while not (folder / "states" / "8.npz").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.002)
@@ -133,7 +132,7 @@ def test_killed_training_goes_on_to_the_same_bits(unbroken, tmp_path, monkeypatc
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (folder / "network").exists()
-    assert 8 <= read_curve(folder)["step"].iloc[-1] < SETTINGS["steps"]
+    assert 8 <= pd.read_csv(folder / "curve.csv")["step"].iloc[-1] < SETTINGS["steps"]
 
     def never(*arguments):
         raise AssertionError("an eye was drawn again")
@@ -145,7 +144,7 @@ def test_killed_training_goes_on_to_the_same_bits(unbroken, tmp_path, monkeypatc
     jax.tree.map(np.testing.assert_array_equal, ours.variables, expected.variables)
     for name in ("predictions.csv", "confusion.csv", "scores.csv"):
         assert (folder / name).read_bytes() == (unbroken[0] / name).read_bytes()
-    curve, whole = (read_curve(path) for path in (folder, unbroken[0]))
+    curve, whole = (pd.read_csv(path / "curve.csv") for path in (folder, unbroken[0]))
     np.testing.assert_array_equal(curve["loss"], whole["loss"])
     monkeypatch.setattr(grade, "eye_features", never)
     monkeypatch.setattr(grade_training, "train_step", never)
@@ -182,6 +181,21 @@ def test_preparation_goes_on_where_it_stopped_and_names_what_it_leaves_out(tmp_p
     again = prepare_eyes(eyes, tmp_path / "train.npy", 6)
     np.testing.assert_array_equal(again.images, images)
     assert not asked
+
+    images.flush()
+    whole = (tmp_path / "train.npy").read_bytes()
+    for content, first in (
+        (whole[:-1], 12),
+        (whole[:-500], 8),
+        (whole[:300], 0),
+        (whole[:5] + b"?" + whole[6:], 0),
+        (b"", 0),
+    ):
+        (tmp_path / "train.npy").write_bytes(content)
+        asked = []
+        np.testing.assert_array_equal(prepare_eyes(eyes, tmp_path / "train.npy", 6).images[:, 0, 0, 0], kept)
+        assert min(asked) == first
+        assert (tmp_path / "train.npy").read_bytes() == whole
 
     def unreadable(index):
         raise ImageError("eye", "no visible disc")

@@ -129,16 +129,16 @@ def test_sweep(problem, capsys, head):
     backwards = heads.sweep(dict(reversed(layers.items())), targets, train, SEEDS, head=head, **settings)
     assert capsys.readouterr().err == ""
     assert list(predictions) == list(layers)
-    for name, values in predictions.items():
-        assert values.shape == (len(SEEDS), N)
-        np.testing.assert_array_equal(values, backwards[name])
+    for name, swept in predictions.items():
+        assert swept.predicted.shape == (len(SEEDS), N)
+        np.testing.assert_array_equal(swept.predicted, backwards[name].predicted)
     narrow = features[:, :7]
     if head == "ridge":
         fit = evaluate.fit(narrow, targets[:, None], train)
         expected = fit.weights[:, :, 0] @ narrow.T.astype(np.float64) + fit.intercept
     else:
         expected = predict(heads.train_heads(narrow, targets, train, SEEDS, **LONG), narrow)
-    np.testing.assert_allclose(predictions["narrow"], expected, rtol=1e-12, atol=1e-9)
+    np.testing.assert_allclose(predictions["narrow"].predicted, expected, rtol=1e-12, atol=1e-9)
 
 
 def test_one_compilation_a_shape(problem):

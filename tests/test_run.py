@@ -112,14 +112,11 @@ def test_refusals_leave_no_folder(squares, given, message):
     assert not (squares / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("name,number\n,1\n", "seventh"), ("name,number,seventh\n,x,1\n", "x"), ("", "columns")],
-)
-def test_damaged_tables_are_named(squares, text, message):
+@pytest.mark.parametrize("text", ["name,number\n,1\n", "name,number,seventh\n,x,1\n", ""])
+def test_damaged_tables_are_named(squares, text):
     run(squares / "run")
     (squares / "run" / "squares.csv").write_text(text)
-    with pytest.raises(ValueError, match=rf"squares\.csv is damaged: .*{message}"):
+    with pytest.raises(ValueError, match=r"squares\.csv is not as the run wrote it"):
         runner.read(squares / "run")
 
 

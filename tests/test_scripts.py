@@ -18,6 +18,7 @@ from PIL import Image
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
+from scalecov_jax.atomic import write_json
 from scalecov_jax.experiments import noise, probe
 
 ROOT = Path(__file__).parents[1]
@@ -176,7 +177,7 @@ def test_answers_of_finished_runs(tmp_path):
 
     for name, answer in (("one", "Scale peaks."), ("two", "First.\nSecond.")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "summary.json").write_text(json.dumps({"answer": answer}))
+        write_json(tmp_path / name / "summary.json", {"answer": answer})
     done = print_answers(tmp_path / "one", tmp_path / "two")
     assert done.returncode == 0
     assert done.stderr == ""

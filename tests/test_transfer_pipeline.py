@@ -12,6 +12,7 @@ from tiny_network import random_network
 
 from scalecov_jax import checkpoints
 from scalecov_jax import run as runner
+from scalecov_jax.atomic import write_json
 from scalecov_jax.experiments import transfer
 from scalecov_jax.imaging import tissue
 from scalecov_jax.imaging.image_set import Example, image_set
@@ -184,7 +185,7 @@ def test_the_published_rule_takes_the_layer_of_an_earlier_run(settings, tmp_path
     summary = {
         "networks": {"tiny": {"architecture": "tiny", "selected": {"ridge": {"layer": "block_1"}}}},
     }
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    write_json(tmp_path / "summary.json", summary)
     run(settings | {"auto": "scale", "scores": str(tmp_path)}, tmp_path / "run")
     predictions = runner.read(tmp_path / "run")[1]["predictions"]
     assert {*predictions[predictions["model"] == "pruned"]["layer"]} == {"block_1"}

@@ -1,6 +1,5 @@
 """The folder of a run: never overwritten or mixed by mistake."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scalecov_jax.atomic import read_json
 from scalecov_jax.workdir import open_workdir
 
 SETTINGS = {"seed": 0, "images": "scenes", "width": 0.25, "layers": ("a", "b")}
@@ -27,7 +27,7 @@ def earlier(tmp_path):
 def test_new_folder_keeps_the_settings(tmp_path):
     folder = opened(str(tmp_path / "a" / "b"))
     assert folder == tmp_path / "a" / "b"
-    assert json.loads((folder / "scalecov_run.json").read_text()) == {**SETTINGS, "layers": ["a", "b"]}
+    assert read_json(folder / "scalecov_run.json") == {**SETTINGS, "layers": ["a", "b"]}
     assert [path.name for path in folder.iterdir()] == ["scalecov_run.json"]
 
 
@@ -57,13 +57,13 @@ def test_resume_with_other_settings_names_all_of_them(earlier):
     for change in ("seed: 0, now 1", "new: None, now True", "width: 0.25, now None"):
         assert change in str(error.value)
     assert "images" not in str(error.value)
-    assert json.loads((earlier / "scalecov_run.json").read_text())["seed"] == 0
+    assert read_json(earlier / "scalecov_run.json")["seed"] == 0
 
 
 def test_overwrite_starts_anew(earlier):
     opened(earlier, {"seed": 1}, overwrite=True)
     assert [path.name for path in earlier.iterdir()] == ["scalecov_run.json"]
-    assert json.loads((earlier / "scalecov_run.json").read_text()) == {"seed": 1}
+    assert read_json(earlier / "scalecov_run.json") == {"seed": 1}
 
 
 def test_overwrite_and_resume_exclude_each_other(earlier):

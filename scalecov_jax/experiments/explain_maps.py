@@ -163,7 +163,7 @@ def visualise(subject: Subject, folder: Path | None) -> tuple[pd.DataFrame, np.n
         value; and the images in uint8 [M, size, size, 3].
 
     Raises:
-        ValueError: An earlier state is damaged or of other objectives.
+        ValueError: An earlier state is of other objectives.
         FloatingPointError: A channel is dead.
     """
     settings, objectives = subject.settings, subject.objectives

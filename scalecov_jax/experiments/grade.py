@@ -16,7 +16,7 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from scalecov_jax import training
-from scalecov_jax.atomic import replacing
+from scalecov_jax.atomic import kept_arrays, write_arrays
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments.grade_scores import REFERABLE, evaluate, two_eyes
 from scalecov_jax.experiments.grade_training import PREPROCESSING, eye_features, grade_probabilities, train
@@ -111,7 +111,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
 
     Returns:
         predictions (eyes of the test part) and confusion (their number by true and predicted grade); curve, see
-        `training.read_curve`; scores: columns part, classifier (network, both_eyes or one_eye) and those of
+        `training.train`; scores: columns part, classifier (network, both_eyes or one_eye) and those of
         `grade_scores.evaluate`; left_out: columns part, name, reason and detail.
 
     Raises:
@@ -131,14 +131,15 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     _check_grades(settings, eyes)
     module = training.classifier(settings, GRADES)
     grades = {part: rows["grade"].to_numpy() for part, rows in eyes.items()}
-    state = train(module, prepared["train"].images, grades["train"], folder, settings)
+    state, curve = train(module, prepared["train"].images, grades["train"], folder, settings)
     variables, features, probabilities, scores = state.variables, {}, {}, []
     for part in PARTS[1:]:
-        path = folder / f"{part}_features.npy"
-        if not path.exists():
-            with replacing(path) as partial:
-                np.save(partial, eye_features(module, variables, prepared[part].images, part))
-        features[part] = np.load(path)
+        path = folder / f"{part}_features.npz"
+        stored = kept_arrays(path, "features of eyes 1")
+        if stored is None:
+            stored = {"features": eye_features(module, variables, prepared[part].images, part)}
+            write_arrays(path, stored, "features of eyes 1")
+        features[part] = stored["features"]
         probabilities[part] = grade_probabilities(variables, features[part])
         evaluated = evaluate(grades[part], probabilities[part], eyes[part]["patient"].to_numpy(str))
         scores.append(evaluated.rename_axis("score").reset_index().assign(part=part, classifier="network"))
@@ -171,7 +172,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
         .assign(predicted=predicted)
         .join(pd.DataFrame(probabilities["test"]).add_prefix("p")),
         "confusion": confusion.add_prefix("predicted_").rename_axis("grade").reset_index(),
-        "curve": training.read_curve(folder),
+        "curve": curve,
         "scores": table,
         "left_out": pd.DataFrame(left_out, columns=["part", "name", "reason", "detail"], dtype="str"),
     }

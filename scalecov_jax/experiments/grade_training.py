@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key, UInt8
 from tqdm import tqdm
@@ -132,7 +133,7 @@ def train(
     grades: Int[np.ndarray, " N"],
     folder: Path,
     settings: TrainingSettings,
-) -> TrainState:
+) -> tuple[TrainState, pd.DataFrame]:
     """Train from scratch, or go on, see `training.train`.
 
     Images, and their grades from 0 to 4, may lie on disk (`np.memmap`); the module stops at pre_softmax.

@@ -54,7 +54,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     An interrupted training goes on in the folder; see `training.train`.
 
     Returns:
-        curve (loss and top1 of the training batches), see `training.read_curve`; held_out, see `held_out_accuracy`.
+        curve (loss and top1 of the training batches), see `training.train`; held_out, see `held_out_accuracy`.
 
     Raises:
         FloatingPointError: The loss is not finite.
@@ -63,12 +63,13 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
         with TemporaryDirectory() as temporary:
             return run(settings, Path(temporary))
     module = training.classifier(settings, len(scenes.CLASSES))
-    variables = train(module, folder, settings).variables
+    state, curve = train(module, folder, settings)
+    variables = state.variables
     accuracy = held_out_accuracy(module, variables, settings)
     facts = {"class_names": scenes.CLASSES, "preprocessing": PREPROCESSING}
     facts |= {"origin": "trained on scenes by scripts/pretrain.py"}
     training.save_network(variables, settings, folder, **facts, held_out_top1=float(accuracy["top1"].iloc[0]))
-    return {"curve": training.read_curve(folder), "held_out": accuracy}
+    return {"curve": curve, "held_out": accuracy}
 
 
 def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path | None = None) -> Page:

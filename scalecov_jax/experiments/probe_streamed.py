@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from absl import logging
 
+from scalecov_jax.atomic import digest, kept_arrays, write_arrays
 from scalecov_jax.checkpoints import Network, fingerprints, random_network
 from scalecov_jax.concepts.compute import Measured
 from scalecov_jax.experiments.probe_settings import Settings, layers_to_probe, measure
@@ -26,11 +27,12 @@ from scalecov_jax.probes.permutation import Permuted, shuffled
 from scalecov_jax.probes.streamed_ridge import FoldRcvs, FoldScores, score_folds
 from scalecov_jax.probes.sums import Products, fold_of
 from scalecov_jax.scores import Condition
-from scalecov_jax.streaming.state import differences, digest, keeper, resume
+from scalecov_jax.streaming.state import differences, keeper, resume
 from scalecov_jax.streaming.stream_sums import State, Targets, Unreadable, stream_sums
 from scalecov_jax.vectors import layer_rcvs
 
-FORMAT = "3"  # of the sums; raise it when the same images and weights give others
+FORMAT = "4"  # of the sums; raise it when the same images and weights give others
+_KIND = "scores of a pass 1"
 
 
 class Solved(NamedTuple):
@@ -238,8 +240,9 @@ def _once(
     check_agreement(facts)
     path = folder.with_suffix(".npz")
     noted = facts | {"alphas": digest(settings.penalties)}
-    if gather_text("yes" if path.exists() else "no")[0] == "yes":
-        return _read(path, noted)
+    stored = kept_arrays(path, _KIND)
+    if all(gather_text("" if stored is None else "whole")) and stored is not None:
+        return _read(path, stored, noted)
     state = resume(folder / "states", facts)
     state = stream(state=state, keep=keeper(folder / "states", facts))
     solving = f"{label}: solving" if is_first() else None
@@ -250,29 +253,25 @@ def _once(
     solved = Solved(scores, dict(zip(state.sums, rcvs, strict=True)), state.unreadable)
 
     def write() -> None:
-        unfinished = path.with_suffix(".partial.npz")
-        unreadable = json.dumps(solved.unreadable)
         vectors = {
             f"{name}/{layer}": values
             for layer, one in solved.rcvs.items()
             for name, values in one._asdict().items()
         }
-        np.savez(unfinished, facts=json.dumps(noted), unreadable=unreadable, **scores._asdict(), **vectors)
-        unfinished.replace(path)
+        texts = {"facts": json.dumps(noted), "unreadable": json.dumps(solved.unreadable)}
+        write_arrays(path, {**texts, **scores._asdict(), **vectors}, _KIND)
 
     on_first(write)
     return solved
 
 
-def _read(path: Path, facts: dict[str, str]) -> Solved:
-    with np.load(path, allow_pickle=False) as file:
-        if changed := differences(json.loads(str(file["facts"])), facts):
-            raise ValueError(
-                f"{path} was made from something else, so it cannot be resumed ({changed}). Take another --workdir, or "
-                "--overwrite."
-            )
-        logging.info("Taking the scores of %s.", path)
-        scores = FoldScores(*(file[name] for name in FoldScores._fields))
-        layers = [name.removeprefix("sigma/") for name in file.files if name.startswith("sigma/")]
-        rcvs = {layer: FoldRcvs(*(file[f"{name}/{layer}"] for name in FoldRcvs._fields)) for layer in layers}
-        return Solved(scores, rcvs, tuple(Unreadable(*one) for one in json.loads(str(file["unreadable"]))))
+def _read(path: Path, stored: Mapping[str, np.ndarray], facts: dict[str, str]) -> Solved:
+    if changed := differences(json.loads(str(stored["facts"])), facts):
+        raise ValueError(
+            f"{path} was made from something else, so it cannot be resumed ({changed}). Take another --workdir, or --overwrite."
+        )
+    logging.info("Taking the scores of %s.", path)
+    scores = FoldScores(*(stored[name] for name in FoldScores._fields))
+    layers = [name.removeprefix("sigma/") for name in stored if name.startswith("sigma/")]
+    rcvs = {layer: FoldRcvs(*(stored[f"{name}/{layer}"] for name in FoldRcvs._fields)) for layer in layers}
+    return Solved(scores, rcvs, tuple(Unreadable(*one) for one in json.loads(str(stored["unreadable"]))))

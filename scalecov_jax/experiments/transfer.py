@@ -20,7 +20,7 @@ from absl import logging
 
 from scalecov_jax.checkpoints import Network, load_networks, random_network
 from scalecov_jax.cutting import selected_layer
-from scalecov_jax.extraction import cached_features, compute_features
+from scalecov_jax.extraction import Features, cached_features, compute_features
 from scalecov_jax.imaging import tissue
 from scalecov_jax.imaging.folder import annotated, read_folder
 from scalecov_jax.imaging.image_set import ImageSet, Skipped, count_reasons
@@ -129,7 +129,8 @@ def check(settings: Settings) -> dict[str, Network]:
 def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Patches, the three models of every network on them, their errors and tests.
 
-    patches/, features/ and training/ in the folder are not made again.
+    patches/, features/ and training/ in the folder are not made again. Every fine-tuned network is in training/ with its head,
+    heads on frozen features are in heads/, see `comparison.fine_tuned` and `comparison.heads_compared`.
 
     Returns:
         transfer (errors by model, seed and magnification; the weights of the network from scratch are called "random (NAME)"),
@@ -163,16 +164,19 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
         features = {kind: _features(settings, name, network, kind, patches, folder) for kind in conditions}
         if layer is None:
             logging.info("Choosing where to cut %s, inside the training part of each seed.", name)
-            layers = comparison.select_cuts(features["trained"], patches, train, splits=settings.inner_splits)
+            layers = comparison.select_cuts(
+                features["trained"].values, patches, train, splits=settings.inner_splits
+            )
         else:
             layers = dict.fromkeys(seeds, layer)
         names = ("epochs", "batch_size", "learning_rate")
         given = {field: getattr(settings, f"head_{field}" if head else field) for field in names}
         if head:
-            named = {"architecture": network.architecture.name, "weights": name}
-            predictions, further = comparison.heads_compared(
-                features, patches, train, layers, **named, **given
-            )
+            named: Any = {"architecture": network.architecture.name, "weights": name}
+            named |= {"path": folder / "heads" / f"{name}.npz"}
+            named["origins"] = {kind: one.origins for kind, one in features.items()}
+            values = {kind: one.values for kind, one in features.items()}
+            predictions, further = comparison.heads_compared(values, patches, train, layers, **named, **given)
         else:
             recipe = Recipe(**given, targets=settings.targets, batch_norm=settings.batch_norm)
             options: Any = {"size": settings.size, "recipe": recipe}
@@ -227,7 +231,7 @@ def _patches(settings: Settings, source: ImageSet, folder: Path) -> ImageSet:
 
 def _features(
     settings: Settings, name: str, network: Network, condition: str, patches: ImageSet, folder: Path
-) -> dict[str, np.ndarray]:
+) -> Features:
     """Features of every layer at which the network can be cut, the whole last."""
     layers = comparison.cut_layers(network)
     if condition != "trained":
@@ -246,7 +250,7 @@ def _features(
             f"{len(features.skipped)} patches cannot be read, such as {first.name}: {first.detail}; delete {folder / 'patches'} "
             "to cut them again."
         )
-    return features.values
+    return features
 
 
 def _models(settings: Settings, name: str, network: Network, layer: str) -> pd.DataFrame:

@@ -4,7 +4,6 @@ An objective is optimised on K images together (more than one for diversity); M 
 optimised at once with vmap. Steps run in compiled chunks, between which the state can be kept on disk.
 """
 
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, UInt8
 
-from scalecov_jax.atomic import replacing
+from scalecov_jax.atomic import kept_arrays, write_arrays
 from scalecov_jax.compilation import jit
 from scalecov_jax.explanation.capture import capture
 from scalecov_jax.explanation.fourier_image import (
@@ -33,6 +32,7 @@ from scalecov_jax.explanation.fourier_image import (
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 
 Kind = Literal["direction", "neuron", "layer"]
+_KIND = "state of a visualisation 1"
 REDIRECTED = 16  # first steps, in which dead ReLUs pass gradients
 
 
@@ -195,32 +195,27 @@ def visualise(
 def save_state(path: Path, state: State) -> None:
     """Write a state; the file appears only when it is complete."""
     leaves = jax.tree.leaves((state.spectra, state.moments, state.values))
-    named: dict[str, Any] = {f"leaf_{index}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
-    keys = np.asarray(jax.random.key_data(state.keys))
-    with replacing(path) as partial:
-        np.savez(partial, step=state.step, keys=keys, **named)
+    named: dict[str, Any] = {f"leaf_{index}": leaf for index, leaf in enumerate(leaves)}
+    write_arrays(path, {**named, "step": state.step, "keys": jax.random.key_data(state.keys)}, _KIND)
 
 
 def load_state(path: Path, objectives: Sequence[Objective], *, size: int) -> State | None:
-    """Read a state of `save_state`, of one image of this size for each objective; nothing where there is no file.
+    """Read a state of `save_state`, of one image of this size for each objective; None where there is no file or a damaged one.
 
     Raises:
-        ValueError: The file is damaged or holds the state of other objectives.
+        ValueError: The file holds the state of other objectives.
     """
-    if not path.exists():
+    if (stored := kept_arrays(path, _KIND)) is None:
         return None
     fresh = start(objectives, size=size)
     expected, tree = jax.tree.flatten((fresh.spectra, fresh.moments, fresh.values))
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            leaves = [jnp.asarray(file[f"leaf_{index}"]) for index in range(len(expected))]
-            keys, step = jax.random.wrap_key_data(jnp.asarray(file["keys"])), int(file["step"])
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to start again.") from error
+    leaves = [jnp.asarray(stored[f"leaf_{index}"]) for index in range(len(stored) - 2)]
     if [one.shape for one in leaves] != [one.shape for one in expected]:
         raise ValueError(f"{path} holds images of another number or size; delete it to start again.")
     spectra, moments, values = jax.tree.unflatten(tree, leaves)
-    return State(spectra, moments, keys, step, values)
+    return State(
+        spectra, moments, jax.random.wrap_key_data(jnp.asarray(stored["keys"])), int(stored["step"]), values
+    )
 
 
 def pictures(state: State) -> UInt8[np.ndarray, "M K size size 3"]:

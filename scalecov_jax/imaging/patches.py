@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from scalecov_jax.atomic import replacing
+from scalecov_jax.atomic import read_table, replacing, seal
 from scalecov_jax.concepts import nuclei
 from scalecov_jax.imaging.decoding import encode_png
 from scalecov_jax.imaging.image_set import Example, ImageError, ImageSet, Skipped, count_reasons
@@ -214,6 +213,8 @@ def _write_set(source: ImageSet, folder: Path, *, size: int, **settings: Any) ->
         )
     with (folder / _SKIPPED).open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([Skipped._fields, *skipped])
+    for name in (_TABLE, _SKIPPED):
+        seal(folder / name)
 
 
 def _cut_all(source: ImageSet, skipped: list[Skipped], **settings: Any) -> Iterator[Patch]:
@@ -271,12 +272,8 @@ def open_patches(folder: Path) -> ImageSet:
         ValueError: The folder holds no complete set of patches, or areas that are not finite.
     """
     try:
-        table = pd.read_csv(
-            folder / _TABLE,
-            dtype={"group": str, "source": str},
-            keep_default_na=False,
-        )
-        left_out = pd.read_csv(folder / _SKIPPED, dtype=str, keep_default_na=False)
+        table = read_table(folder / _TABLE, dtype={"group": str, "source": str})
+        left_out = read_table(folder / _SKIPPED, dtype=str)
         skipped = tuple(Skipped(*row) for row in left_out[[*Skipped._fields]].itertuples(index=False))
         records = _records(folder)
         if len(records) != len(table):
@@ -288,7 +285,7 @@ def open_patches(folder: Path) -> ImageSet:
             f"{source} at {one:g}X ({at})"
             for at, (source, one) in enumerate(zip(table["source"], magnification, strict=True))
         ]
-    except (OSError, KeyError, ValueError, TypeError, AssertionError) as error:
+    except Exception as error:  # tfds, array_record and protobuf have their own
         raise ValueError(
             f"{folder} holds no complete set of patches ({error}); delete it to cut them again."
         ) from error

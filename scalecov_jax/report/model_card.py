@@ -11,7 +11,7 @@ from scalecov_jax.models.pruning import count_parameters
 from scalecov_jax.report import plots
 from scalecov_jax.report.page import Image, Page, render_text
 from scalecov_jax.settings import Base
-from scalecov_jax.training import TrainingSettings, read_curve
+from scalecov_jax.training import TrainingSettings
 
 
 def curve_image(curve: pd.DataFrame, settings: TrainingSettings, score: str, held_out: float) -> Image:
@@ -52,7 +52,7 @@ def write_card(kind: str, settings: Base, page: Page, folder: Path, facts: Mappi
         "images seen": f"{settings.steps * settings.batch_size:,} in {settings.steps:,} steps of {settings.batch_size}",
         "learning rate": f"to {settings.learning_rate} in {settings.warmup} steps, then cosine decay to 0",
         "weight decay": settings.weight_decay,
-        "wall time": f"{read_curve(folder)['seconds'].iloc[-1] / 60:.0f} min",
+        "wall time": f"{pd.read_csv(folder / 'curve.csv')['seconds'].iloc[-1] / 60:.0f} min",
         "hardware": facts["device"],
         "versions": facts["versions"].replace("\n", ", "),
         "preprocessing": f"`{network.card.preprocessing}`",

@@ -10,6 +10,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
+from scalecov_jax.atomic import replacing
 from scalecov_jax.report.findings import Finding, table
 from scalecov_jax.report.numbers import number, percent
 
@@ -185,4 +186,5 @@ def _environment() -> jinja2.Environment:
 
 def write_report(path: Path, report: Report) -> None:
     """Write the page as UTF-8."""
-    path.write_text(render_report(report), encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text(render_report(report), encoding="utf-8")

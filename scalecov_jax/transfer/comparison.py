@@ -1,17 +1,21 @@
 """The whole network, the pruned and the whole from scratch, trained for nucleus area on the same patches and splits."""
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from scalecov_jax.atomic import replacing
+from scalecov_jax import checkpoints
+from scalecov_jax.atomic import kept_arrays, write_arrays
 from scalecov_jax.checkpoints import Network, random_network
 from scalecov_jax.cutting import pruned_network
+from scalecov_jax.extraction import compute_features
 from scalecov_jax.imaging.image_set import ImageSet
 from scalecov_jax.models.architecture import available_layers
 from scalecov_jax.models.layers import WHOLE
@@ -19,10 +23,13 @@ from scalecov_jax.models.preprocessing import Preprocessing
 from scalecov_jax.probes.splits import grouped_splits
 from scalecov_jax.tables import labelled
 from scalecov_jax.transfer import metrics
-from scalecov_jax.transfer.fine_tuning import Recipe, fine_tune
+from scalecov_jax.transfer.fine_tuning import Fitted, Recipe, fine_tune
 from scalecov_jax.transfer.heads import sweep
+from scalecov_jax.vectors import Rcv, make_rcvs, save_rcvs
 
 Model = Literal["whole", "pruned", "scratch"]
+MEASURE = "nucleus_area"
+_KIND = "predictions 1"
 MODELS: tuple[Model, ...] = ("whole", "pruned", "scratch")
 
 
@@ -61,6 +68,9 @@ def fine_tuned(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Fine-tune the three models with every seed; a finished training in `folder` is read, an unfinished goes on.
 
+    `folder/NAME-MODEL-SEED` holds network/, a checkpoint with the statistics used for prediction, and head.npz, the head with the
+    offset and scale of the areas as an RCV: what it predicts from the pooled features of the network is the area in pixels.
+
     `layers` says where the pruned network is cut for each seed; `preprocessing` takes the place of that of the weights.
 
     Returns:
@@ -74,21 +84,79 @@ def fine_tuned(
         where = folder / f"{name}-{model}-{seed}"
         start = starting_point(network, model, layers[seed], seed)
         last = layers[seed] if model == "pruned" else whole_layer(network)
-        finished = where / "predictions.npz"
-        if not finished.exists():
+        stored = kept_arrays(where / "predictions.npz", _KIND)
+        if stored is None:
             inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)
             options: Any = {"size": size, "seed": seed, "recipe": recipe, "preprocessing": preprocessing}
             options["progress"] = f"{name} {model} {last} seed {seed}"
-            fitted = fine_tune(start, patches, patches.column("area"), inside, outside, where, **options)
-            with replacing(finished) as partial:
-                np.savez(partial, area=fitted.predicted, curve=np.array(fitted.curve))
-        with np.load(finished, allow_pickle=False) as file:
-            named = {"architecture": network.architecture.name, "weights": name, "model": model}
-            columns = {**named, "layer": last, "trainable": "all", "seed": seed}
-            predictions.append(metrics.held_out(patches, mask, file["area"], **columns))
-            curve = pd.DataFrame(file["curve"], columns=["epoch", "mse", "mae"]).astype({"epoch": int})
+            area = patches.column("area")
+            fitted = fine_tune(start, patches, area, inside, outside, where, **options)
+            tuned = tuned_network(start, fitted, size, preprocessing)
+            checkpoints.save(where / "network", tuned, overwrite=True)
+            read = compute_features(
+                tuned, patches.take(inside), (last,), size=size, batch_size=recipe.batch_size
+            )
+            kernel, bias = (
+                np.asarray(fitted.params["head"][part], np.float64) for part in ("kernel", "bias")
+            )
+            offset, scale = map(float, fitted.units)
+            head = scale * kernel, offset + scale * bias, 0.0
+            origin = {"network": read.origins[last], "weights_name": where.name}
+            held = fitted.predicted, area[outside]
+            _head_vector(MEASURE, last, head, read.values[last], area[inside], held, **origin).save(
+                where / "head.npz"
+            )
+            stored = {"area": fitted.predicted, "curve": np.array(fitted.curve)}
+            write_arrays(where / "predictions.npz", stored, _KIND)
+        named = {"architecture": network.architecture.name, "weights": name, "model": model}
+        columns = {**named, "layer": last, "trainable": "all", "seed": seed}
+        predictions.append(metrics.held_out(patches, mask, stored["area"], **columns))
+        curve = pd.DataFrame(stored["curve"], columns=["epoch", "mse", "mae"]).astype({"epoch": int})
         learning.append(labelled(curve, weights=name, model=model, seed=seed))
     return pd.concat(predictions, ignore_index=True), pd.concat(learning, ignore_index=True)
+
+
+def tuned_network(
+    start: Network, fitted: Fitted, size: int, preprocessing: Preprocessing | None = None
+) -> Network:
+    """What fine-tuning made of a network, without the head; `preprocessing` takes the place of that of the weights."""
+    variables = {"params": fitted.params["trunk"]} | (
+        {"batch_stats": fitted.batch_stats} if fitted.batch_stats else {}
+    )
+    card = dataclasses.replace(
+        start.card,
+        preprocessing=preprocessing or start.card.preprocessing,
+        input_size=size,
+        origin=f"fine-tuned for {MEASURE} from {start.card.origin}",
+        sha256="",
+    )
+    return start._replace(variables=jax.tree.map(np.asarray, variables), card=card)
+
+
+def _head_vector(
+    measure: str,
+    layer: str,
+    head: tuple[Float[np.ndarray, " D"], float, float],
+    features: Float[np.ndarray, "N D"],
+    area: Float[np.ndarray, " N"],
+    held_out: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]],
+    **origin: str,
+) -> Rcv:
+    """A head (kernel, bias and penalty) as an RCV, with the features and areas that it was trained on.
+
+    R2 is that of the held-out patches, from their predicted and true areas; missing where all are equal.
+    """
+    kernel, bias, alpha = head
+    predicted, true = held_out
+    r2 = 1 - np.square(predicted - true).mean() / true.var() if true.var() > 0 else np.nan
+    scale = features.std(0, dtype=np.float64)
+    fit = kernel[:, None], np.array([bias]), np.where(scale > 0, scale, 1)
+    networks = {layer: origin["network"]}
+    (rcv,) = make_rcvs(
+        {measure: area}, {layer: features}, {layer: fit}, np.array([[alpha]]), np.array([[r2]]),
+        networks=networks, weights_name=origin["weights_name"],
+    )  # fmt: skip
+    return rcv
 
 
 def heads_compared(
@@ -99,11 +167,15 @@ def heads_compared(
     *,
     architecture: str,
     weights: str,
+    path: Path | None = None,
+    origins: Mapping[str, Mapping[str, str]] | None = None,
     **descent: Any,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train a head on every layer, for all seeds together, by gradient descent and in closed form.
 
-    Features of the whole network come last; `descent` is epochs, batch_size and learning_rate of `heads.train_heads`.
+    Features of the whole network come last; `descent` is epochs, batch_size and learning_rate of `heads.train_heads`. The heads
+    of the three models are written to `path` as RCVs, which are called nucleus_area_HEAD_SEED; `origins` are the fingerprints of
+    the network by condition and layer.
 
     Returns:
         Predictions of the three models by both heads, see `metrics.held_out`; and `metrics.layer_scores`.
@@ -117,17 +189,28 @@ def heads_compared(
         for condition, values in features.items()
         for head, settings in settings_of.items()
     }
-    predictions = []
+    predictions, rcvs = [], []
     rows = enumerate(train.items())
     for head, (row, (seed, mask)), model in itertools.product(("head", "ridge"), rows, MODELS):
         layer = layers[seed] if model == "pruned" else [*features["trained"]][-1]
-        area = swept["random_weights" if model == "scratch" else "trained", head][layer][row, ~mask]
+        condition = "random_weights" if model == "scratch" else "trained"
+        found, true = swept[condition, head][layer], patches.column("area")
+        area = found.predicted[row, ~mask]
+        origin = {"network": (origins or {}).get(condition, {}).get(layer, ""), "weights_name": weights}
+        parts = found.kernel[row], found.bias[row], found.alpha[row]
+        trained_on, held = (features[condition][layer][mask], true[mask]), (area, true[~mask])
+        rcvs.append(_head_vector(f"{MEASURE}_{head}_{seed}", layer, parts, *trained_on, held, **origin))
         named = {"architecture": architecture, "weights": weights, "model": model, "layer": layer}
         predictions.append(metrics.held_out(patches, mask, area, **named, trainable=head, seed=seed))
     errors = [
-        metrics.layer_scores(values, patches, train, weights=weights, condition=condition, head=head)
+        metrics.layer_scores(
+            {layer: one.predicted for layer, one in values.items()},
+            patches, train, weights=weights, condition=condition, head=head,
+        )
         for (condition, head), values in swept.items()
-    ]
+    ]  # fmt: skip
+    if path is not None:
+        save_rcvs(path, rcvs)
     return pd.concat(predictions, ignore_index=True), pd.concat(errors, ignore_index=True)
 
 
@@ -156,7 +239,7 @@ def select_cuts(
         )
     # One call for all seeds, so that each width of layer is compiled once.
     candidates = {layer: features[layer] for layer in list(features)[:-1]}
-    predicted = sweep(
+    swept = sweep(
         candidates,
         patches.column("area"),
         inner,
@@ -167,8 +250,10 @@ def select_cuts(
     )
     errors = pd.DataFrame(
         {
-            layer: np.nanmean(np.where(outer & ~inner, np.abs(rows - patches.column("area")), np.nan), axis=1)
-            for layer, rows in predicted.items()
+            layer: np.nanmean(
+                np.where(outer & ~inner, np.abs(one.predicted - patches.column("area")), np.nan), axis=1
+            )
+            for layer, one in swept.items()
         }
     )
     best: Any = errors.groupby(np.repeat([*train], splits), sort=False).mean().idxmin(axis=1)

@@ -1,7 +1,5 @@
 """Fine-tuning a whole or a pruned network, with a linear head, for the mean nucleus area of a patch or for one of two classes."""
 
-import hashlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,20 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
-from absl import logging
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
-from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
 from scalecov_jax.atomic import replacing
-from scalecov_jax.checkpoints import Network, check_files
+from scalecov_jax.checkpoints import Network
 from scalecov_jax.compilation import jit
 from scalecov_jax.imaging.batching import Reordered, batches
 from scalecov_jax.imaging.image_set import Skipped, Source
 from scalecov_jax.models.layers import MOMENTUM, global_average_pool, patch_maps
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
+from scalecov_jax.states import newest_state, write_state
 from scalecov_jax.training import TrainState
 
 Loss = Literal["squared_error", "sigmoid_cross_entropy"]
@@ -76,6 +73,7 @@ class Fitted(NamedTuple):
     # epoch, training MSE (px^2) and held-out MAE (px), which chose nothing; or training cross-entropy (nats) and share of
     # held-out patches whose class is wrong
     curve: tuple[tuple[int, float, float], ...]
+    units: Units  # of the areas
 
 
 def fine_tune(
@@ -92,18 +90,18 @@ def fine_tune(
     preprocessing: Preprocessing | None = None,
     progress: str | None = None,
 ) -> Fitted:
-    """Train all weights to the end, or go on from the last checkpoint in `folder`: the bits are those of an unbroken training.
+    """Train all weights to the end, or go on from the last state in `folder`: the bits are those of an unbroken training.
 
-    Data-parallel over all devices: the batch is split, the batch normalisation sees all of it. A checkpoint is written after
-    every epoch; a damaged one is set aside with a warning and the one before it is taken.
+    Data-parallel over all devices: the batch is split, the batch normalisation sees all of it. A state is written after every
+    epoch; a damaged one is set aside with a warning and the one before it is taken, see `states.newest_state`.
 
     The network starts stopped after the layer of the cut (its head, if it has one, is not used). Areas are the mean nucleus area
     of each patch in pixels, or its class, 0 or 1; `train` and `test` are indices of patches of `size` pixels;
     `preprocessing` replaces that of the network's card: `raw` is the published way.
 
     Raises:
-        ValueError: Areas that are not finite, too few patches for one batch, a batch that the devices cannot share, or a patch
-            that cannot be decoded.
+        ValueError: A state in `folder` of another training, areas that are not finite, too few patches for one batch, a batch
+            that the devices cannot share, or a patch that cannot be decoded.
         FloatingPointError: The loss is not finite; names the step.
 
     Source: Graziani et al. 2021, section 3.1 and the authors' notebook.
@@ -118,13 +116,12 @@ def fine_tune(
     )
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
-    state = jax.device_put(initial_state(network, recipe.learning_rate, seed), everywhere)
+    state = initial_state(network, recipe.learning_rate, seed)
+    stored = newest_state(folder / "states", lambda _: state)
+    done = stored.number if stored else 0
+    state = jax.device_put(stored.tree if stored else state, everywhere)
     steps = len(train) // recipe.batch_size
-    folder.mkdir(parents=True, exist_ok=True)
-    states = (folder / "states").absolute()
-    state, done = _restore(states, state)
-    before = pd.read_csv(folder / "curve.csv").itertuples(index=False, name=None) if done else ()
-    curve: list[Any] = [row for row in before if row[0] <= done]
+    curve: list[Any] = [tuple(row) for row in stored.facts["curve"]] if stored else []
 
     def stream(order: np.ndarray) -> Any:
         unreadable: list[Skipped] = []
@@ -134,11 +131,7 @@ def fine_tune(
             yield batch
 
     shown: Any = {"desc": progress, "unit": "step", "disable": progress is None}
-    latest: Any = ocp.training.preservation_policies.LatestN(2)
-    with (
-        ocp.training.Checkpointer(str(states), preservation_policy=latest) as checkpointer,
-        tqdm(total=recipe.epochs * steps, initial=done * steps, **shown) as bar,
-    ):
+    with tqdm(total=recipe.epochs * steps, initial=done * steps, **shown) as bar:
         for epoch in range(done + 1, recipe.epochs + 1):
             order = np.random.default_rng((seed, epoch)).permutation(train)[: steps * recipe.batch_size]
             losses: list[Any] = []
@@ -167,7 +160,7 @@ def fine_tune(
             columns = ("cross_entropy", "test_wrong") if classes else ("train_mse", "test_mae")
             with replacing(folder / "curve.csv") as partly:
                 pd.DataFrame(curve, columns=["epoch", *columns]).to_csv(partly, index=False)
-            checkpointer.save(epoch, state, custom_metadata={"sha256": digest(state)})
+            write_state(folder / "states", epoch, state, {"curve": curve})
     batch_stats = state.batch_stats
     if recipe.batch_norm == "recomputed":
         batch_stats = _recompute(regressor, state, units, stream(train[: steps * recipe.batch_size]), split)
@@ -177,44 +170,7 @@ def fine_tune(
             f"Predictions after the last step are not finite ({folder}); lower the learning rate."
         )
     params, batch_stats = jax.device_get((state.params, batch_stats))
-    return Fitted(params, batch_stats, predicted, tuple(curve))
-
-
-def _restore(folder: Path, state: TrainState) -> tuple[TrainState, int]:
-    """The newest state that can be read, and its epoch; `state` and 0 where there is none.
-
-    What cannot be read is moved to `damaged_N` beside `folder`, with a warning: nothing is deleted, whatever the cause.
-    """
-    found = sorted((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), reverse=True)
-    for epoch in found:
-        try:
-            check_files(folder / str(epoch))
-            with ocp.training.Checkpointer(str(folder)) as checkpointer:
-                loaded = checkpointer.load(epoch, abstract_state=state)
-                noted: Any = checkpointer.metadata(epoch).custom_metadata
-            if noted["sha256"] != digest(loaded):
-                raise ValueError("its values are not those that were written")
-        except Exception as error:
-            problem = " ".join(str(error).split())[:200]
-            aside = folder.parent / f"damaged_{epoch}"
-            damaged = "The checkpoint of epoch %d in %s is damaged and set aside as %s (%s)."
-            logging.warning(damaged, epoch, folder, aside.name, problem)
-            shutil.rmtree(aside, ignore_errors=True)
-            (folder / str(epoch)).rename(aside)
-        else:
-            logging.info("Going on after epoch %d of %s.", epoch, folder)
-            return loaded, epoch
-    if found:
-        logging.warning("No checkpoint in %s could be read; training begins again.", folder)
-    return state, 0
-
-
-def digest(state: TrainState) -> str:
-    """SHA-256 of all values, which orbax itself does not check."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(jax.device_get(state)):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+    return Fitted(params, batch_stats, predicted, tuple(curve), jax.device_get(units))
 
 
 def initial_state(network: Network, learning_rate: float, seed: int) -> TrainState:

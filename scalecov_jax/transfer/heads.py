@@ -36,6 +36,15 @@ class Heads(NamedTuple):
     losses: Float[Array, "R E"]
 
 
+class Swept(NamedTuple):
+    """Heads of all seeds on one layer; predictions in px are features @ kernel.T + bias."""
+
+    kernel: Float[np.ndarray, "R D"]
+    bias: Float[np.ndarray, " R"]
+    alpha: Float[np.ndarray, " R"]  # penalties of ridge; 0 without one
+    predicted: Float[np.ndarray, "R N"]  # of every row
+
+
 def train_heads(
     features: Float[AnyArray, "N D"],
     targets: Float[AnyArray, " N"],
@@ -207,8 +216,8 @@ def sweep(
     head: Literal["ridge", "head"],
     progress: bool = False,
     **settings: Any,
-) -> dict[str, Float[np.ndarray, "R N"]]:
-    """Predictions in px of every seed's head for every row, by layer; one layer's do not depend on the others.
+) -> dict[str, Swept]:
+    """Every seed's head and its predictions in px for every row, by layer; one layer's do not depend on the others.
 
     The head is "ridge" for `evaluate.fit` (penalties by leave-one-out; only the number of seeds matters) or "head" for
     `train_heads`; settings are those of that function. Layers of equal width share one compilation.
@@ -220,18 +229,19 @@ def sweep(
     if head not in ("ridge", "head"):
         raise ValueError(f'head must be "ridge" or "head", got {head!r}.')
     _, y, mask = checked_arrays(features, targets, train, seeds)
-    predictions = {}
+    swept = {}
     for name, values in tqdm(features.items(), desc="heads", unit="layer", disable=not progress):
         try:
             if head == "ridge":
                 fit = evaluate.fit(np.asarray(values), y[:, None], mask, **settings)
-                kernel, bias = fit.weights[:, :, 0], fit.intercept[:, 0]
+                kernel, bias, alpha = fit.weights[:, :, 0], fit.intercept[:, 0], fit.alpha[:, 0]
             else:
                 heads = train_heads(values, targets, train, seeds, **settings)
                 # float64, because the bias cancels much of a feature whose mean is far above its sd.
                 kernel, bias = np.asarray(heads.kernel, np.float64), np.asarray(heads.bias, np.float64)
+                alpha = np.zeros(len(bias))
         except FloatingPointError as error:
             error.add_note(f"In layer {name}.")
             raise
-        predictions[name] = kernel @ values.T.astype(np.float64) + bias[:, None]
-    return predictions
+        swept[name] = Swept(kernel, bias, alpha, kernel @ values.T.astype(np.float64) + bias[:, None])
+    return swept
