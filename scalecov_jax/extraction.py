@@ -358,21 +358,16 @@ def compute_features(
 
 def cached_features(path: Path | None, compute: Callable[[], Any]) -> Features:
     """Read features from `path`, or compute and write them, so that an interrupted run computes nothing twice."""
-    stored = None if path is None else kept_arrays(path, _KIND)
-    if stored is not None:
+    if path is not None and (stored := kept_arrays(path, _KIND)) is not None:
         skipped = tuple(Skipped(*map(str, row)) for row in stored["skipped"])
         origins = dict(zip(map(str, stored["layers"]), map(str, stored["origins"]), strict=True))
         values = {name: stored[f"layer_{name}"] for name in origins}
         return Features(values, stored["indices"], skipped, origins, str(stored["pooling"]))
     features = compute()
     if path is not None:
-        facts = {
-            "layers": [*features.values],
-            "indices": features.indices,
-            "skipped": np.array(features.skipped, dtype=str).reshape(-1, 3),
-            "origins": [features.origins.get(name, "") for name in features.values],
-            "pooling": features.pooling,
-        }
+        facts = {"layers": [*features.values], "indices": features.indices, "pooling": features.pooling}
+        facts["skipped"] = np.array(features.skipped, dtype=str).reshape(-1, 3)
+        facts["origins"] = [features.origins.get(name, "") for name in features.values]
         facts |= {f"layer_{name}": values for name, values in features.values.items()}
         write_arrays(path, facts, _KIND)
     return features

@@ -262,10 +262,8 @@ def load_rcvs(path: str | Path) -> list[Rcv]:
         raise ValueError(f"There is no file {path}; expected rcvs.npz of a probe run.") from None
     except DamagedError as error:
         raise ValueError(f"{error} Expected rcvs.npz of a probe run.") from error
-    return [
-        Rcv(**facts, **{name: arrays[f"{name}_{at}"] for name in _ARRAYS})
-        for at, facts in enumerate(json.loads(str(arrays["facts"])))
-    ]
+    facts: list[Any] = json.loads(str(arrays["facts"]))
+    return [Rcv(**one | {name: arrays[f"{name}_{at}"] for name in _ARRAYS}) for at, one in enumerate(facts)]
 
 
 def load_rcv(

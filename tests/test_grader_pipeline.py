@@ -184,13 +184,8 @@ def test_preparation_goes_on_where_it_stopped_and_names_what_it_leaves_out(tmp_p
 
     images.flush()
     whole = (tmp_path / "train.npy").read_bytes()
-    for content, first in (
-        (whole[:-1], 12),
-        (whole[:-500], 8),
-        (whole[:300], 0),
-        (whole[:5] + b"?" + whole[6:], 0),
-        (b"", 0),
-    ):
+    flipped = whole[:900] + bytes([whole[900] ^ 1]) + whole[901:]  # of the 8th image, in the third chunk
+    for content, first in ((flipped, 8), (whole[:-1], 0), (whole[:5] + b"?" + whole[6:], 0), (b"", 0)):
         (tmp_path / "train.npy").write_bytes(content)
         asked = []
         np.testing.assert_array_equal(prepare_eyes(eyes, tmp_path / "train.npy", 6).images[:, 0, 0, 0], kept)

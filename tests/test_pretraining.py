@@ -214,7 +214,7 @@ def train(folder, learning_rate):
 
 
 def test_training_on_scenes_changes_every_variable(tmp_path):
-    state, fresh = train(tmp_path, 1e-3)
+    (state, _), fresh = train(tmp_path, 1e-3)
     assert int(state.step) == 6
     for before, after in zip(jax.tree.leaves(fresh[:2]), jax.tree.leaves(state[:2]), strict=True):
         assert (before != after).any()
@@ -223,7 +223,7 @@ def test_training_on_scenes_changes_every_variable(tmp_path):
 def test_loss_that_is_not_finite_stops_with_the_step(noise, tmp_path):
     with pytest.raises(FloatingPointError, match=r"The loss is (nan|inf) at step 3; lower the learning rate"):
         train(tmp_path, 1e30)
-    assert (tmp_path / "curve.csv").read_text() == "step,images,loss,top1,seconds\n"
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

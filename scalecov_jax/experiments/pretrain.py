@@ -121,7 +121,7 @@ def train_step(
     return state, Metrics(loss, jnp.mean(logits.argmax(-1) == labels))
 
 
-def train(module: nn.Module, folder: Path, settings: TrainingSettings) -> TrainState:
+def train(module: nn.Module, folder: Path, settings: TrainingSettings) -> tuple[TrainState, pd.DataFrame]:
     """Train on scenes from scratch, or go on, see `training.train`."""
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
     step = jit(partial(train_step, module, settings), donate_argnums=0)

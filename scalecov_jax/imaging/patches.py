@@ -269,7 +269,7 @@ def open_patches(folder: Path) -> ImageSet:
         annotated image that a patch was cut from).
 
     Raises:
-        ValueError: The folder holds no complete set of patches, or areas that are not finite.
+        ValueError: The folder holds no complete set of patches.
     """
     try:
         table = read_table(folder / _TABLE, dtype={"group": str, "source": str})
@@ -279,8 +279,6 @@ def open_patches(folder: Path) -> ImageSet:
         if len(records) != len(table):
             raise ValueError(f"{_TABLE} has {len(table)} rows, the dataset {len(records)} patches")
         area, magnification = (table[name].to_numpy(float) for name in ("area", "magnification"))
-        if len(bad := np.flatnonzero(~np.isfinite(area))):
-            raise ValueError(f"{len(bad)} areas are not finite, at rows {bad[:5].tolist()} of {_TABLE}")
         names = [
             f"{source} at {one:g}X ({at})"
             for at, (source, one) in enumerate(zip(table["source"], magnification, strict=True))
