@@ -11,14 +11,18 @@ from sklearn.metrics import cohen_kappa_score
 from sklearn.preprocessing import StandardScaler
 from tiny_network import random_network
 
-from scalecov_jax.cutting import pruned_network
+from scalecov_jax import checkpoints
+from scalecov_jax import run as runner
+from scalecov_jax.cutting import cut_checkpoint, pruned_network
+from scalecov_jax.extraction import compute_features
 from scalecov_jax.imaging.image_set import ImageSet, Pixels
 from scalecov_jax.probes.evaluate import ALPHAS
 from scalecov_jax.probes.splits import grouped_splits
 from scalecov_jax.transfer import comparison, metrics
 from scalecov_jax.transfer.fine_tuning import Recipe
+from scalecov_jax.vectors import load_rcv, load_rcvs
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_scenes")
 
 MEANS = {10.0: 60.0, 20.0: 220.0, 40.0: 900.0}
 
@@ -89,6 +93,38 @@ def test_fine_tuning_of_all_models_is_read_back_once_finished(tmp_path):
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("predictions.npz")}
 
 
+@pytest.mark.parametrize("preprocessing", [None, "raw"])
+def test_saved_networks_and_heads_predict_what_was_reported(tmp_path, preprocessing):
+    data = patches()
+    train = dict(enumerate(grouped_splits(data.column("group"), 1, 0, classes=data.column("magnification"))))
+    options = {
+        "size": 32,
+        "recipe": Recipe(2, 8, 3e-3, "standardised", "recomputed"),
+        "preprocessing": preprocessing,
+    }
+    start = random_network(width=2.0)
+    predictions, _ = comparison.fine_tuned(start, "tiny", data, train, {0: "block_1"}, tmp_path, **options)
+    for (model, layer), rows in predictions.groupby(["model", "layer"]):
+        network = checkpoints.load(tmp_path / f"tiny-{model}-0" / "network")
+        head = load_rcv(tmp_path / f"tiny-{model}-0" / "head.npz")
+        found = compute_features(network, data.take(rows["patch"].to_numpy()), (layer,), size=32)
+        np.testing.assert_allclose(head.predict(found), rows["predicted"], rtol=1e-4)
+        spread = rows["area"] - rows["area"].mean()
+        error = (rows["area"] - rows["predicted"]) ** 2
+        assert head.r2 == pytest.approx(1 - error.sum() / (spread**2).sum())
+    # The pruned one is explained by command, and cut again.
+    folder = tmp_path / "tiny-pruned-0"
+    given = {"weights": str(folder / "network"), "rcvs": str(folder / "head.npz"), "method": "grad_cam"}
+    given |= {"target": "rcv:nucleus_area@block_1", "layer": "block_1", "size": 32, "scenes": 4, "shown": 2}
+    given |= {"image_class": "striped_disc", "randomisation": False}
+    runner.run("explain", given, tmp_path / "explained", command=["explain.py"])
+    assert len(runner.read(tmp_path / "explained")[1]["maps"]) == 4
+    cut_checkpoint(str(folder / "network"), str(tmp_path / "cut"), "stem", None)
+    assert checkpoints.load(tmp_path / "cut").card.preprocessing == (
+        preprocessing or start.card.preprocessing
+    )
+
+
 @pytest.fixture(scope="module")
 def features():
     """The area is linear in the middle layer, noisy in the others."""
@@ -119,7 +155,7 @@ def test_the_cut_is_chosen_on_the_training_part_alone(features):
     assert comparison.select_cuts(swapped, data, first, splits=2) == {0: "middle"}
 
 
-def test_ridge_heads_predict_as_scikit_learn(features):
+def test_ridge_heads_predict_as_scikit_learn(features, tmp_path):
     data, values = features
     train = dict(
         zip(
@@ -131,15 +167,18 @@ def test_ridge_heads_predict_as_scikit_learn(features):
     layers = {5: "middle", 6: "early"}
     both = {"trained": values, "random_weights": values}
     named = {"architecture": "tiny", "weights": "w"}
-    descent = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-2}
+    descent = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-2, "path": tmp_path / "heads.npz"}
     predictions, errors = comparison.heads_compared(both, data, train, layers, **named, **descent)
     assert len(errors) == 2 * 2 * 3 * 2
+    saved = {(one.measure, one.layer): one for one in load_rcvs(tmp_path / "heads.npz")}
     groups = predictions.groupby(["trainable", "model", "seed"])
     assert groups.ngroups == 2 * 3 * 2
     for (trainable, model, seed), part in groups:
         layer, mask = layers[seed] if model == "pruned" else "whole", train[seed]
         assert {*part["layer"]} == {layer}
         np.testing.assert_array_equal(part["patch"], np.flatnonzero(~mask))
+        head = saved[f"nucleus_area_{trainable}_{seed}", layer]
+        np.testing.assert_allclose(head.predict(values[layer][~mask]), part["predicted"], rtol=1e-9)
         if trainable == "ridge":
             x = StandardScaler().fit_transform(values[layer].astype(float))
             fitted = RidgeCV(ALPHAS).fit(x[mask], data.column("area")[mask])

@@ -23,6 +23,7 @@ from scalecov_jax.experiments import texture
 from scalecov_jax.experiments import texture_maths as maths
 from scalecov_jax.experiments.texture_maths import in_sample_r2, score_texture
 from scalecov_jax.explanation.target import class_probability
+from scalecov_jax.extraction import compute_features
 from scalecov_jax.imaging import tissue
 from scalecov_jax.imaging.image_set import Example, image_set
 from scalecov_jax.models.layers import WHOLE
@@ -208,6 +209,18 @@ def value(page, *texts):
     """Of the only finding whose place and quantity hold all texts."""
     (chosen,) = (x for x in page.findings if all(text in f"{x.at}: {x.quantity}" for text in texts))
     return chosen.value
+
+
+def test_the_saved_detector_gives_the_logits_that_were_judged(finished, settings, tables, monkeypatch):
+    monkeypatch.setattr(tissue, "patches", lambda *_, **__: patches())
+    network, asked = checkpoints.load(finished[0] / "fine_tuned"), parse(texture.Settings, settings)
+    source, _, test = texture._patches(asked)
+    held_out = source.take(test)
+    logits = compute_features(network, held_out, (HEAD,), size=32).values[HEAD][:, 0]
+    classes = (held_out.column("label") == "grainy").astype(int)
+    judged = detected(logits, classes, tuple(held_out.column("group")), seed=asked.seed)
+    reported = tables["detector"].iloc[0]
+    np.testing.assert_allclose([*judged], [reported[name] for name in judged._fields], rtol=1e-6)
 
 
 def test_findings_agree_with_the_tables(finished, tables):

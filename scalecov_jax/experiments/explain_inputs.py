@@ -12,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 
 from scalecov_jax.checkpoints import Network, fingerprints, load_networks, random_network
-from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.explanation import grad_cam
 from scalecov_jax.explanation.capture import capture
 from scalecov_jax.explanation.feature_visualization import Objective, channel, direction, neuron, whole_layer
@@ -256,7 +255,6 @@ def _with_targets(subject: Subject) -> Subject:
     settings, network, aim, rcvs = subject.settings, subject.network, None, []
     concept, at = settings.rcv_target
     if concept:
-        get_measures([concept])
         check_layer(network.architecture, at, _last(network))
         (aim,) = chosen_rcvs(subject, at, [concept])
         target = rcv_projection(network, aim, settings.vector)

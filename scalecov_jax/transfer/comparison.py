@@ -100,7 +100,7 @@ def fine_tuned(
                 np.asarray(fitted.params["head"][part], np.float64) for part in ("kernel", "bias")
             )
             offset, scale = map(float, fitted.units)
-            head = scale * kernel, offset + scale * bias, 0.0
+            head = scale * kernel, offset + scale * float(bias), 0.0
             origin = {"network": read.origins[last], "weights_name": where.name}
             held = fitted.predicted, area[outside]
             _head_vector(MEASURE, last, head, read.values[last], area[inside], held, **origin).save(

@@ -234,7 +234,7 @@ def sweep(
         try:
             if head == "ridge":
                 fit = evaluate.fit(np.asarray(values), y[:, None], mask, **settings)
-                kernel, bias, alpha = fit.weights[:, :, 0], fit.intercept[:, 0], fit.alpha[:, 0]
+                kernel, bias, alpha = (np.asarray(part)[..., 0] for part in fit)
             else:
                 heads = train_heads(values, targets, train, seeds, **settings)
                 # float64, because the bias cancels much of a feature whose mean is far above its sd.
