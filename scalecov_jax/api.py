@@ -1,6 +1,5 @@
 """The front door: `import scalecov_jax as sc`, then these names. Each is a few lines over the modules that do the work."""
 
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from scalecov_jax import checkpoints, cutting
+from scalecov_jax.atomic import load_arrays
 from scalecov_jax.checkpoints import Card, Network, random_network
 from scalecov_jax.compilation import jit
 from scalecov_jax.concepts.compute import check_measures, measure_all
@@ -401,15 +401,12 @@ def _value_of(values: Mapping[str, float], example: Example) -> float:
 
 def _stored(path: Path) -> dict[str, np.ndarray]:
     try:
-        stored = np.load(path, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            return {path.stem: stored}
-        with stored:
-            return {layer: stored[layer] for layer in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        stored = load_arrays(path)
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} holds no features ({error}); expected .npz with an array [N, D] per layer, or .npy with one."
         ) from None
+    return stored if isinstance(stored, dict) else {path.stem: stored}
 
 
 def _arrays(

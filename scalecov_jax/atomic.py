@@ -20,6 +20,7 @@ from absl import logging
 
 T = TypeVar("T")
 _SEAL = "sha256"
+MOST_INSIDE = 2**30  # bytes of the arrays of a file, unless it is itself a hundredth of that
 
 
 class DamagedError(ValueError):
@@ -92,20 +93,39 @@ def read_arrays(path: Path, kind: str) -> dict[str, np.ndarray]:
         DamagedError: They are not those that were written, or of another kind.
         OSError: There is no such file, or it cannot be opened.
     """
-    with _guarded(path), zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if sum(member.file_size for member in members) > path.stat().st_size:
-            raise ValueError("it is larger inside than outside")
-        arrays = {}
-        for member in members:
-            with archive.open(member) as file:
-                name = member.filename.removesuffix(".npy")
-                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+    with _guarded(path):
+        arrays = _members(path)
         wrote, _, seal = str(arrays.pop(_SEAL, "of an earlier version")).rpartition(": ")
         if wrote != kind:
             raise ValueError(f"it holds {wrote or seal}, expected {kind}")
         if seal != _digest(kind, arrays):
             raise ValueError("its values are not those that were written")
+    return arrays
+
+
+def load_arrays(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+    """The array of an `.npy` file, or those of an `.npz` file, that somebody brings: without a digest, and maybe compressed.
+
+    Raises:
+        DamagedError, OSError: See `read_arrays`.
+    """
+    with _guarded(path):
+        if zipfile.is_zipfile(path):
+            return _members(path)
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _members(path: Path) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        members, size = archive.infolist(), path.stat().st_size
+        if (inside := sum(member.file_size for member in members)) > max(MOST_INSIDE, 100 * size):
+            raise ValueError(f"{size:,} bytes claim to hold {inside:,}")
+        arrays = {}
+        for member in members:
+            with archive.open(member) as file:
+                name = member.filename.removesuffix(".npy")
+                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
     return arrays
 
 

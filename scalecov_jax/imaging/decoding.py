@@ -11,6 +11,7 @@ from absl import logging
 from jaxtyping import Bool, Int32, Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from scalecov_jax.atomic import load_arrays
 from scalecov_jax.imaging.image_set import Box, ImageError
 
 # Named, because Pillow's own list runs Ghostscript on an EPS file.
@@ -148,7 +149,10 @@ def _mask_values(source: str | Path | bytes, name: str) -> tuple[Shaped[np.ndarr
     """Numbers of a mask, background 0; and whether edges may be blurred."""
     path = Path() if isinstance(source, bytes) else Path(source)
     if path.suffix.casefold() == ".npy":
-        return np.load(path, allow_pickle=False), False
+        values = load_arrays(path)
+        if isinstance(values, dict):
+            raise ValueError("several arrays; expected one")
+        return values, False
     values = _tiff(path, name, lambda file: file.asarray().squeeze())
     if values is not None and values.ndim == 2:
         return values, True

@@ -19,7 +19,7 @@ from scalecov_jax.atomic import read_table, replacing, seal
 from scalecov_jax.concepts import nuclei
 from scalecov_jax.imaging.decoding import encode_png
 from scalecov_jax.imaging.image_set import Example, ImageError, ImageSet, Skipped, count_reasons
-from scalecov_jax.imaging.prepared import Records
+from scalecov_jax.imaging.prepared import Records, open_tfds
 
 MAGNIFICATIONS = (5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 40.0)
 Labels = Literal["mask", "instances"]
@@ -252,15 +252,6 @@ class _Records:
         raise IndexError(index)
 
 
-def _records(folder: Path) -> _Records:
-    parts = []
-    for part in sorted(folder.glob("part_*")):
-        builder: Any = tfds.builder_from_directory(part / NucleiPatches.name / str(NucleiPatches.VERSION))
-        decoders = {"image": tfds.decode.SkipDecoding()}  # pyright: ignore[reportCallIssue]
-        parts.append(builder.as_data_source("patches", decoders=decoders))
-    return _Records(parts)
-
-
 def open_patches(folder: Path) -> ImageSet:
     """Open what `prepare_patches` wrote; examples carry no mask.
 
@@ -275,7 +266,8 @@ def open_patches(folder: Path) -> ImageSet:
         table = read_table(folder / _TABLE, dtype={"group": str, "source": str})
         left_out = read_table(folder / _SKIPPED, dtype=str)
         skipped = tuple(Skipped(*row) for row in left_out[[*Skipped._fields]].itertuples(index=False))
-        records = _records(folder)
+        parts = sorted(folder.glob("part_*"))
+        records = _Records([open_tfds(part, "patches", NucleiPatches.name)[0] for part in parts])
         if len(records) != len(table):
             raise ValueError(f"{_TABLE} has {len(table)} rows, the dataset {len(records)} patches")
         area, magnification = (table[name].to_numpy(float) for name in ("area", "magnification"))

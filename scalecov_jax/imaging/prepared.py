@@ -1,17 +1,46 @@
 """Datasets as tensorflow-datasets prepared them (array_record), read without TensorFlow and never downloaded."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from scalecov_jax.imaging.decoding import decode_image
-from scalecov_jax.imaging.image_set import ImageSet, Pixels
+from scalecov_jax.imaging.image_set import ImageError, ImageSet, Pixels
 
 
-def open_tfds(data_dir: Path, split: str, name: str) -> tuple[Any, Any]:
-    """Records of a split, images left encoded, and the features of the dataset."""
+@dataclass(frozen=True)
+class Stored(Sequence[Any]):
+    """The records of a split; one that cannot be read is an ImageError that says which."""
+
+    records: Any
+    where: Path
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        try:
+            return self.records[index]
+        except Exception as error:  # array_record, protobuf and tfds have their own
+            raise ImageError(f"record {index} of {self.where}", _line(error)) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def open_tfds(data_dir: Path, split: str, name: str) -> tuple[Stored, Any]:
+    """Records of a split, images left encoded, and the features of the dataset.
+
+    Raises:
+        ValueError: Not prepared, prepared in another format, damaged, or an unknown split.
+    """
     import tensorflow_datasets as tfds
 
     prepare = (
@@ -24,16 +53,18 @@ def open_tfds(data_dir: Path, split: str, name: str) -> tuple[Any, Any]:
     versions = [path for path in folders if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
     if not versions:
         raise ValueError(f"{data_dir / name}: no prepared dataset. {prepare}.")
-    builder = tfds.builder_from_directory(max(versions, key=lambda path: [*map(int, path.name.split("."))]))
+    folder = max(versions, key=lambda path: [*map(int, path.name.split("."))])
+    splits = ""
     try:
+        builder = tfds.builder_from_directory(folder)
+        splits = f"split {split!r}; splits: {', '.join(builder.info.splits)}"
         records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})  # pyright: ignore[reportCallIssue]
+        return Stored(records, folder), builder.info.features
     except NotImplementedError:
         problem = "prepared in another format than array_record; prepare it so in another data_dir"
-    except (KeyError, ValueError) as error:
-        problem = f"cannot read split {split!r} ({error}); splits: {', '.join(builder.info.splits)}"
-    else:
-        return records, builder.info.features
-    raise ValueError(f"{builder.data_path}: {problem}.")
+    except Exception as error:  # protobuf and tfds have their own
+        problem = f"cannot read {splits or 'the dataset'} ({_line(error)})"
+    raise ValueError(f"{folder}: {problem}.")
 
 
 class Records(NamedTuple):
