@@ -7,7 +7,8 @@ Examples:
 
 Writes transfer.csv, comparisons.csv, sweep.csv (where to cut) or learning.csv, predictions.csv, models.csv, magnifications.csv,
 left_out.csv, summary.json, report.html and figures/ to --workdir, beside patches/, features/ and training/, which --resume finds
-again. An interrupted training goes on to the same bits.
+again. training/NAME/network and head.npz are the fine-tuned networks and their heads, heads/ those on frozen features. An
+interrupted training goes on to the same bits.
 """
 
 import sys

@@ -11,7 +11,7 @@ from sklearn.metrics import cohen_kappa_score
 from sklearn.preprocessing import StandardScaler
 from tiny_network import random_network
 
-from scalecov_jax import checkpoints
+from scalecov_jax import api, checkpoints
 from scalecov_jax import run as runner
 from scalecov_jax.cutting import cut_checkpoint, pruned_network
 from scalecov_jax.extraction import compute_features
@@ -112,13 +112,25 @@ def test_saved_networks_and_heads_predict_what_was_reported(tmp_path, preprocess
         spread = rows["area"] - rows["area"].mean()
         error = (rows["area"] - rows["predicted"]) ** 2
         assert head.r2 == pytest.approx(1 - error.sum() / (spread**2).sum())
-    # The pruned one is explained by command, and cut again.
+    # The pruned one is explained by command, probed, and cut again.
     folder = tmp_path / "tiny-pruned-0"
+    network = checkpoints.load(folder / "network")
     given = {"weights": str(folder / "network"), "rcvs": str(folder / "head.npz"), "method": "grad_cam"}
     given |= {"target": "rcv:nucleus_area@block_1", "layer": "block_1", "size": 32, "scenes": 4, "shown": 2}
     given |= {"image_class": "striped_disc", "randomisation": False}
     runner.run("explain", given, tmp_path / "explained", command=["explain.py"])
     assert len(runner.read(tmp_path / "explained")[1]["maps"]) == 4
+    probed = api.probe(
+        network,
+        data,
+        "mean_luminance",
+        layers=("block_1",),
+        splits=3,
+        permutations=0,
+        random_control=False,
+        size=32,
+    )
+    assert [*probed.table()["layer"]] == ["block_1"]
     cut_checkpoint(str(folder / "network"), str(tmp_path / "cut"), "stem", None)
     assert checkpoints.load(tmp_path / "cut").card.preprocessing == (
         preprocessing or start.card.preprocessing

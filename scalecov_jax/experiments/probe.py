@@ -17,6 +17,7 @@ from absl import logging
 from PIL import Image
 
 from scalecov_jax import checkpoints, cutting
+from scalecov_jax.atomic import replacing
 from scalecov_jax.checkpoints import Network, load_networks
 from scalecov_jax.experiments import probe_memory, probe_published, probe_streamed
 from scalecov_jax.experiments.probe_report import report
@@ -158,7 +159,8 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     if folder and is_first():
         save_rcvs(folder / "rcvs.npz", rcvs)
         if settings.images == SCENES and not (folder / "scenes.jpg").exists():
-            (folder / "scenes.jpg").write_bytes(encode_jpeg(scenes.contact_sheet(settings.seed)))
+            with replacing(folder / "scenes.jpg") as partial:
+                partial.write_bytes(encode_jpeg(scenes.contact_sheet(settings.seed)))
     return stacked(tables)
 
 
@@ -226,5 +228,6 @@ def _cases(
                 path.parent.mkdir(exist_ok=True)
                 small = Image.fromarray(sources[image_class][int(one.indices[at])].image)
                 small.thumbnail((THUMBNAIL, THUMBNAIL))
-                path.write_bytes(encode_jpeg(np.asarray(small)))
+                with replacing(path) as partial:
+                    partial.write_bytes(encode_jpeg(np.asarray(small)))
     return pd.concat(found, ignore_index=True)

@@ -10,6 +10,8 @@ from scalecov_jax.probes.sums import empty
 from scalecov_jax.states import ChangedError, newest_state, write_state
 from scalecov_jax.streaming.stream_sums import State, Unreadable
 
+MOST = 20_000  # folds, features of a layer, or targets
+
 
 def resume(folder: Path, fingerprint: Mapping[str, str]) -> State:
     """The newest state in `folder` that is whole; that before the first image where there is none. See `states.newest_state`.
@@ -27,6 +29,10 @@ def resume(folder: Path, fingerprint: Mapping[str, str]) -> State:
                 "--workdir, or --overwrite."
             )
         shape = noted["shape"].items()
+        if any(max(sizes) > MOST for _, sizes in shape):
+            raise ChangedError(
+                f"The sums in {folder} claim more than {MOST:,} folds or features; expected those of a run."
+            )
         return {name: [empty(np.zeros(d), np.zeros(m))] * folds for name, (folds, d, m) in shape}
 
     if (stored := newest_state(folder, like)) is None:
