@@ -192,6 +192,16 @@ def test_preparation_goes_on_where_it_stopped_and_names_what_it_leaves_out(tmp_p
         assert min(asked) == first
         assert (tmp_path / "train.npy").read_bytes() == whole
 
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match=r"No space left on device: .*full\.npy"),
+    ):
+        patch.setattr(prepared_eyes.os, "posix_fallocate", full)
+        prepare_eyes(eyes, tmp_path / "full.npy", 6)
+
     def unreadable(index):
         raise ImageError("eye", "no visible disc")
 

@@ -49,6 +49,13 @@ def prepare_eyes(eyes: ImageSet, path: Path, size: int, label: str = "") -> Prep
     note, shape = path.with_suffix(".json"), (len(eyes), size, size, 3)
     chunks = _whole_chunks(path, note, shape)
     images = np.lib.format.open_memmap(path, "r+" if chunks else "w+", np.uint8, shape)
+    with path.open(
+        "r+b"
+    ) as file:  # a full disk would end the process without a word, when the pages are written
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
     done, kept = (chunks[-1]["stop"], sum(len(one["kept"]) for one in chunks)) if chunks else (0, 0)
     with (
         ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads,
