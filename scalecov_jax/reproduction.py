@@ -14,7 +14,7 @@ import pandas as pd
 from absl import logging
 
 from scalecov_jax import run as runner
-from scalecov_jax.atomic import replacing, write_json
+from scalecov_jax.atomic import if_whole, replacing, write_json
 from scalecov_jax.checkpoints import load_networks
 from scalecov_jax.report import page
 from scalecov_jax.report.findings import aligned
@@ -86,7 +86,7 @@ def run(
     values = json.loads(json.dumps({**asdict(settings), **each}))
     folder = open_workdir(workdir, values, resume=resume, overwrite=overwrite)
     for number, name in enumerate(sections, start=1):
-        done = (folder / name / "summary.json").exists()
+        done = if_whole(folder / name, runner.read) is not None
         logging.info("%d of %d: %s%s.", number, len(sections), name, " is finished" if done else "")
         if not done:
             runner.run(name, each[name], folder / name, command=command, resume=(folder / name).exists())

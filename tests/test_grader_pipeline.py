@@ -195,12 +195,10 @@ def test_preparation_goes_on_where_it_stopped_and_names_what_it_leaves_out(tmp_p
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(OSError, match=r"No space left on device: .*full\.npy"),
-    ):
+    with monkeypatch.context() as patch:
         patch.setattr(prepared_eyes.os, "posix_fallocate", full)
-        prepare_eyes(eyes, tmp_path / "full.npy", 6)
+        with pytest.raises(OSError, match=r"No space left on device: .*full\.npy"):
+            prepare_eyes(eyes, tmp_path / "full.npy", 6)
 
     def unreadable(index):
         raise ImageError("eye", "no visible disc")
