@@ -114,7 +114,7 @@ def test_tables_are_those_kept(finished):
     assert_golden(finished[0], "paper", tables=["noise/*"])  # which has tables of its own
 
 
-def test_a_finished_section_is_not_run_again(finished, settings, monkeypatch):
+def test_a_finished_section_is_run_again_only_if_it_is_damaged(finished, settings, monkeypatch):
     folder, table = finished
 
     def refuse(*arguments, **options):
@@ -125,6 +125,12 @@ def test_a_finished_section_is_not_run_again(finished, settings, monkeypatch):
     before = (folder / "compared.csv").read_bytes()
     assert reproduction.run(settings, str(folder), command=["reproduce.py"], resume=True) == table
     assert (folder / "compared.csv").read_bytes() == before
+    files = {name: (folder / "resize" / name).read_bytes() for name in ("curves.csv", "summary.json")}
+    (folder / "resize" / "curves.csv").write_bytes(files["curves.csv"][:-1])
+    with pytest.raises(AssertionError, match="ran again"):
+        reproduction.run(settings, str(folder), command=["reproduce.py"], resume=True)
+    for name, content in files.items():
+        (folder / "resize" / name).write_bytes(content)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_figures(finished, settings, tmp_path, monkeypatch):
