@@ -1,6 +1,7 @@
 """From a network of ours to tensors with the names, the shapes and the layout of torch: the way back of `port`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def export(network: Network, path: str | Path) -> pd.DataFrame:
         values = _torch(values, place, variables, layout, network.architecture.epsilon)
         names = joined_parts(name)
         for part, one in zip(names, np.split(values, len(names)), strict=True):
+            one = one[..., None, None] if layout and re.search(layout.pixelwise, part) else one
             tensors[part] = np.ascontiguousarray(one)
             rows.append((part, "x".join(map(str, one.shape)), place[1], "/".join(place)))
     table = pd.DataFrame(rows, columns=["tensor", "shape", "layer", "path"])
