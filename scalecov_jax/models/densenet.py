@@ -6,15 +6,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from scalecov_jax.models.layers import WHOLE, ConvBlock, GlobalAveragePool, MaxPool, NormBlock, Softmax, halve
+from scalecov_jax.models.layers import ConvBlock, MaxPool, NormBlock, classify, halve, run_to
 from scalecov_jax.models.sources import (
     KERAS,
     TRACKED,
     KerasModel,
     Layout,
     Sources,
+    keras_layouts,
     official_pair,
-    unnamed,
 )
 
 STAGES = {2: 6, 3: 12, 4: 24, 5: 16}  # dense layers of each, by Keras's number
@@ -95,26 +95,21 @@ class DenseNet121(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "N H W 3"], train: bool = False) -> Array:
         """Return the output of `last` for preprocessed images: maps [N, h, w, D] or, from pre_softmax on, [N, classes]."""
-        x = ConvBlock(
-            round(64 * self.width), (7, 7), 2, 3, EPSILON, use_scale=True, folded=self.folded, name="conv1"
-        )(x, train)
+        first, growth = round(64 * self.width), round(GROWTH * self.width)
+        steps: list[nn.Module] = [
+            ConvBlock(first, (7, 7), 2, 3, EPSILON, use_scale=True, folded=self.folded, name="conv1")
+        ]
         for layer in LAYERS[:-2]:
             if layer == "pool1":
-                x = MaxPool(1, name=layer)(x)
+                steps.append(MaxPool(1, name=layer))
             elif layer.endswith("_concat"):
-                growth = round(GROWTH * self.width)
-                x = DenseLayer(layer.removesuffix("_concat"), growth, self.folded, name=layer)(x, train)
+                steps.append(DenseLayer(layer.removesuffix("_concat"), growth, self.folded, name=layer))
             elif layer.endswith("_pool"):
-                x = Transition(layer.removesuffix("_pool"), self.folded, name=layer)(x, train)
+                steps.append(Transition(layer.removesuffix("_pool"), self.folded, name=layer))
             else:
-                x = NormBlock(EPSILON, self.folded, name=layer)(x, train)
-            if self.last == layer:
-                return x
-        x = GlobalAveragePool(name=WHOLE)(x)
-        if self.last == WHOLE:
-            return x
-        x = nn.Dense(self.classes, name="pre_softmax")(x)
-        return x if self.last == "pre_softmax" else Softmax(name="softmax")(x)
+                steps.append(NormBlock(EPSILON, self.folded, name=layer))
+        x, reached = run_to(self.last, steps, x, train)
+        return x if reached else classify(self.last, x, self.classes)
 
 
 def _layouts() -> tuple[Layout, ...]:
@@ -138,14 +133,10 @@ def _layouts() -> tuple[Layout, ...]:
             torch |= {f"{path}_bn/norm": f"{inner}.norm", f"{path}_conv": f"{inner}.conv"}
     keras |= {"relu/norm": "bn", "pre_softmax": "predictions"}
     torch |= {"relu/norm": "features.norm5", "pre_softmax": "classifier"}
-    kinds = {path: "batch_normalization" if path.endswith("norm") else "conv2d" for path in keras}
     # The published file still has the names of before torchvision 0.3: norm.1 for norm1.
     old = {path: re.sub(r"(norm|conv)([12])$", r"\1.\2", name) for path, name in torch.items()}
     return (
-        Layout("Keras", "keras", keras, EPSILON),
-        Layout(
-            "Keras 3 without layer names", "keras_unnamed", unnamed(kinds | {"pre_softmax": "dense"}), EPSILON
-        ),
+        *keras_layouts(keras, EPSILON),
         Layout("torchvision or timm", "torch", torch, 1e-5, ignored=TRACKED),
         Layout("torchvision before 0.3", "torch", old, 1e-5, ignored=TRACKED),
     )

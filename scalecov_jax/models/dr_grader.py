@@ -1,26 +1,20 @@
 """The 17-layer grader of diabetic retinopathy (de la Torre, Valls, Puig): convolutions, poolings, a linear score."""
 
 from functools import partial
+from itertools import product
 
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from scalecov_jax.models.layers import WHOLE, ConvBlock, GlobalAveragePool, MaxPool, Softmax
+from scalecov_jax.models.layers import ConvBlock, MaxPool, classify, run_to
 
 EPSILON = 1e-3
 INPUT_SIZE = 640
 GRADES = 5
 FILTERS = (16, 32, 64, 64, 64, 64, 64)  # of each block
-LAYERS = (
-    *(
-        f"block{block}_{layer}"
-        for block in range(1, len(FILTERS) + 1)
-        for layer in ("conv1", "conv2", "pool")
-    ),
-    "conv15",
-    "pre_softmax",
-    "softmax",
-)
+_BLOCKS = product(range(1, len(FILTERS) + 1), ("conv1", "conv2", "pool"))
+LAYERS = (*(f"block{block}_{layer}" for block, layer in _BLOCKS), "conv15", "pre_softmax", "softmax")
 
 
 class DRGrader(nn.Module):
@@ -48,20 +42,11 @@ class DRGrader(nn.Module):
     def __call__(self, x: Float[Array, "N H W 3"], train: bool = False) -> Array:
         """Return the output of `last` for preprocessed images: maps [N, h, w, D] or, from avg_pool on, vectors."""
         conv = partial(ConvBlock, epsilon=EPSILON, use_bias=True, use_scale=True, folded=self.folded)
-        for block, filters in enumerate(FILTERS, start=1):
-            for number in (1, 2):
-                name = f"block{block}_conv{number}"
-                x = conv(round(filters * self.width), (3, 3), name=name)(x, train)
-                if self.last == name:
-                    return x
-            x = MaxPool(size=2, name=f"block{block}_pool")(x)
-            if self.last == f"block{block}_pool":
-                return x
-        x = conv(round(FILTERS[-1] * self.width), (2, 2), padding="VALID", name="conv15")(x, train)
-        if self.last == "conv15":
-            return x
-        x = GlobalAveragePool(name=WHOLE)(x)
-        if self.last == WHOLE:
-            return x
-        x = nn.Dense(self.classes, name="pre_softmax")(x)
-        return x if self.last == "pre_softmax" else Softmax(name="softmax")(x)
+        filters = [round(count * self.width) for count in FILTERS]
+        steps = [
+            MaxPool(size=2, name=name) if name.endswith("pool") else conv(count, (3, 3), name=name)
+            for name, count in zip(LAYERS, np.repeat(filters, 3).tolist(), strict=False)
+        ]
+        steps.append(conv(filters[-1], (2, 2), padding="VALID", name="conv15"))
+        x, reached = run_to(self.last, steps, x, train)
+        return x if reached else classify(self.last, x, self.classes)

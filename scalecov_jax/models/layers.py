@@ -1,6 +1,6 @@
 """What the networks are made of: a convolution block, poolings, and the one place that chooses how to lower them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import reduce
@@ -249,7 +249,7 @@ class MaxPool(nn.Module):
     padding: int = 0
     size: int = 3
 
-    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C"]:
+    def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H2 W2 C"]:
         """Pool."""
         return max_pool(x, self.padding, self.size)
 
@@ -268,6 +268,29 @@ class Softmax(nn.Module):
     def __call__(self, x: Float[Array, "N C"]) -> Float[Array, "N C"]:
         """Normalise the logits."""
         return nn.softmax(x)
+
+
+def run_to(last: str, steps: Iterable[nn.Module], x: Array, train: bool) -> tuple[Array, bool]:
+    """The output of the step called `last`, or of all; and whether that step was reached."""
+    for step in steps:
+        x = step(x, train)  # pyright: ignore[reportCallIssue]
+        if step.name == last:
+            return x, True
+    return x, False
+
+
+def classify(
+    last: str, x: Array, classes: int, normalise: Callable[[Array], Array] | None = None
+) -> Float[Array, "N _"]:
+    """What comes behind the last map, up to the layer `last`: avg_pool, a normalisation if any, pre_softmax, softmax.
+
+    To be called inside a compact method, whose module then owns these layers.
+    """
+    x = GlobalAveragePool(name=WHOLE)(x)
+    if last == WHOLE:
+        return x
+    x = nn.Dense(classes, name="pre_softmax")(normalise(x) if normalise else x)
+    return x if last == "pre_softmax" else Softmax(name="softmax")(x)
 
 
 class LayerScale(nn.Module):

@@ -4,8 +4,9 @@ A layout is a table from the paths of our modules to the names of the source's, 
 family of networks has its own beside its module.
 """
 
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -154,23 +155,47 @@ def joined_parts(name: str) -> list[str]:
     return [f"{before}{one}{behind}" for one in inside.split(",")] if brace else [name]
 
 
-def blocks(names: Mapping[str, tuple[str, str]], head: str) -> dict[str, str]:
-    """The table of a network of `ConvBlock`s: by path the names of convolution and normalisation, and that of the head."""
+def blocks(names: Mapping[str, str | tuple[str, str]], head: str) -> dict[str, str]:
+    """The table of a network: by path the names of a convolution and its normalisation, or of one alone, and of the head."""
     modules = {}
-    for path, (conv, norm) in names.items():
-        modules |= {path: conv, f"{path}/norm": norm}
+    for path, name in names.items():
+        pair = (name,) if isinstance(name, str) else name
+        modules |= zip((path, f"{path}/norm"), pair, strict=False)
     return modules | {"pre_softmax": head}
 
 
-def unnamed(kinds: Mapping[str, str]) -> dict[str, str]:
-    """The table of a Keras file without layer names, where layers are called by their kind and counted.
+# Keras's kind of a layer, by the first expression that our path of it holds.
+_KINDS = {
+    r"pre_softmax|fc\d": "dense",
+    r"norm$": "batch_normalization",
+    r"_depthwise$|_dwconv$": "depthwise_conv2d",
+    "": "conv2d",
+}
 
-    Args:
-        kinds: Keras's kind of each module by our path, such as conv2d, in the order in which Keras lists them.
+
+def keras_layouts(
+    modules: Mapping[str, str],
+    epsilon: float = 0.0,
+    *,
+    listed: Iterable[str] = (),
+    kinds: Mapping[str, str] = _KINDS,
+    **more: Any,
+) -> tuple[Layout, Layout]:
+    """Keras's layout, and that of a Keras 3 file without layer names, where layers are called by their kind and counted.
+
+    `listed` are the paths in the order in which Keras lists the layers, where it is not that of `modules`; `more` are fields of
+    both.
     """
     counted: Counter[str] = Counter()
-    modules = {}
-    for path, kind in kinds.items():
-        counted[kind] += 1
-        modules[path] = f"{kind}_{counted[kind]}"
-    return modules
+    numbered: dict[str, str] = {}
+    paths = [*(listed or modules)]
+    for path in paths:
+        if (name := modules[path]) not in numbered:
+            kind = next(kind for expression, kind in kinds.items() if re.search(expression, path))
+            counted[kind] += 1
+            numbered[name] = f"{kind}_{counted[kind]}"
+    unnamed = {path: numbered[modules[path]] for path in paths}
+    return (
+        Layout("Keras", "keras", modules, epsilon, **more),
+        Layout("Keras 3 without layer names", "keras_unnamed", unnamed, epsilon, **more),
+    )
