@@ -55,17 +55,13 @@ class Architecture:
 
     def __post_init__(self):
         fields = getattr(self.module, "__dataclass_fields__", {})
-        problems = [
-            problem
-            for problem, wrong in (
-                (f"{self.module.__name__} has no field `last`", "last" not in fields),
-                ("no layer comes before the head", not self.trunk_layers),
-                ("a layer is listed twice", len({*self.layers}) < len(self.layers)),
-                (f"{WHOLE} is listed; it follows the last layer by itself", WHOLE in self.layers),
-            )
-            if wrong
-        ]
-        if problems:
+        possible = {
+            f"{self.module.__name__} has no field `last`": "last" not in fields,
+            "no layer comes before the head": not self.trunk_layers,
+            "a layer is listed twice": len({*self.layers}) < len(self.layers),
+            f"{WHOLE} is listed; it follows the last layer by itself": WHOLE in self.layers,
+        }
+        if problems := [problem for problem, wrong in possible.items() if wrong]:
             raise ValueError(f"Architecture {self.name!r} cannot be used: {'; '.join(problems)}.")
 
     @property
@@ -201,12 +197,7 @@ def plain_name(name: str) -> str:
 
 
 def check_layer(architecture: Architecture, layer: str, last: str | None = None) -> str:
-    """Return `layer` if the network has it; `avg_pool`, the pooled whole, if it goes so far.
-
-    Args:
-        architecture: The network's family.
-        layer: Name to check.
-        last: Where this network stops, if not at its end.
+    """Return `layer` if the network, which may stop at `last`, has it; `avg_pool`, the pooled whole, if it goes so far.
 
     Raises:
         ValueError: There is no such layer, or the network stops before it.

@@ -46,11 +46,8 @@ def convolve(
     are a sum of shifted maps, 3 to 56 times as fast there. Under `forward_only` 3x3 convolutions of many channels go by tiles.
     All forms agree to float32 rounding (tested).
 
-    Args:
-        x: Images or feature maps.
-        kernel: Filters of h x w pixels on all channels of x; on one channel each (depthwise) if their third axis is 1.
-        stride: Step in pixels along both axes.
-        padding: SAME, VALID, or the number of zeros on every side.
+    Filters of h x w pixels see all channels of x, or one channel each (depthwise) if their third axis is 1. The stride is in
+    pixels along both axes; the padding SAME, VALID, or the number of zeros on every side.
     """
     inputs, outputs = kernel.shape[2:]
     depthwise = inputs == 1 < x.shape[-1]
@@ -148,9 +145,7 @@ def max_pool(x: Float[Array, "N H W C"], padding: int = 0, size: int = 3) -> Flo
 def average_pool(x: Float[Array, "N H W C"], count_padding: bool = False) -> Float[Array, "N H W C"]:
     """Mean over 3x3 windows with stride 1 and zero padding 1.
 
-    Args:
-        x: Feature maps.
-        count_padding: Divide by 9 everywhere (torchvision) and not by the number of pixels inside the map (Keras).
+    With `count_padding` sums are divided by 9 everywhere (torchvision), else by the number of pixels inside the map (Keras).
     """
     return nn.avg_pool(x, (3, 3), strides=(1, 1), padding="SAME", count_include_pad=count_padding)
 
@@ -294,11 +289,7 @@ def classify(
 
 
 class LayerScale(nn.Module):
-    """A factor for each channel.
-
-    Attributes:
-        initial: Value of all factors.
-    """
+    """A factor for each channel, `initial` at the start."""
 
     initial: float
 
@@ -320,12 +311,9 @@ def global_average_pool(x: Float[Array, "N H W D"] | Float[Array, "N D"]) -> Flo
 
 
 def patch_maps(module: nn.Module, output: Array, image: Sequence[int]) -> Array:
-    """The patch tokens of a layer as maps [N, h, w, D], without the tokens in front of them; other outputs as they are.
+    """The patch tokens [N, T, D] of a layer as maps [N, h, w, D], without those in front of them; other outputs as they are.
 
-    Args:
-        module: The network, whose `prefix_tokens` says how many those are.
-        output: Of one of its layers: tokens [N, T, D], maps or vectors.
-        image: Height and width in pixels.
+    `prefix_tokens` of the module says how many those are; `image` is its height and width in pixels.
 
     Raises:
         ValueError: The patches are no grid of the image's proportions.

@@ -41,12 +41,6 @@ def prune(module: nn.Module, variables: Any, architecture: Architecture, layer: 
     Which leaves these are follows from the cut module itself (the shapes of its initialisation), so there is no code per
     architecture. The output of the cut network, pooled, equals the feature captured at `layer` in the whole one.
 
-    Args:
-        module: The whole network.
-        variables: Its variables.
-        architecture: Its family.
-        layer: Last layer to keep.
-
     Raises:
         ValueError: The network has no such layer.
 
@@ -60,11 +54,7 @@ def prune(module: nn.Module, variables: Any, architecture: Architecture, layer: 
 def abstract_variables(module: nn.Module, architecture: Architecture, size: int | None = None) -> Any:
     """Shapes and dtypes of every variable of a module, without computing anything.
 
-    Args:
-        module: The network.
-        architecture: Its family.
-        size: Height and width of the images in pixels, on which they depend where maps are flattened; the family's own when
-            absent.
+    They depend on the height and width of the images in pixels, `size` (by default the family's), where maps are flattened.
     """
     shapes = _remembered_variables(module, size or architecture.input_size)
     return jax.tree.map(lambda leaf: leaf, shapes)  # a copy

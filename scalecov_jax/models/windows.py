@@ -97,15 +97,11 @@ def _apply(step: Any, operands: list[Seen]) -> list[Seen]:
         except _UnknownWindowError as problem:
             unknown = str(problem)
     depends = bool(tracked or whole or unknown)
-    return [
-        Seen(
-            (None,) * len(var.aval.shape) if unknown else one.axes,
-            one.whole | whole,
-            empty or (depends and 0 in var.aval.shape),
-            unknown,
-        )
-        for var, one in zip(step.outvars, results, strict=True)
-    ]
+    seen = []
+    for var, one in zip(step.outvars, results, strict=True):
+        axes = (None,) * len(var.aval.shape) if unknown else one.axes
+        seen.append(Seen(axes, one.whole | whole, empty or (depends and 0 in var.aval.shape), unknown))
+    return seen
 
 
 def _inner(params: Mapping[str, Any]) -> Any:
@@ -198,16 +194,10 @@ def _convolution(step: Any, operands: list[Seen]) -> list[Seen]:
 def _reduce_window(step: Any, operands: list[Seen]) -> list[Seen]:
     params = step.params
     _untracked(operands[0], [k for k, d in enumerate(params["base_dilation"]) if d != 1], "dilation")
-    axes = map(
-        _slide,
-        operands[0].axes,
-        step.outvars[0].aval.shape,
-        params["window_dimensions"],
-        params["window_strides"],
-        (low for low, _ in params["padding"]),
-        params["window_dilation"],
-    )
-    return [Seen(tuple(axes))]
+    names = ("window_dimensions", "window_strides", "padding", "window_dilation")
+    sizes, strides, pads, dilations = (params[name] for name in names)
+    lows, shape = (low for low, _ in pads), step.outvars[0].aval.shape
+    return [Seen(tuple(map(_slide, operands[0].axes, shape, sizes, strides, lows, dilations)))]
 
 
 def _slice(step: Any, operands: list[Seen]) -> list[Seen]:
@@ -245,11 +235,9 @@ def _dot(step: Any, operands: list[Seen]) -> list[Seen]:
 
 
 def _reduce(step: Any, operands: list[Seen]) -> list[Seen]:
-    gone = step.params["axes"]
-    axes = operands[0].axes
-    return [
-        Seen(tuple(axis for k, axis in enumerate(axes) if k not in gone), _sources(axes[k] for k in gone))
-    ] * len(step.outvars)
+    gone, axes = step.params["axes"], operands[0].axes
+    left = tuple(axis for k, axis in enumerate(axes) if k not in gone)
+    return [Seen(left, _sources(axes[k] for k in gone))] * len(step.outvars)
 
 
 def _along(step: Any, operands: list[Seen]) -> list[Seen]:
