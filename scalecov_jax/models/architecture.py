@@ -26,31 +26,22 @@ from scalecov_jax.models.sources import Sources
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family of networks.
+    """A family of networks."""
 
-    Attributes:
-        name: As in configs and tables.
-        module: Linen module with a field `last` that names the layer to stop after. A field `folded`, if there is one, says
-            that batch normalisation is part of the kernels (see `folding.fold`).
-        layers: The layers that are probed, from input to output, by the source's names: those of modules inside it.
-        epsilon: Added to the variance by every batch normalisation.
-        input_size: Height and width of the images it was trained on, in pixels.
-        preprocessing: What its Keras weights expect.
-        title: Its name for people; `name` when empty.
-        head: Those of `layers` that belong to the classification head.
-        sources: Where weights may come from, and what to compare with.
-        inside: Layers that are probed only if asked for, with those of `layers`, in the order in which they are computed.
-    """
-
-    name: str
+    name: str  # as in configs and tables
+    # linen module with a field `last` that names the layer to stop after. A field `folded`, if there is one, says that
+    # batch normalisation is part of the kernels (see `folding.fold`).
     module: type[nn.Module]
+    # the layers that are probed, from input to output, by the source's names: those of modules inside it
     layers: tuple[str, ...]
-    epsilon: float = 1e-3
-    input_size: int = 224
-    preprocessing: Preprocessing = "torch"
-    title: str = ""
+    epsilon: float = 1e-3  # added to the variance by every batch normalisation
+    input_size: int = 224  # height and width of the images it was trained on, in pixels
+    preprocessing: Preprocessing = "torch"  # what its Keras weights expect
+    title: str = ""  # its name for people; `name` when empty
+    # those of `layers` that belong to the classification head
     head: tuple[str, ...] = ("pre_softmax", "softmax")
-    sources: Sources = field(default_factory=Sources)
+    sources: Sources = field(default_factory=Sources)  # where weights may come from, and what to compare with
+    # layers that are probed only if asked for, with those of `layers`, in the order in which they are computed
     inside: tuple[str, ...] = ()
 
     def __post_init__(self):

@@ -27,15 +27,10 @@ _conv = partial(ConvBlock, use_bias=True, activation=None, normalise=False)
 
 
 class Downsampling(nn.Module):
-    """A convolution whose windows do not overlap, after layer normalisation or, in the stem, before it.
+    """A convolution whose windows do not overlap, after layer normalisation or, in the stem, before it."""
 
-    Attributes:
-        features: Number of filters.
-        size: Their height and width, and the step, in pixels.
-    """
-
-    features: int
-    size: int
+    features: int  # number of filters
+    size: int  # their height and width, and the step, in pixels
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H2 W2 D"]:
@@ -63,16 +58,12 @@ class ConvNeXtTiny(nn.Module):
     """ConvNeXt-Tiny, stopped after the layer `last`; stochastic depth is left out, and training is as inference.
 
     Its input is normalised (see `preprocessing.preprocess`): Keras's layer for that is not part of it.
-
-    Attributes:
-        last: The layer whose output is returned; one of `LAYERS`, or avg_pool, the mean before the normalisation of the head.
-        width: Multiplier of all filter counts.
-        classes: Number of classes of the head.
     """
 
+    # the layer whose output is returned; one of `LAYERS`, or avg_pool, the mean before the normalisation of the head
     last: str = "softmax"
-    width: float = 1.0
-    classes: int = 1000
+    width: float = 1.0  # multiplier of all filter counts
+    classes: int = 1000  # number of classes of the head
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W 3"], train: bool = False) -> Array:

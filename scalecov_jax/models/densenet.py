@@ -34,17 +34,11 @@ LAYERS = _layers()
 
 
 class DenseLayer(nn.Module):
-    """Normalises what came before, adds channels computed from it, and returns both.
+    """Normalises what came before, adds channels computed from it, and returns both."""
 
-    Attributes:
-        prefix: Keras's name of it, such as conv2_block1.
-        growth: Channels that it adds.
-        folded: See `layers.NormBlock`.
-    """
-
-    prefix: str
-    growth: int
-    folded: bool = False
+    prefix: str  # Keras's name of it, such as conv2_block1
+    growth: int  # channels that it adds
+    folded: bool = False  # see `layers.NormBlock`
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H W D"]:
@@ -58,15 +52,10 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """Half as many channels, of half the height and width.
+    """Half as many channels, of half the height and width."""
 
-    Attributes:
-        prefix: Keras's name of it, such as pool2.
-        folded: See `layers.NormBlock`.
-    """
-
-    prefix: str
-    folded: bool = False
+    prefix: str  # Keras's name of it, such as pool2
+    folded: bool = False  # see `layers.NormBlock`
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H2 W2 D"]:
@@ -77,20 +66,14 @@ class Transition(nn.Module):
 
 
 class DenseNet121(nn.Module):
-    """DenseNet121, stopped after the layer `last`.
+    """DenseNet121, stopped after the layer `last`."""
 
-    Attributes:
-        last: The layer whose output is returned; one of `LAYERS`, or avg_pool. A `*_concat` layer is what the next one sees
-            before it normalises it, so that the channels of each return in all later ones of its stage.
-        width: Multiplier of all filter counts.
-        classes: Number of classes of the head.
-        folded: Whether batch normalisation is folded into convolutions and scales.
-    """
-
+    # the layer whose output is returned; one of `LAYERS`, or avg_pool. A `*_concat` layer is what the next one sees
+    # before it normalises it, so that the channels of each return in all later ones of its stage.
     last: str = "softmax"
-    width: float = 1.0
-    classes: int = 1000
-    folded: bool = False
+    width: float = 1.0  # multiplier of all filter counts
+    classes: int = 1000  # number of classes of the head
+    folded: bool = False  # whether batch normalisation is folded into convolutions and scales
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W 3"], train: bool = False) -> Array:

@@ -23,20 +23,14 @@ class DRGrader(nn.Module):
     The published network is full width on 640 x 640 pixels. conv15 has 2x2 filters without padding, and avg_pool is its mean:
     the 64 features of an eye.
 
-    Attributes:
-        last: The layer whose output is returned; one of `LAYERS`, or avg_pool.
-        width: Multiplier of all filter counts.
-        classes: Number of grades.
-        folded: Whether batch normalisation is folded into the convolutions.
-
     Source: de la Torre, Valls, Puig 2020 (arXiv 1712.08107). It has 385,877 trained parameters; the
         paper says 391,325.
     """
 
-    last: str = "softmax"
-    width: float = 1.0
-    classes: int = GRADES
-    folded: bool = False
+    last: str = "softmax"  # the layer whose output is returned; one of `LAYERS`, or avg_pool
+    width: float = 1.0  # multiplier of all filter counts
+    classes: int = GRADES  # number of grades
+    folded: bool = False  # whether batch normalisation is folded into the convolutions
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W 3"], train: bool = False) -> Array:

@@ -94,23 +94,14 @@ def _convolutions(branches: Branches) -> list[Conv]:
 
 
 class Mixed(nn.Module):
-    """One inception block: parallel branches, joined along the channels.
+    """One inception block: parallel branches, joined along the channels."""
 
-    Attributes:
-        branches: What each branch does, from left to right in the source.
-        first: Keras's number of the block's first convolution.
-        width: Multiplier of all filter counts.
-        count_padding: See `layers.average_pool`.
-        use_scale: See `layers.ConvBlock`.
-        folded: See `layers.ConvBlock`.
-    """
-
-    branches: Branches
-    first: int
-    width: float = 1.0
-    count_padding: bool = False
-    use_scale: bool = False
-    folded: bool = False
+    branches: Branches  # what each branch does, from left to right in the source
+    first: int  # Keras's number of the block's first convolution
+    width: float = 1.0  # multiplier of all filter counts
+    count_padding: bool = False  # see `layers.average_pool`
+    use_scale: bool = False  # see `layers.ConvBlock`
+    folded: bool = False  # see `layers.ConvBlock`
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H2 W2 D"]:
@@ -149,23 +140,15 @@ class Mixed(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """InceptionV3, stopped after the layer `last`.
+    """InceptionV3, stopped after the layer `last`."""
 
-    Attributes:
-        last: The layer whose output is returned; one of `LAYERS`, or avg_pool.
-        width: Multiplier of all filter counts.
-        classes: Number of classes of the head.
-        count_padding: Average pooling divides by 9 also at the border (torchvision) and not only by what it covers (Keras).
-        use_scale: Whether batch normalisation has a scale (torchvision) or none (Keras).
-        folded: Whether batch normalisation is folded into the convolutions.
-    """
-
-    last: str = "softmax"
-    width: float = 1.0
-    classes: int = 1000
+    last: str = "softmax"  # the layer whose output is returned; one of `LAYERS`, or avg_pool
+    width: float = 1.0  # multiplier of all filter counts
+    classes: int = 1000  # number of classes of the head
+    # average pooling divides by 9 also at the border (torchvision) and not only by what it covers (Keras)
     count_padding: bool = False
-    use_scale: bool = False
-    folded: bool = False
+    use_scale: bool = False  # whether batch normalisation has a scale (torchvision) or none (Keras)
+    folded: bool = False  # whether batch normalisation is folded into the convolutions
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W 3"], train: bool = False) -> Array:
@@ -195,14 +178,10 @@ def _numbered(branch: str, count: int) -> tuple[str, ...]:
 
 
 class _Kind(NamedTuple):
-    """How others name and list the convolutions of an inception block.
+    """How others name and list the convolutions of an inception block."""
 
-    Attributes:
-        branches: torchvision's names, in the order in which Keras makes them.
-        listed: The order in which Keras lists them in a file, by depth: the n-th is the convolution `listed[n]`.
-    """
-
-    branches: tuple[str, ...]
+    branches: tuple[str, ...]  # torchvision's names, in the order in which Keras makes them
+    # the order in which Keras lists them in a file, by depth: the n-th is the convolution `listed[n]`
     listed: tuple[int, ...]
 
 

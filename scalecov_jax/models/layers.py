@@ -162,33 +162,22 @@ class ConvBlock(nn.Module):
 
     y = f(scale (conv(x) + bias - mean) / sqrt(var + epsilon) + offset). When `folded`, the normalisation is part of the
     kernel and the bias (see `folding.fold`), which saves a pass over the maps.
-
-    Attributes:
-        features: Number of filters.
-        kernel_size: Height and width of the filters in pixels.
-        stride: Step in pixels.
-        padding: SAME, VALID or zeros on every side.
-        epsilon: Added to the variance.
-        use_bias: Whether the convolution has a bias before the normalisation (Keras's ResNet50 has).
-        use_scale: Whether the normalisation has a scale (Keras's InceptionV3 has none).
-        activation: What to end with; nothing if None.
-        depthwise: Whether each filter sees one channel alone; `features` is then the number of channels.
-        normalise: Whether there is a normalisation; without it the block is the same folded or not.
-        folded: Whether the variables hold the normalisation in kernel and bias.
-        pool: What comes between the convolution and its bias; nothing if None.
     """
 
-    features: int
-    kernel_size: Sequence[int] = (1, 1)
-    stride: int = 1
-    padding: Padding = "SAME"
-    epsilon: float = 1e-3
+    features: int  # number of filters
+    kernel_size: Sequence[int] = (1, 1)  # height and width of the filters in pixels
+    stride: int = 1  # step in pixels
+    padding: Padding = "SAME"  # SAME, VALID or zeros on every side
+    epsilon: float = 1e-3  # added to the variance
+    # whether the convolution has a bias before the normalisation (Keras's ResNet50 has)
     use_bias: bool = False
-    use_scale: bool = False
-    activation: Callable[[Any], Any] | None = nn.relu
+    use_scale: bool = False  # whether the normalisation has a scale (Keras's InceptionV3 has none)
+    activation: Callable[[Any], Any] | None = nn.relu  # what to end with; nothing if None
+    # whether each filter sees one channel alone; `features` is then the number of channels
     depthwise: bool = False
-    normalise: bool = True
-    folded: bool = False
+    normalise: bool = True  # whether there is a normalisation; without it the block is the same folded or not
+    folded: bool = False  # whether the variables hold the normalisation in kernel and bias
+    # what comes between the convolution and its bias; nothing if None
     pool: Callable[[Any], Any] | None = None
 
     @nn.compact
@@ -217,14 +206,10 @@ class NormBlock(nn.Module):
     """Batch normalisation and ReLU of what no convolution comes before.
 
     y = relu(scale (x - mean) / sqrt(var + epsilon) + offset). When `folded`, it is relu(scale x + bias).
-
-    Attributes:
-        epsilon: Added to the variance.
-        folded: Whether the variables hold the statistics in scale and bias.
     """
 
-    epsilon: float = 1e-3
-    folded: bool = False
+    epsilon: float = 1e-3  # added to the variance
+    folded: bool = False  # whether the variables hold the statistics in scale and bias
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H W C"]:

@@ -15,27 +15,16 @@ _TIMM = {2: ("conv_dw", "conv_pw"), 3: ("conv_pw", "conv_dw", "conv_pwl")}  # by
 
 
 class Block(NamedTuple):
-    """One inverted residual block.
+    """One inverted residual block."""
 
-    Attributes:
-        prefix: Keras's name of it, such as block_1.
-        layer: Keras's name of its output: the sum, or the projection where there is no shortcut.
-        features: Number of output channels.
-        kernel_size: Height and width of its depthwise filters in pixels.
-        stride: Step in pixels.
-        expansion: Inner channels / input channels.
-        stage: From 0.
-        number: Within the stage, from 0; all but the first have a shortcut.
-    """
-
-    prefix: str
-    layer: str
-    features: int
-    kernel_size: int
-    stride: int
-    expansion: int
-    stage: int
-    number: int
+    prefix: str  # Keras's name of it, such as block_1
+    layer: str  # Keras's name of its output: the sum, or the projection where there is no shortcut
+    features: int  # number of output channels
+    kernel_size: int  # height and width of its depthwise filters in pixels
+    stride: int  # step in pixels
+    expansion: int  # inner channels / input channels
+    stage: int  # from 0
+    number: int  # within the stage, from 0; all but the first have a shortcut
 
     def convolutions(self, depthwise: str) -> Iterator[tuple[int, str, tuple[str, str]]]:
         """Of each convolution its number, its name without the prefix, and timm's names of it and its normalisation."""
@@ -81,24 +70,15 @@ class InvertedResidual(nn.Module):
 
     With squeeze-and-excitation each channel is multiplied, before the last convolution, by a gate computed from the means of all
     of them, so that every position sees the whole image.
-
-    Attributes:
-        block: What it is.
-        width: Multiplier of its output channels.
-        symmetric_padding: See `MobileNetV2`.
-        folded: See `layers.ConvBlock`.
-        depthwise: Name of the second convolution.
-        activation: Behind the first two.
-        squeeze: Whether there is squeeze-and-excitation.
     """
 
-    block: Block
-    width: float = 1.0
-    symmetric_padding: bool = False
-    folded: bool = False
-    depthwise: str = "depthwise"
-    activation: Callable[[Any], Any] = nn.relu6
-    squeeze: bool = False
+    block: Block  # what it is
+    width: float = 1.0  # multiplier of its output channels
+    symmetric_padding: bool = False  # see `MobileNetV2`
+    folded: bool = False  # see `layers.ConvBlock`
+    depthwise: str = "depthwise"  # name of the second convolution
+    activation: Callable[[Any], Any] = nn.relu6  # behind the first two
+    squeeze: bool = False  # whether there is squeeze-and-excitation
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H2 W2 D"]:
@@ -124,26 +104,19 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2, stopped after the layer `last`.
-
-    Attributes:
-        last: The layer whose output is returned; one of the architecture's, or avg_pool.
-        width: Multiplier of all filter counts (Keras's alpha, without its rounding to multiples of 8).
-        classes: Number of classes of the head.
-        symmetric_padding: Whether steps of 2 pad alike on every side (torch) or, on even sizes, one pixel less above and on the
-            left (Keras).
-        folded: Whether batch normalisation is folded into the convolutions.
-    """
+    """MobileNetV2, stopped after the layer `last`."""
 
     blocks = BLOCKS
     ends = ("Conv1_relu", "out_relu")  # the convolutions before and behind them
     options = (("depthwise", "depthwise"), ("activation", nn.relu6), ("squeeze", False))  # of each
 
-    last: str = "softmax"
+    last: str = "softmax"  # the layer whose output is returned; one of the architecture's, or avg_pool
+    # multiplier of all filter counts (Keras's alpha, without its rounding to multiples of 8)
     width: float = 1.0
-    classes: int = 1000
+    classes: int = 1000  # number of classes of the head
+    # whether steps of 2 pad alike on every side (torch) or, on even sizes, one pixel less above and on the left (Keras)
     symmetric_padding: bool = False
-    folded: bool = False
+    folded: bool = False  # whether batch normalisation is folded into the convolutions
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W 3"], train: bool = False) -> Array:

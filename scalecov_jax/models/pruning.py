@@ -12,22 +12,15 @@ from scalecov_jax.models.architecture import Architecture, check_layer
 
 
 class Pruning(NamedTuple):
-    """What a cut keeps.
+    """What a cut keeps."""
 
-    Attributes:
-        layer: The last layer kept.
-        parameters_before: Parameters of the whole network without its classification head.
-        parameters_after: Parameters of the pruned network.
-        max_difference: Largest absolute difference between the pooled output of the pruned network and the feature captured
-            in the whole one.
-        largest: Largest absolute value of that feature; None if not known.
-    """
-
-    layer: str
-    parameters_before: int
-    parameters_after: int
+    layer: str  # the last layer kept
+    parameters_before: int  # parameters of the whole network without its classification head
+    parameters_after: int  # parameters of the pruned network
+    # largest absolute difference between the pooled output of the pruned network and the feature captured in the whole
+    # one
     max_difference: float
-    largest: float | None = None
+    largest: float | None = None  # largest absolute value of that feature; None if not known
 
     @property
     def relative_difference(self) -> float:

@@ -23,17 +23,11 @@ _LARGEST = 1 << 13  # pixels: where every search for a size ends
 
 
 class ReceptiveField(NamedTuple):
-    """Position i of a layer sees the pixels stride * i + offset to stride * i + offset + size - 1 of the image.
+    """Position i of a layer sees the pixels stride * i + offset to stride * i + offset + size - 1 of the image."""
 
-    Attributes:
-        size: Pixels along one axis of the image.
-        stride: Pixels from one position to the next.
-        offset: First pixel that position 0 sees; negative where it lies in the padding.
-    """
-
-    size: int
-    stride: int
-    offset: int
+    size: int  # pixels along one axis of the image
+    stride: int  # pixels from one position to the next
+    offset: int  # first pixel that position 0 sees; negative where it lies in the padding
 
 
 def receptive_field(

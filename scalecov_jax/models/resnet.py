@@ -23,23 +23,15 @@ EPSILON = 1.001e-5
 
 
 class Residual(nn.Module):
-    """A bottleneck block that returns the sum BEFORE its ReLU, as Keras's `Add` layers do.
+    """A bottleneck block that returns the sum BEFORE its ReLU, as Keras's `Add` layers do."""
 
-    Attributes:
-        prefix: Keras's name of the block, such as conv2_block1.
-        features: Filters of the two inner convolutions; the block has four times as many outputs.
-        stride: Step in pixels of the block.
-        project: Whether the shortcut is a 1x1 convolution.
-        stride_on_3x3: Whether the 3x3 convolution takes the step (torchvision) or the first 1x1 (Keras).
-        folded: See `layers.ConvBlock`.
-    """
-
-    prefix: str
-    features: int
-    stride: int
-    project: bool
+    prefix: str  # Keras's name of the block, such as conv2_block1
+    features: int  # filters of the two inner convolutions; the block has four times as many outputs
+    stride: int  # step in pixels of the block
+    project: bool  # whether the shortcut is a 1x1 convolution
+    # whether the 3x3 convolution takes the step (torchvision) or the first 1x1 (Keras)
     stride_on_3x3: bool = False
-    folded: bool = False
+    folded: bool = False  # see `layers.ConvBlock`
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H2 W2 D"]:
@@ -57,26 +49,20 @@ class Residual(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """ResNet50, stopped after the layer `last`.
-
-    Attributes:
-        last: The layer whose output is returned; one of `layer_names(ResNet50)`, or avg_pool. An `add_*` layer is the sum before
-            its ReLU.
-        width: Multiplier of all filter counts.
-        classes: Number of classes of the head.
-        max_pool_padding: Zeros around the input of the first pooling: 1 in Keras since 2.2.3 (and in torchvision), 0 before.
-        stride_on_3x3: Whether the 3x3 convolutions take the steps (torchvision) or the first 1x1 of each stage (Keras).
-        folded: Whether batch normalisation is folded into the convolutions.
-    """
+    """ResNet50, stopped after the layer `last`."""
 
     stages = (3, 4, 6, 3)  # blocks of each
 
+    # the layer whose output is returned; one of `layer_names(ResNet50)`, or avg_pool. An `add_*` layer is the sum before
+    # its ReLU.
     last: str = "softmax"
-    width: float = 1.0
-    classes: int = 1000
+    width: float = 1.0  # multiplier of all filter counts
+    classes: int = 1000  # number of classes of the head
+    # zeros around the input of the first pooling: 1 in Keras since 2.2.3 (and in torchvision), 0 before
     max_pool_padding: int = 1
+    # whether the 3x3 convolutions take the steps (torchvision) or the first 1x1 of each stage (Keras)
     stride_on_3x3: bool = False
-    folded: bool = False
+    folded: bool = False  # whether batch normalisation is folded into the convolutions
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W 3"], train: bool = False) -> Array:

@@ -22,60 +22,41 @@ TRACKED = {"num_batches_tracked": r"\.num_batches_tracked$"}  # in torch; nothin
 
 @dataclass(frozen=True)
 class Layout:
-    """How one source names the variables of one architecture.
+    """How one source names the variables of one architecture."""
 
-    Attributes:
-        title: For people.
-        family: How the tensors of the file are named and laid out.
-        modules: What the source calls each module that holds variables, by our path of it, from input to output.
-        epsilon: What the source adds to the variances.
-        options: Fields of our module that make it compute what the source computes.
-        ignored: Tensors without a counterpart: what they are, and a regular expression.
-        flattened: Dense layers whose inputs the source flattens channel by channel, and not pixel by pixel as we do, with the
-            height and width of the map that they take.
-        zeros: Tensors that the file has in no block, and which stand for zeros, such as biases.
-        declared: What a file says of the preprocessing, if it says so; raises ValueError if there is no such.
-    """
-
-    title: str
-    family: Family
+    title: str  # for people
+    family: Family  # how the tensors of the file are named and laid out
+    # what the source calls each module that holds variables, by our path of it, from input to output
     modules: Mapping[str, str]
-    epsilon: float = 0.0
+    epsilon: float = 0.0  # what the source adds to the variances
+    # fields of our module that make it compute what the source computes
     options: Mapping[str, Any] = field(default_factory=dict)
+    # tensors without a counterpart: what they are, and a regular expression
     ignored: Mapping[str, str] = field(default_factory=dict)
+    # dense layers whose inputs the source flattens channel by channel, and not pixel by pixel as we do, with the height
+    # and width of the map that they take
     flattened: Mapping[str, int] = field(default_factory=dict)
+    # tensors that the file has in no block, and which stand for zeros, such as biases
     zeros: frozenset[str] = frozenset()
+    # what a file says of the preprocessing, if it says so; raises ValueError if there is no such
     declared: Callable[[Mapping[str, np.ndarray]], Preprocessing | None] = lambda tensors: None
 
 
 class KerasModel(NamedTuple):
-    """The same network in keras.applications.
+    """The same network in keras.applications."""
 
-    Attributes:
-        builder: Name of the function that builds it.
-        outputs: Our layers that Keras calls by another name.
-        after: The layer after which ours begins, where preprocessing is part of the model.
-    """
-
-    builder: str
-    outputs: Mapping[str, str]
-    after: str = ""
+    builder: str  # name of the function that builds it
+    outputs: Mapping[str, str]  # our layers that Keras calls by another name
+    after: str = ""  # the layer after which ours begins, where preprocessing is part of the model
 
 
 class Official(NamedTuple):
-    """One published weight file.
+    """One published weight file."""
 
-    Attributes:
-        address: Where it is.
-        digest: Published, hexadecimal: MD5 or, with 64 digits, SHA-256.
-        top: Whether it has the 1000-class head.
-        options: Fields of the module that it needs.
-    """
-
-    address: str
-    digest: str
-    top: bool
-    options: Mapping[str, Any] = {}
+    address: str  # where it is
+    digest: str  # published, hexadecimal: MD5 or, with 64 digits, SHA-256
+    top: bool  # whether it has the 1000-class head
+    options: Mapping[str, Any] = {}  # fields of the module that it needs
 
 
 class Sources(NamedTuple):

@@ -58,17 +58,12 @@ class FullyConnected(nn.Module):
 
 
 class VGG16(nn.Module):
-    """VGG16, stopped after the layer `last`; dropout is left out.
+    """VGG16, stopped after the layer `last`; dropout is left out."""
 
-    Attributes:
-        last: The layer whose output is returned; one of `LAYERS`, or avg_pool, the mean of the maps of block5_pool.
-        width: Multiplier of all filter counts.
-        classes: Number of classes of the head.
-    """
-
+    # the layer whose output is returned; one of `LAYERS`, or avg_pool, the mean of the maps of block5_pool
     last: str = "softmax"
-    width: float = 1.0
-    classes: int = 1000
+    width: float = 1.0  # multiplier of all filter counts
+    classes: int = 1000  # number of classes of the head
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W 3"], train: bool = False) -> Array:

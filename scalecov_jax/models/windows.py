@@ -14,38 +14,23 @@ class Window(NamedTuple):
 
     Position i sees the input pixels stride * i + offset to stride * i + offset + size - 1, of which those outside the image
     are padding. (Where branches meet, the window spans them all.)
-
-    Attributes:
-        source: Axis of the input.
-        size: Pixels of the input.
-        stride: Pixels of the input from one position to the next.
-        offset: First pixel that position 0 sees; negative where it sees padding.
-        first: First position that no padding reaches, the network's own inside included.
-        last: Last such position; below `first` if there is none.
     """
 
-    source: int
-    size: int
-    stride: int
-    offset: int
-    first: int
-    last: int
+    source: int  # axis of the input
+    size: int  # pixels of the input
+    stride: int  # pixels of the input from one position to the next
+    offset: int  # first pixel that position 0 sees; negative where it sees padding
+    first: int  # first position that no padding reaches, the network's own inside included
+    last: int  # last such position; below `first` if there is none
 
 
 class Seen(NamedTuple):
-    """What a value depends on; nothing by default.
+    """What a value depends on; nothing by default."""
 
-    Attributes:
-        axes: The window of each axis that follows one of the input's.
-        whole: Axes of the input over which every entry sees everything.
-        empty: Whether it was computed from a map without pixels.
-        unknown: Why its windows cannot be derived; empty if they can.
-    """
-
-    axes: tuple[Window | None, ...] = ()
-    whole: frozenset[int] = frozenset()
-    empty: bool = False
-    unknown: str = ""
+    axes: tuple[Window | None, ...] = ()  # the window of each axis that follows one of the input's
+    whole: frozenset[int] = frozenset()  # axes of the input over which every entry sees everything
+    empty: bool = False  # whether it was computed from a map without pixels
+    unknown: str = ""  # why its windows cannot be derived; empty if they can
 
 
 class _UnknownWindowError(Exception):
