@@ -6,16 +6,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from scalecov_jax.models import sources
 from scalecov_jax.models.layers import ConvBlock, MaxPool, NormBlock, classify, halve, run_to
-from scalecov_jax.models.sources import (
-    KERAS,
-    TRACKED,
-    KerasModel,
-    Layout,
-    Sources,
-    keras_layouts,
-    official_pair,
-)
 
 STAGES = {2: 6, 3: 12, 4: 24, 5: 16}  # dense layers of each, by Keras's number
 GROWTH = 32  # channels that each of them adds
@@ -95,7 +87,7 @@ class DenseNet121(nn.Module):
         return x if reached else classify(self.last, x, self.classes)
 
 
-def _layouts() -> tuple[Layout, ...]:
+def _layouts() -> tuple[sources.Layout, ...]:
     """By path Keras's and torch's names of every convolution and normalisation; pre-activation, so not in pairs."""
     keras = {"conv1": "conv1_conv", "conv1/norm": "conv1_bn"}
     torch = {"conv1": "features.conv0", "conv1/norm": "features.norm0"}
@@ -119,18 +111,18 @@ def _layouts() -> tuple[Layout, ...]:
     # The published file still has the names of before torchvision 0.3: norm.1 for norm1.
     old = {path: re.sub(r"(norm|conv)([12])$", r"\1.\2", name) for path, name in torch.items()}
     return (
-        *keras_layouts(keras, EPSILON),
-        Layout("torchvision or timm", "torch", torch, 1e-5, ignored=TRACKED),
-        Layout("torchvision before 0.3", "torch", old, 1e-5, ignored=TRACKED),
+        *sources.keras_layouts(keras, EPSILON),
+        sources.Layout("torchvision or timm", "torch", torch, 1e-5, ignored=sources.TRACKED),
+        sources.Layout("torchvision before 0.3", "torch", old, 1e-5, ignored=sources.TRACKED),
     )
 
 
 # Source: keras.applications (densenet) 3.15; torchvision.models (densenet).
-SOURCES = Sources(
+SOURCES = sources.Sources(
     _layouts(),
-    KerasModel("DenseNet121", {"pre_softmax": "predictions"}),
-    official_pair(
-        f"{KERAS}/densenet/densenet121_weights_tf_dim_ordering_tf_kernels",
+    sources.KerasModel("DenseNet121", {"pre_softmax": "predictions"}),
+    sources.official_pair(
+        f"{sources.KERAS}/densenet/densenet121_weights_tf_dim_ordering_tf_kernels",
         "9d60b8095a5708f2dcce2bca79d332c7",
         "30ee3e1110167f948a6b9946edeeb738",
     ),

@@ -6,17 +6,9 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
+from scalecov_jax.models import sources
 from scalecov_jax.models.mobilenet_v2 import EPSILON, MobileNetV2, inverted_blocks
 from scalecov_jax.models.preprocessing import TORCH_MEAN, TORCH_SD, Preprocessing
-from scalecov_jax.models.sources import (
-    TRACKED,
-    KerasModel,
-    Layout,
-    Sources,
-    blocks,
-    keras_layouts,
-    official_pair,
-)
 
 # Filters, blocks, kernel size and stride of each stage.
 _STAGES = (
@@ -44,7 +36,7 @@ class EfficientNetB0(MobileNetV2):
     `MobileNetV2`, from which it differs by squeeze-and-excitation and the activation.
     """
 
-    blocks = BLOCKS
+    sources.blocks = BLOCKS
     ends = _ENDS
     options = (("depthwise", "dwconv"), ("activation", nn.silu), ("squeeze", True))
 
@@ -81,7 +73,7 @@ _KERAS = {
 }
 
 
-def _layouts() -> tuple[Layout, ...]:
+def _layouts() -> tuple[sources.Layout, ...]:
     first, last = _ENDS
     keras: dict[str, Any] = {first: ("stem_conv", "stem_bn")}
     torchvision: dict[str, Any] = {first: ("features.0.0", "features.0.1")}
@@ -103,17 +95,26 @@ def _layouts() -> tuple[Layout, ...]:
     normalised = {"normalization of the input": r"^normalization_1/"}
     symmetric, head = {"symmetric_padding": True}, "predictions"
     return (
-        *keras_layouts(blocks(keras, head), EPSILON, ignored=normalised, declared=declared_preprocessing),
-        Layout("torchvision", "torch", blocks(torchvision, "classifier.1"), 1e-5, symmetric, TRACKED),
-        Layout("timm", "torch", blocks(timm, "classifier"), 1e-5, symmetric, TRACKED),
+        *sources.keras_layouts(
+            sources.blocks(keras, head), EPSILON, ignored=normalised, declared=declared_preprocessing
+        ),
+        sources.Layout(
+            "torchvision",
+            "torch",
+            sources.blocks(torchvision, "classifier.1"),
+            1e-5,
+            symmetric,
+            sources.TRACKED,
+        ),
+        sources.Layout("timm", "torch", sources.blocks(timm, "classifier"), 1e-5, symmetric, sources.TRACKED),
     )
 
 
 # Source: keras.applications (efficientnet) 3.15; torchvision.models (efficientnet); timm.models (efficientnet_b0).
-SOURCES = Sources(
+SOURCES = sources.Sources(
     _layouts(),
-    KerasModel("EfficientNetB0", {"pre_softmax": "predictions"}, after="normalization_1"),
-    official_pair(
+    sources.KerasModel("EfficientNetB0", {"pre_softmax": "predictions"}, after="normalization_1"),
+    sources.official_pair(
         "https://storage.googleapis.com/keras-applications/efficientnetb0",
         "902e53a9f72be733fc0bcb005b3ebbac",
         "50bc09e76180e00e4465e1a485ddc09d",

@@ -8,17 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from scalecov_jax.models import sources
 from scalecov_jax.models.layers import ConvBlock, MaxPool, average_pool, classify, max_pool, run_to
-from scalecov_jax.models.sources import (
-    KERAS,
-    TRACKED,
-    KerasModel,
-    Layout,
-    Sources,
-    blocks,
-    keras_layouts,
-    official_pair,
-)
 
 
 class Conv(NamedTuple):
@@ -208,7 +199,7 @@ _LETTERS = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")  #
 _KINDS = (_A, _A, _A, _B, _C, _C, _C, _C, _D, _E, _E)
 
 
-def _layouts() -> tuple[Layout, ...]:
+def _layouts() -> tuple[sources.Layout, ...]:
     keras, torch, listed = {}, {}, []
 
     def add(path: str, number: int, module: str) -> None:
@@ -224,29 +215,29 @@ def _layouts() -> tuple[Layout, ...]:
             add(f"{layer}/conv2d_{number}", number, f"Mixed_{letters}.{branch}")
         listed += [f"{layer}/conv2d_{first + i}" for i in kind.listed]
         first += len(kind.branches)
-    in_file = blocks({path: keras[path] for path in listed}, "")
+    in_file = sources.blocks({path: keras[path] for path in listed}, "")
     return (
-        *keras_layouts(blocks(keras, "predictions"), EPSILON, listed=in_file),
-        Layout(
+        *sources.keras_layouts(sources.blocks(keras, "predictions"), EPSILON, listed=in_file),
+        sources.Layout(
             "torchvision or timm",
             "torch",
-            blocks(torch, "fc"),
+            sources.blocks(torch, "fc"),
             EPSILON,
             {"count_padding": True, "use_scale": True},
-            {"AuxLogits": r"^AuxLogits\.", **TRACKED},
+            {"AuxLogits": r"^AuxLogits\.", **sources.TRACKED},
         ),
     )
 
 
 # Source: keras.applications (inception_v3) 3.15; torchvision.models (inception).
-SOURCES = Sources(
+SOURCES = sources.Sources(
     _layouts(),
-    KerasModel(
+    sources.KerasModel(
         "InceptionV3",
         {"conv2d_3": "activation_3", "conv2d_5": "activation_5", "pre_softmax": "predictions"},
     ),
-    official_pair(
-        f"{KERAS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels",
+    sources.official_pair(
+        f"{sources.KERAS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels",
         "9a0d58056eeedaa3f26cb7ebd46da564",
         "bcbd6486424b2319ff4ef7d526e38f63",
     ),
