@@ -50,8 +50,8 @@ def check_scores(subject: Subject) -> None:
         layers = score_propagation.layer_names(*subject.folded(), (1, subject.size, subject.size, 3), at)
         if sum("conv" in layer for layer in layers) != len(score_maps.QUOTED_KERNELS):
             raise ValueError(
-                f"config.prior is quoted, but the target lies at {at}; the source quotes {len(score_maps.QUOTED_KERNELS)} convolutions. "
-                "Take true or published, or a target behind conv15."
+                f"config.prior is quoted, but the target lies at {at}; the source quotes "
+                f"{len(score_maps.QUOTED_KERNELS)} convolutions. Take true or published, or a target behind conv15."
             )
     each, images = _image_bytes(subject), _most_kept(subject)
     if each * images > MOST_BYTES:

@@ -36,7 +36,7 @@ class EfficientNetB0(MobileNetV2):
     `MobileNetV2`, from which it differs by squeeze-and-excitation and the activation.
     """
 
-    sources.blocks = BLOCKS
+    blocks = BLOCKS
     ends = _ENDS
     options = (("depthwise", "dwconv"), ("activation", nn.silu), ("squeeze", True))
 
