@@ -4,6 +4,8 @@ An objective is optimised on K images together (more than one for diversity); M 
 optimised at once with vmap. Steps run in compiled chunks, between which the state can be kept on disk.
 """
 
+import bisect
+import itertools
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -127,17 +129,14 @@ def advance(
         ValueError: The network has no such layer, or vectors of another width than it.
         FloatingPointError: An objective is not finite, or has no gradient at all (a dead channel).
     """
-    begin = 0
-    for stage in recipe:
-        if state.step < begin + stage.steps:
-            break
-        begin += stage.steps
-    else:
+    ends = [*itertools.accumulate(stage.steps for stage in recipe)]
+    if state.step >= ends[-1]:
         return state
-    moments = state.moments
-    if state.step == begin and begin:
-        moments = optax.adam(0.0).init(state.spectra)
-    steps = min(steps, begin + stage.steps - state.step)
+    at = bisect.bisect_right(ends, state.step)
+    stage, begin = recipe[at], ends[at] - recipe[at].steps
+    new = begin and state.step == begin
+    moments = optax.adam(0.0).init(state.spectra) if new else state.moments
+    steps = min(steps, ends[at] - state.step)
     spectra, moments, values, alive = _advance(
         module,
         variables,

@@ -80,95 +80,42 @@ class Architecture:
         return self.trunk_layers[-1]
 
 
-ARCHITECTURES = {
-    architecture.name: architecture
-    for architecture in (
-        Architecture(
-            "inception_v3",
-            inception_v3.InceptionV3,
-            inception_v3.LAYERS,
-            inception_v3.EPSILON,
-            299,
-            "tf",
-            "InceptionV3",
-            sources=inception_v3.SOURCES,
-        ),
-        *(
-            Architecture(
-                network.__name__.lower(),
-                network,
-                resnet.layer_names(network),
-                resnet.EPSILON,
-                224,
-                "caffe",
-                network.__name__,
-                sources=resnet.sources(network),
-            )
-            for network in (resnet.ResNet50, resnet.ResNet101, resnet.ResNet152)
-        ),
-        Architecture(
-            "vgg16",
-            vgg16.VGG16,
-            vgg16.LAYERS,
-            input_size=224,
-            preprocessing="caffe",
-            title="VGG16",
-            head=vgg16.HEAD,
-            sources=vgg16.SOURCES,
-        ),
-        Architecture(
-            "mobilenet_v2",
-            mobilenet_v2.MobileNetV2,
-            mobilenet_v2.LAYERS,
-            mobilenet_v2.EPSILON,
-            224,
-            "tf",
-            "MobileNetV2",
-            sources=mobilenet_v2.SOURCES,
-        ),
-        Architecture(
-            "densenet121",
-            densenet.DenseNet121,
-            densenet.LAYERS,
-            densenet.EPSILON,
-            title="DenseNet121",
-            sources=densenet.SOURCES,
-        ),
-        Architecture(
-            "efficientnet_b0",
-            efficientnet.EfficientNetB0,
-            efficientnet.LAYERS,
-            efficientnet.EPSILON,
-            title="EfficientNetB0",
-            sources=efficientnet.SOURCES,
-        ),
-        Architecture(
-            "convnext_tiny",
-            convnext.ConvNeXtTiny,
-            convnext.LAYERS,
-            title="ConvNeXt-Tiny",
-            sources=convnext.SOURCES,
-        ),
-        Architecture(
-            "vit",
-            vit.ViT,
-            vit.ViT().layer_names,
-            vit.ViT.epsilon,
-            title="ViT",
-            sources=vit_sources.SOURCES,
-            inside=vit.ViT().every_layer,
-        ),
-        Architecture(
-            "dr_grader",
-            dr_grader.DRGrader,
-            dr_grader.LAYERS,
-            dr_grader.EPSILON,
-            dr_grader.INPUT_SIZE,
-            "unit",
-            "DR grader",
-        ),
+def _family(
+    name: str, module: type[nn.Module], of: Any, size: int, preprocessing: Preprocessing, title: str
+) -> Architecture:
+    """From a module and what the file that it stands in says of it."""
+    names = {"epsilon": "EPSILON", "head": "HEAD", "sources": "SOURCES"}
+    more = {field: getattr(of, constant) for field, constant in names.items() if hasattr(of, constant)}
+    return Architecture(
+        name, module, of.LAYERS, input_size=size, preprocessing=preprocessing, title=title, **more
     )
-}
+
+
+def _resnet(network: type[resnet.ResNet50]) -> Architecture:
+    name, layers, names = network.__name__, resnet.layer_names(network), resnet.sources(network)
+    return Architecture(name.lower(), network, layers, resnet.EPSILON, 224, "caffe", name, sources=names)
+
+
+_FAMILIES = (
+    _family("inception_v3", inception_v3.InceptionV3, inception_v3, 299, "tf", "InceptionV3"),
+    *map(_resnet, (resnet.ResNet50, resnet.ResNet101, resnet.ResNet152)),
+    _family("vgg16", vgg16.VGG16, vgg16, 224, "caffe", "VGG16"),
+    _family("mobilenet_v2", mobilenet_v2.MobileNetV2, mobilenet_v2, 224, "tf", "MobileNetV2"),
+    _family("densenet121", densenet.DenseNet121, densenet, 224, "torch", "DenseNet121"),
+    _family("efficientnet_b0", efficientnet.EfficientNetB0, efficientnet, 224, "torch", "EfficientNetB0"),
+    _family("convnext_tiny", convnext.ConvNeXtTiny, convnext, 224, "torch", "ConvNeXt-Tiny"),
+    Architecture(
+        "vit",
+        vit.ViT,
+        vit.ViT().layer_names,
+        vit.ViT.epsilon,
+        title="ViT",
+        sources=vit_sources.SOURCES,
+        inside=vit.ViT().every_layer,
+    ),
+    _family("dr_grader", dr_grader.DRGrader, dr_grader, dr_grader.INPUT_SIZE, "unit", "DR grader"),
+)
+ARCHITECTURES = {architecture.name: architecture for architecture in _FAMILIES}
 
 
 def get_architecture(name: str) -> Architecture:
