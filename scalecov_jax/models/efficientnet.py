@@ -38,7 +38,7 @@ class EfficientNetB0(MobileNetV2):
 
     blocks = BLOCKS
     ends = _ENDS
-    options = (("depthwise", "dwconv"), ("activation", nn.silu), ("squeeze", True))
+    depthwise, activation, squeeze = "dwconv", staticmethod(nn.silu), True
 
 
 def declared_preprocessing(tensors: Mapping[str, np.ndarray]) -> Preprocessing | None:

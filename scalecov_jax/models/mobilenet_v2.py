@@ -108,7 +108,7 @@ class MobileNetV2(nn.Module):
 
     blocks = BLOCKS
     ends = ("Conv1_relu", "out_relu")  # the convolutions before and behind them
-    options = (("depthwise", "depthwise"), ("activation", nn.relu6), ("squeeze", False))  # of each
+    depthwise, activation, squeeze = "depthwise", staticmethod(nn.relu6), False  # see `InvertedResidual`
 
     last: str = "softmax"  # the layer whose output is returned; one of the architecture's, or avg_pool
     # multiplier of all filter counts (Keras's alpha, without its rounding to multiples of 8)
@@ -121,17 +121,16 @@ class MobileNetV2(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "N H W 3"], train: bool = False) -> Array:
         """Return the output of `last` for preprocessed images: maps [N, h, w, D] or, from pre_softmax on, [N, classes]."""
-        options: dict[str, Any] = dict(self.options)
-        conv = partial(
-            ConvBlock, epsilon=EPSILON, use_scale=True, activation=options["activation"], folded=self.folded
-        )
+        same = {"activation": self.activation, "folded": self.folded}
+        conv = partial(ConvBlock, epsilon=EPSILON, use_scale=True, **same)
         padding = 1 if self.symmetric_padding else "SAME"
+        own = {"depthwise": self.depthwise, "squeeze": self.squeeze, **same}
         residual = partial(
-            InvertedResidual, width=self.width, symmetric_padding=self.symmetric_padding, folded=self.folded
+            InvertedResidual, width=self.width, symmetric_padding=self.symmetric_padding, **own
         )
         steps = (
             conv(round(32 * self.width), (3, 3), 2, padding, name=self.ends[0]),
-            *(residual(block, **options, name=block.layer) for block in self.blocks),
+            *(residual(block, name=block.layer) for block in self.blocks),
             conv(round(1280 * self.width), name=self.ends[1]),
         )
         x, reached = run_to(self.last, steps, x, train)
