@@ -6,13 +6,26 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tiny_network import LAYERS
+from tiny_network import LAYERS, random_network
 
+from scalecov_jax import checkpoints
 from scalecov_jax import run as runner
 
 CLASSES = ("striped_disc", "ringed_star")
 TRUNK = LAYERS[:3]
 SPLITS = 3
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "some_weights"
+    checkpoints.save(folder, random_network())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(weights):
+    return settings_of(weights)
 
 
 def settings_of(weights):

@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import probe_runs
 import pytest
 from golden_tables import assert_golden
 from tiny_network import LAYERS, random_network
@@ -18,13 +19,7 @@ TRUNK = LAYERS[:3]
 WIDTHS = {"stem": 8, "block_1": 16, "block_2": 32}
 TABLES = ("change", "linearity", "angles", "transfer", "readings")
 pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_scenes")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights") / "some_weights"
-    checkpoints.save(folder, random_network())
-    return folder
+weights = probe_runs.weights
 
 
 @pytest.fixture(scope="module")

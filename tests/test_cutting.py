@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import probe_runs
 import pytest
 from flax import linen as nn
 from tiny_network import random_network
@@ -13,6 +14,8 @@ from scalecov_jax.cutting import check_pruning, cut_checkpoint, pruned_network
 from scalecov_jax.imaging.image_set import Example
 from scalecov_jax.models.architecture import ARCHITECTURES, Architecture
 from scalecov_jax.models.layers import ConvBlock
+
+weights = probe_runs.weights
 
 
 class Outside(nn.Module):
@@ -55,13 +58,6 @@ def test_a_cut_after_a_captured_layer_changes_nothing(pooling):
     pruning = check_pruning(network, pruned_network(network, "block_1"), images(5), pooling=pooling)
     assert pruning.relative_difference < 1e-5
     assert pruning.parameters_after < pruning.parameters_before
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights") / "some_weights"
-    checkpoints.save(folder, random_network())
-    return folder
 
 
 @pytest.mark.parametrize(("estimator", "layer"), [("ols", "stem"), ("ridge", "block_1")])

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pandas as pd
+import probe_runs
 import pytest
 from test_noise_golden import GOLDEN
 from tiny_network import LAYERS, random_network
@@ -16,13 +17,7 @@ from scalecov_jax.settings import parse
 
 MAPS = LAYERS[:3]
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights") / "some_weights"
-    checkpoints.save(folder, random_network())
-    return folder
+weights = probe_runs.weights
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """What the main job infers: intervals, tests, controls and vectors, of two concepts and grouped images."""
 
 import numpy as np
+import probe_runs
 import pytest
 from probe_runs import CLASSES, SPLITS, findings_of, run, settings_of, summary_of, table
 from scipy import stats
@@ -17,13 +18,7 @@ from scalecov_jax.selection import select_layers
 from scalecov_jax.vectors import load_rcv, load_rcvs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_scenes")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights") / "some_weights"
-    checkpoints.save(folder, random_network())
-    return folder
+weights = probe_runs.weights
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,9 @@
 import json
 
 import numpy as np
+import probe_runs
 import pytest
-from probe_runs import CLASSES, SPLITS, TRUNK, findings_of, run, settings_of, summary_of, table
+from probe_runs import CLASSES, SPLITS, TRUNK, findings_of, run, summary_of, table
 from tiny_network import LAYERS, random_network
 
 from scalecov_jax import checkpoints
@@ -17,18 +18,7 @@ from scalecov_jax.selection import select_layers
 from scalecov_jax.settings import parse
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_scenes")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights") / "some_weights"
-    checkpoints.save(folder, random_network())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def settings(weights):
-    return settings_of(weights)
+weights, settings = probe_runs.weights, probe_runs.settings
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import probe_runs
 import pytest
-from probe_runs import refused, run, settings_of, summary_of, table, write_voc
+from probe_runs import refused, run, summary_of, table, write_voc
 from tiny_network import random_network
 
 from scalecov_jax import checkpoints
@@ -19,18 +20,7 @@ from scalecov_jax.experiments.probe_settings import _possible
 from scalecov_jax.imaging.image_set import Example, image_set
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "quick_scenes")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights") / "some_weights"
-    checkpoints.save(folder, random_network())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def settings(weights):
-    return settings_of(weights)
+weights, settings = probe_runs.weights, probe_runs.settings
 
 
 # Photographs

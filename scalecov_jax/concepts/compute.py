@@ -18,14 +18,7 @@ from tqdm import tqdm
 
 from scalecov_jax.cache import MeasureCache, content_hash
 from scalecov_jax.concepts.measure import ConceptMeasure
-from scalecov_jax.imaging.image_set import (
-    MIN_IMAGES,
-    Example,
-    ImageError,
-    ImageSet,
-    Skipped,
-    Source,
-)
+from scalecov_jax.imaging.image_set import MIN_IMAGES, Example, ImageError, ImageSet, Skipped, Source
 
 _WRITE_EVERY = 5.0  # seconds
 

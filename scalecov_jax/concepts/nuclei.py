@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Integer, UInt8
 from skimage.filters import threshold_otsu
 from skimage.measure import label
@@ -40,8 +41,7 @@ def mean_area(mask: UInt8[np.ndarray, "H W"]) -> Nuclei | None:
     scikit-image) that do not touch the border and cover at least 3 pixels. Nuclei that touch each other count as one, and so does
     what a gap of one pixel parts; such a gap to the left or upper border is filled too, which removes the nucleus.
 
-    Returns:
-        Their number and mean area; None without a nucleus, as in a constant mask.
+    Their number and mean area; None without a nucleus, as in a constant mask.
 
     Source: Graziani et al. 2021, and the authors' notebook transfer_histopathology.
     """
@@ -52,13 +52,20 @@ def mean_area(mask: UInt8[np.ndarray, "H W"]) -> Nuclei | None:
 def mean_area_of_instances(labels: Integer[np.ndarray, "H W"]) -> Nuclei | None:
     """Nuclei of instance numbers: those that do not touch the border and cover at least 3 pixels.
 
-    Returns:
-        Their number and mean area; None without a nucleus.
+    Their number and mean area; None without a nucleus.
     """
-    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    numbers, areas = np.unique(labels, return_counts=True)
-    areas = areas[(numbers != 0) & (areas >= MIN_AREA) & ~np.isin(numbers, border)]
+    areas = np.bincount(instances(labels).ravel())[1:]
     return Nuclei(len(areas), float(areas.mean())) if len(areas) else None
+
+
+def instances(labels: Integer[np.ndarray, "H W"], *, border: bool = False) -> Integer[np.ndarray, "H W"]:
+    """Those of at least 3 pixels and, without `border`, off the border of the image, numbered from 1; the others are 0."""
+    numbers, inverse, areas = np.unique(labels, return_inverse=True, return_counts=True)
+    kept = (numbers != 0) & (areas >= MIN_AREA)
+    if not border:
+        edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+        kept &= ~np.isin(numbers, edge)
+    return np.where(kept, np.cumsum(kept), 0)[inverse.reshape(labels.shape)]
 
 
 def class_means(
@@ -78,10 +85,8 @@ def class_means(
         )
     if not len(areas):
         raise ValueError("The areas of training patches are needed for class means, and there are none.")
-    return {
-        float(one): float(areas[magnifications == one].mean(dtype=np.float64))
-        for one in np.unique(magnifications)
-    }
+    means = pd.Series(areas.astype(np.float64)).groupby(magnifications.astype(np.float64)).mean()
+    return means.to_dict()  # pyright: ignore[reportReturnType]
 
 
 def nearest_class(areas: Float[np.ndarray, " N"], means: Mapping[float, float]) -> Float[np.ndarray, " N"]:

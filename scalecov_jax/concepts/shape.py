@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Integer
 from skimage.measure import label, regionprops
 
+from scalecov_jax.concepts import nuclei
 from scalecov_jax.concepts.nuclei import MIN_AREA
 from scalecov_jax.imaging.image_set import Example
 
@@ -38,32 +39,21 @@ def required_mask(example: Example) -> Integer[np.ndarray, "H W"] | Bool[np.ndar
 def instances(
     mask: Integer[np.ndarray, "H W"] | Bool[np.ndarray, "H W"], *, border: bool = False
 ) -> Integer[np.ndarray, "H W"]:
-    """The instances that are measured, numbered from 1.
+    """The instances that are measured, as `nuclei.instances`; `border` keeps what touches the border and is therefore cut.
 
-    As in `nuclei`, those of at least 3 pixels; and without `border` those that do not touch the border of the image.
-
-    Args:
-        mask: Instance numbers, where what bears one number is one instance, connected or not; or foreground, whose components
-            (8-connected) are the instances.
-        border: Keep what touches the border and is therefore cut.
+    A mask holds instance numbers, where what bears one number is one instance, connected or not; or foreground, whose components
+    (8-connected) are the instances.
     """
     labels = np.asarray(label(mask, connectivity=2)) if mask.dtype == np.bool_ else mask
-    numbers, inverse, areas = np.unique(labels, return_inverse=True, return_counts=True)
-    kept = (numbers != 0) & (areas >= MIN_AREA)
-    if not border:
-        edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-        kept &= ~np.isin(numbers, edge)
-    return np.where(kept, np.cumsum(kept), 0)[inverse.reshape(mask.shape)]
+    return nuclei.instances(labels, border=border)
 
 
 def mean_property(name: str, *, border: bool = False) -> Callable[[Example], float]:
-    """Concept measure: the mean of a property over the instances, each counting once.
+    """Concept measure: the mean of a property over the `instances`, each counting once.
 
-    Args:
-        name: One of `PROPERTIES`, as scikit-image defines them: area in pixels; perimeter in pixels along the centres of border
-            pixels; eccentricity and major axis in pixels of the ellipse with the same second moments; Euler number (parts minus
-            holes, 8-connected); solidity (area / area of the convex hull).
-        border: See `instances`.
+    Properties are as scikit-image defines them: area in pixels; perimeter in pixels along the centres of border pixels;
+    eccentricity and major axis in pixels of the ellipse with the same second moments; Euler number (parts minus holes,
+    8-connected); solidity (area / area of the convex hull).
 
     Raises:
         ValueError: When measuring: an example without mask, or without an instance.

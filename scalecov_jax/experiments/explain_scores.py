@@ -17,24 +17,8 @@ from jaxtyping import Float
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments.explain_inputs import Subject
 from scalecov_jax.experiments.explain_maps import joined
+from scalecov_jax.explanation import score_maps, score_propagation
 from scalecov_jax.explanation.capture import capture
-from scalecov_jax.explanation.score_maps import (
-    PRIORS,
-    QUOTED_KERNELS,
-    binary_map,
-    map_scores,
-    quoted_fields,
-    spread,
-    spread_evenly,
-)
-from scalecov_jax.explanation.score_propagation import (
-    Parts,
-    layer_names,
-    peak_bytes,
-    propagate_scores,
-    relative_difference,
-    sum_of_parts,
-)
 from scalecov_jax.explanation.target import Target, settled
 from scalecov_jax.extraction import Features, cached_features
 from scalecov_jax.imaging.decoding import resize_image
@@ -63,11 +47,11 @@ def check_scores(subject: Subject) -> None:
         )
     if settings.prior == "quoted":
         at = subject.targets[0].layer
-        layers = layer_names(*subject.folded(), (1, subject.size, subject.size, 3), at)
-        if sum("conv" in layer for layer in layers) != len(QUOTED_KERNELS):
+        layers = score_propagation.layer_names(*subject.folded(), (1, subject.size, subject.size, 3), at)
+        if sum("conv" in layer for layer in layers) != len(score_maps.QUOTED_KERNELS):
             raise ValueError(
-                f"config.prior is quoted, but the target lies at {at}; the source quotes {len(QUOTED_KERNELS)} convolutions. "
-                "Take true or published, or a target behind conv15."
+                f"config.prior is quoted, but the target lies at {at}; the source quotes "
+                f"{len(score_maps.QUOTED_KERNELS)} convolutions. Take true or published, or a target behind conv15."
             )
     each, images = _image_bytes(subject), _most_kept(subject)
     if each * images > MOST_BYTES:
@@ -82,7 +66,7 @@ def needed_memory(subject: Subject) -> str:
     """Bytes of memory of the largest step, and bytes of scores.npz, in words; nothing is computed."""
     images = min(subject.settings.batch_size, len(subject.source))
     shape = (images, subject.size, subject.size, 3)
-    peak = peak_bytes(*subject.folded(), shape, subject.targets)
+    peak = score_propagation.peak_bytes(*subject.folded(), shape, subject.targets)
     kept = _image_bytes(subject) * _most_kept(subject)
     return f"{subject.name}: peak_bytes {peak} in batches of {images}, {kept} bytes of scores"
 
@@ -110,7 +94,7 @@ def divide_scores(subject: Subject, path: Path | None) -> tuple[pd.DataFrame, Fe
         "target": arrays["targets"],
         "logit": arrays["scores"].astype(float),
         "sum_of_parts": arrays["sums"],
-        "relative_error": relative_difference(arrays["sums"], arrays["scores"]),
+        "relative_error": score_propagation.relative_difference(arrays["sums"], arrays["scores"]),
         "input": arrays["input_sums"],
     }
     named = {"weights": subject.name, "image": np.repeat(names, len(subject.targets))}
@@ -135,7 +119,7 @@ def draw_scores(subject: Subject, found: Features, album: Album, folder: Path) -
         for column, target in enumerate(arrays["targets"][row]):
             at, name = (row, column), f"{subject.name}_{row + 1:03}"
             total = arrays["total"][at]
-            high = binary_map(total, settings.deviations)
+            high = score_maps.binary_map(total, settings.deviations)
             over = marked(picture, high)
             (folder / "blink" / f"{name}_{column + 1:02}.gif").write_bytes(blink(picture, over))
             line = str(target) if asked[column] == target else f"{asked[column]}: {target}"
@@ -185,15 +169,17 @@ def settle_targets(module: Any, variables: Any, inputs: Any, targets: Sequence[T
     return [settled(target, output) for target in targets]
 
 
-def by_image(parts: Parts) -> Parts:
+def by_image(parts: score_propagation.Parts) -> score_propagation.Parts:
     """Parts in host memory, image by target."""
     return jax.tree.map(lambda values: np.moveaxis(np.asarray(values), 0, 1), jax.device_get(parts))
 
 
-def total_maps(parts: Parts, network: Network, size: int, prior: str) -> Float[np.ndarray, "N T H W"]:
+def total_maps(
+    parts: score_propagation.Parts, network: Network, size: int, prior: str
+) -> Float[np.ndarray, "N T H W"]:
     """All parts on the image; what belongs to no place is spread evenly, so that with the true prior they add up to the score."""
     constants = {name: np.asarray(values) for name, values in parts.constants.items()}
-    total = np.asarray(parts.inputs) + spread_evenly(np.asarray(parts.link), size, size)
+    total = np.asarray(parts.inputs) + score_maps.spread_evenly(np.asarray(parts.link), size, size)
     for _, maps in _each_spread(constants, network, size, prior):
         total += maps
     return total
@@ -215,16 +201,16 @@ def _each_spread(
     if prior == "quoted":
         convolutions = [name for name in with_maps if "conv" in name]
         axes = zip(*(fields[name] or () for name in convolutions), strict=True)
-        quoted = zip(*(quoted_fields(axis) for axis in axes), strict=True)
+        quoted = zip(*(score_maps.quoted_fields(axis) for axis in axes), strict=True)
         fields |= dict(zip(convolutions, quoted, strict=True))
     for name, values in constants.items():
         if field := fields.get(name):
             axes = zip(field, values.shape[-2:], strict=True)
-            shares = [spread(axis, count, size, PRIORS[prior]) for axis, count in axes]
-            yield name, map_scores(values, *shares)
+            shares = [score_maps.spread(axis, count, size, score_maps.PRIORS[prior]) for axis, count in axes]
+            yield name, score_maps.map_scores(values, *shares)
         else:
             whole = values.sum(tuple(range(2, values.ndim)), dtype=np.float64)
-            yield name, spread_evenly(whole, size, size)
+            yield name, score_maps.spread_evenly(whole, size, size)
 
 
 def _most_kept(subject: Subject) -> int:
@@ -236,7 +222,9 @@ def _image_bytes(subject: Subject) -> int:
     """Of the arrays that are kept of one image; nothing is computed."""
     module, variables = subject.folded()
     images = jax.ShapeDtypeStruct((1, subject.size, subject.size, 3), jnp.float32)
-    parts = jax.eval_shape(partial(propagate_scores, module), variables, images, subject.targets)
+    parts = jax.eval_shape(
+        partial(score_propagation.propagate_scores, module), variables, images, subject.targets
+    )
     return 4 * sum(values.size for values in (parts.inputs, parts.inputs, *parts.constants.values()))
 
 
@@ -244,19 +232,19 @@ def _divide(subject: Subject) -> Features:
     """Parts and maps of all images that can be decoded."""
     settings, source, size = subject.settings, subject.source, subject.size
     module, variables = subject.folded()
-    order = layer_names(module, variables, (1, size, size, 3), subject.targets[0].layer)
+    order = score_propagation.layer_names(module, variables, (1, size, size, 3), subject.targets[0].layer)
     skipped: list[Skipped] = []
     maps: list[dict[str, np.ndarray]] = []
     numbers: list[dict[str, np.ndarray]] = []
     room = _most_kept(subject)
     for inputs, valid, indices in subject.batches(source, skipped):
         own = settle_targets(module, variables, inputs, subject.targets)
-        parts = propagate_scores(module, variables, inputs, own)
+        parts = score_propagation.propagate_scores(module, variables, inputs, own)
         parts = by_image(parts._replace(gradients=parts.gradients[..., :0]))  # not read here
         parts = jax.tree.map(lambda values, valid=valid: values[valid], parts)
         if not len(parts.scores):
             continue
-        sums = sum_of_parts(parts)
+        sums = score_propagation.sum_of_parts(parts)
         if not np.isfinite(sums).all():
             bad = [source[int(index)].name for index in indices[valid][~np.isfinite(sums).all(1)]]
             raise FloatingPointError(

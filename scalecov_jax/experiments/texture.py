@@ -116,11 +116,7 @@ def check(settings: Settings) -> dict[str, Network]:
 
 
 def dry_run(settings: Settings) -> str:
-    """What `run` would compute, in words.
-
-    Raises:
-        ValueError: See `check`.
-    """
+    """What `run` would compute, in words. Raises as `check`."""
     plan = _plan(settings)
     left_out = f"; the weights have no {', '.join(plan.missing)}" * bool(plan.missing)
     return (

@@ -24,12 +24,7 @@ from scalecov_jax.extraction import Features, cached_features, compute_features
 from scalecov_jax.imaging import tissue
 from scalecov_jax.imaging.folder import annotated, read_folder
 from scalecov_jax.imaging.image_set import ImageSet, Skipped, count_reasons
-from scalecov_jax.imaging.patches import (
-    MAGNIFICATIONS,
-    Labels,
-    open_patches,
-    prepare_patches,
-)
+from scalecov_jax.imaging.patches import MAGNIFICATIONS, Labels, open_patches, prepare_patches
 from scalecov_jax.models.architecture import check_layer, get_architecture
 from scalecov_jax.models.cost import measure_cost
 from scalecov_jax.probes.splits import grouped_splits

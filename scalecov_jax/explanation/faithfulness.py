@@ -17,6 +17,9 @@ from scalecov_jax.explanation.capture import capture
 from scalecov_jax.explanation.target import Target
 from scalecov_jax.imaging.image_set import Box
 
+Maps = Float[np.ndarray, "N H W"]
+Flags = Bool[np.ndarray, " N"]
+
 SMALL = 0.25  # share of the image below which an object is small
 
 
@@ -102,9 +105,7 @@ def blurred(inputs: Float[Array, "N H W 3"], sigma: float = 10.0) -> Float[Array
     return inputs
 
 
-def hits(
-    maps: Float[np.ndarray, "N H W"], boxes: Sequence[Box], tolerance: int = 0
-) -> Bool[np.ndarray, " N"]:
+def hits(maps: Maps, boxes: Sequence[Box], tolerance: int = 0) -> Flags:
     """Whether the largest value of each map lies in the box of its image, or misses it by `tolerance` pixels at most.
 
     A map that is nowhere above zero points nowhere and misses. Boxes are 1-based and inclusive, in pixels of the map.
@@ -115,13 +116,13 @@ def hits(
     return _inside(*points(maps), boxes, tolerance)
 
 
-def centre_hits(height: int, width: int, boxes: Sequence[Box]) -> Bool[np.ndarray, " N"]:
+def centre_hits(height: int, width: int, boxes: Sequence[Box]) -> Flags:
     """Whether the centre of each image lies in its box: what pointing achieves without looking."""
     count = len(boxes)
     return _inside(np.full(count, (width + 1) / 2), np.full(count, (height + 1) / 2), boxes, 0)
 
 
-def pointing_game(hit: Bool[np.ndarray, " N"], centre: Bool[np.ndarray, " N"]) -> Pointing:
+def pointing_game(hit: Flags, centre: Flags) -> Pointing:
     """Compare `hits` of a map with `centre_hits` of the same images by the exact McNemar test.
 
     Source: McNemar 1947; exact binomial form.
@@ -132,9 +133,7 @@ def pointing_game(hit: Bool[np.ndarray, " N"], centre: Bool[np.ndarray, " N"]) -
     return Pointing(len(hit), int(hit.sum()), int(centre.sum()), only_map, only_centre, p)
 
 
-def exchange_test(
-    maps: Float[np.ndarray, "N H W"], boxes: Sequence[Box], *, permutations: int = 2000, seed: int = 0
-) -> Exchanged:
+def exchange_test(maps: Maps, boxes: Sequence[Box], *, permutations: int = 2000, seed: int = 0) -> Exchanged:
     """The pointing game against maps of the other images: does a map follow the object, or where objects usually are?
 
     Source: a permutation test of independence; with it a map gains nothing from pointing where most boxes are.
@@ -149,9 +148,7 @@ def exchange_test(
     return Exchanged(own, expected, (1 + sum(one >= own for one in drawn)) / (1 + permutations))
 
 
-def pointing_strata(
-    hit: Bool[np.ndarray, " N"], centre: Bool[np.ndarray, " N"], share: Float[np.ndarray, " N"]
-) -> dict[str, Pointing]:
+def pointing_strata(hit: Flags, centre: Flags, share: Float[np.ndarray, " N"]) -> dict[str, Pointing]:
     """`pointing_game` over all images, and over those whose object is small; a stratum without images is left out.
 
     A large box is hard to miss from the centre, so all images together say little of where a map points. `share` is the area of
@@ -208,7 +205,7 @@ def randomise_downwards(network: Network, parts: Sequence[str], seed: int = 0) -
 
 def weight_randomisation(
     network: Network,
-    maps: Callable[[Any], Float[np.ndarray, "N H W"]],
+    maps: Callable[[Any], Maps],
     parts: Sequence[str],
     seed: int = 0,
 ) -> list[Randomised]:
@@ -225,9 +222,7 @@ def weight_randomisation(
     ]
 
 
-def rank_correlation(
-    first: Float[np.ndarray, "N H W"], second: Float[np.ndarray, "N H W"]
-) -> Float[np.ndarray, " N"]:
+def rank_correlation(first: Maps, second: Maps) -> Float[np.ndarray, " N"]:
     """Spearman's correlation of the pixels of every two maps; 0 where one is constant, as it then says nothing of the other."""
     values = np.zeros(len(first))
     for index, (a, b) in enumerate(zip(first, second, strict=True)):

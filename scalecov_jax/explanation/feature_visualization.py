@@ -4,6 +4,8 @@ An objective is optimised on K images together (more than one for diversity); M 
 optimised at once with vmap. Steps run in compiled chunks, between which the state can be kept on disk.
 """
 
+import bisect
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,16 +21,8 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from scalecov_jax.atomic import kept_arrays, write_arrays
 from scalecov_jax.compilation import jit
+from scalecov_jax.explanation import fourier_image
 from scalecov_jax.explanation.capture import capture
-from scalecov_jax.explanation.fourier_image import (
-    LIGHT,
-    STANDARD,
-    Transforms,
-    random_spectra,
-    to_images,
-    total_variation,
-    transform,
-)
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 
 Kind = Literal["direction", "neuron", "layer"]
@@ -58,14 +52,14 @@ class Stage:
     steps: int = 512  # their number
     learning_rate: float = 0.05  # of Adam, whose state starts at 0
     total_variation: float = 0.0  # weight of the penalty, see `fourier_image.total_variation`
-    transforms: Transforms = STANDARD  # what the images must survive
+    transforms: fourier_image.Transforms = fourier_image.STANDARD  # what the images must survive
     diversity: float = 0.0  # weight of the penalty on images of one objective that resemble each other
 
 
 LUCID = (Stage(),)
 IMVIP = (
     Stage(512, 0.1),
-    Stage(512, 0.1, 0.025, LIGHT),
+    Stage(512, 0.1, 0.025, fourier_image.LIGHT),
     Stage(1024, 0.01, 0.0025),
 )
 """The recipe of Graziani et al. 2019 (IMVIP): three stages, 2048 steps."""
@@ -116,7 +110,7 @@ def start(objectives: Sequence[Objective], *, size: int = 128, images: int = 1, 
             f"Objectives that are summed must be given for the same number of images, at least one; got {counts}."
         )
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(counts[0]))
-    spectra = jax.vmap(lambda key: random_spectra(key, images, size))(keys)
+    spectra = jax.vmap(lambda key: fourier_image.random_spectra(key, images, size))(keys)
     return State(spectra, optax.adam(0.0).init(spectra), keys, 0, jnp.zeros(counts[0]))
 
 
@@ -135,17 +129,14 @@ def advance(
         ValueError: The network has no such layer, or vectors of another width than it.
         FloatingPointError: An objective is not finite, or has no gradient at all (a dead channel).
     """
-    begin = 0
-    for stage in recipe:
-        if state.step < begin + stage.steps:
-            break
-        begin += stage.steps
-    else:
+    ends = [*itertools.accumulate(stage.steps for stage in recipe)]
+    if state.step >= ends[-1]:
         return state
-    moments = state.moments
-    if state.step == begin and begin:
-        moments = optax.adam(0.0).init(state.spectra)
-    steps = min(steps, begin + stage.steps - state.step)
+    at = bisect.bisect_right(ends, state.step)
+    stage, begin = recipe[at], ends[at] - recipe[at].steps
+    new = begin and state.step == begin
+    moments = optax.adam(0.0).init(state.spectra) if new else state.moments
+    steps = min(steps, ends[at] - state.step)
     spectra, moments, values, alive = _advance(
         module,
         variables,
@@ -220,7 +211,7 @@ def load_state(path: Path, objectives: Sequence[Objective], *, size: int) -> Sta
 
 def pictures(state: State) -> UInt8[np.ndarray, "M K size size 3"]:
     """The images of a state in 8 bits."""
-    return np.asarray(jnp.round(255 * jax.vmap(to_images)(state.spectra))).astype(np.uint8)
+    return np.asarray(jnp.round(255 * jax.vmap(fourier_image.to_images)(state.spectra))).astype(np.uint8)
 
 
 @partial(jit, static_argnames=("module", "preprocessing", "transforms"))
@@ -229,7 +220,7 @@ def _advance(
     variables: Any,
     preprocessing: Preprocessing,
     objectives: tuple[Objective, ...],
-    transforms: Transforms,
+    transforms: fourier_image.Transforms,
     rates: tuple[Any, Any, Any],
     start: tuple[Array, Any],
     keys: Key[Array, " M"],
@@ -242,13 +233,15 @@ def _advance(
     def loss(
         spectra: Array, key: Any, wanted: tuple[Objective, ...], redirected: Array
     ) -> tuple[Array, Array]:
-        images = to_images(spectra)
-        seen = jax.vmap(partial(transform, by=transforms))(jax.random.split(key, len(images)), images)
+        images = fourier_image.to_images(spectra)
+        seen = jax.vmap(partial(fourier_image.transform, by=transforms))(
+            jax.random.split(key, len(images)), images
+        )
         layers = tuple(dict.fromkeys(one.layer for one in wanted))
         with nn.intercept_methods(partial(_redirect, redirected)):
             outputs = capture(module, variables, preprocess(255 * seen, preprocessing), layers)
         gain = sum((one.weight * _gain(one, outputs[one.layer]) for one in wanted), jnp.zeros(len(images)))
-        penalty = variation * total_variation(images).sum()
+        penalty = variation * fourier_image.total_variation(images).sum()
         if len(images) > 1:
             penalty += diversity * _resemblance(outputs[wanted[0].layer])
         return penalty - gain.sum(), gain.mean()

@@ -1,10 +1,12 @@
 """Images as spectra with decorrelated colours, and the small random changes that a visualisation must survive."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Key
 
 INITIAL_SD = 0.01
@@ -67,24 +69,12 @@ def transform(
     rows = cosine * y - sine * x + centre + first[0] + by.pad
     columns = sine * y + cosine * x + centre + first[1] + by.pad
     padded = jnp.pad(image, ((by.pad,) * 2, (by.pad,) * 2, (0, 0)), constant_values=0.5)
-    return _sample(padded, rows, columns)
+    # Bilinear; beyond the border its pixels are repeated.
+    sample = partial(map_coordinates, coordinates=[rows, columns], order=1, mode="nearest")
+    return jax.vmap(sample, -1, -1)(padded)
 
 
 def total_variation(images: Float[Array, "K H W 3"]) -> Float[Array, " K"]:
     """Sum of the absolute differences of neighbouring pixels, of images in 0-1."""
     down, right = jnp.abs(jnp.diff(images, axis=1)), jnp.abs(jnp.diff(images, axis=2))
     return down.sum((1, 2, 3)) + right.sum((1, 2, 3))
-
-
-def _sample(
-    image: Float[Array, "H W 3"], rows: Float[Array, "h w"], columns: Float[Array, "h w"]
-) -> Float[Array, "h w 3"]:
-    """Bilinear interpolation; beyond the border its pixels are repeated."""
-    height, width = image.shape[:2]
-    rows, columns = jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)
-    top = jnp.clip(jnp.floor(rows).astype(int), 0, height - 2)
-    left = jnp.clip(jnp.floor(columns).astype(int), 0, width - 2)
-    down, right = (rows - top)[..., None], (columns - left)[..., None]
-    upper = image[top, left] * (1 - right) + image[top, left + 1] * right
-    lower = image[top + 1, left] * (1 - right) + image[top + 1, left + 1] * right
-    return upper * (1 - down) + lower * down

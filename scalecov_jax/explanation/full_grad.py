@@ -28,10 +28,7 @@ def full_grad(
 
     As in the published program a layer is rescaled as a whole, its channels together; vectors, and biases of 0, are left out.
     Maps are upsampled bilinearly with the centres of pixels in line, where that program puts the corners in line.
-    Batch normalisation must be folded.
-
-    Raises:
-        ValueError: See `propagate_scores`.
+    Batch normalisation must be folded. Raises as `propagate_scores`.
 
     Source: Srinivas and Fleuret 2019, Full-Gradient Representation for Neural Network Visualization, equation 5.
     """

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 from scipy.ndimage import maximum_filter
-from scipy.special import gammaln
+from scipy.stats import hypergeom
 from skimage.measure import label
 from sklearn.metrics import average_precision_score
 
@@ -102,14 +102,10 @@ def chance(mask: Mask, marked: int, tolerance: int = 0) -> Located:
     A lesion of a pixels of P is missed by m pixels with probability C(P - a, m) / C(P, m). Scattered pixels meet more lesions
     than the same number in patches, so a map of patches may lie below this level; maps of other images are the fairer baseline.
     """
-    sizes = np.bincount(lesions(mask).ravel())[1:]
-    pixels = mask.size
-    rest = pixels - sizes - marked
-    logs = gammaln(pixels - sizes + 1) + gammaln(pixels - marked + 1) - gammaln(pixels + 1)
-    missed = np.where(rest >= 0, np.exp(logs - gammaln(np.maximum(rest, 0) + 1)), 0.0)
-    around = maximum_filter((np.asarray(mask) > 0).astype(np.uint8), 2 * tolerance + 1, mode="constant")
-    recall = float(np.clip(1 - missed, 0, 1).mean())
-    return Located(float(around.mean()), recall, float((np.asarray(mask) > 0).mean()))
+    sizes, inside = np.bincount(lesions(mask).ravel())[1:], np.asarray(mask) > 0
+    around = maximum_filter(inside.astype(np.uint8), 2 * tolerance + 1, mode="constant")
+    recall = float(hypergeom.sf(0, mask.size, sizes, marked).mean())
+    return Located(float(around.mean()), recall, float(inside.mean()))
 
 
 def compare_methods(

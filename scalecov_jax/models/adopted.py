@@ -28,14 +28,11 @@ class Adopted(nn.Module):
 
     The variables are those of the module itself, without a name in front. Layers inside `nn.scan`, `nn.remat` and other lifted
     transformations cannot end it, since their values live in a trace of their own.
-
-    Attributes:
-        network: The module; called with images, and with train or deterministic where it takes one of these.
-        last: The layer to stop after.
     """
 
+    # the module; called with images, and with train or deterministic where it takes one of these
     network: nn.Module
-    last: str
+    last: str  # the layer to stop after
 
     def setup(self) -> None:
         """The variables lie where those of the module would."""

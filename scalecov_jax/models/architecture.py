@@ -26,46 +26,33 @@ from scalecov_jax.models.sources import Sources
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family of networks.
+    """A family of networks."""
 
-    Attributes:
-        name: As in configs and tables.
-        module: Linen module with a field `last` that names the layer to stop after. A field `folded`, if there is one, says
-            that batch normalisation is part of the kernels (see `folding.fold`).
-        layers: The layers that are probed, from input to output, by the source's names: those of modules inside it.
-        epsilon: Added to the variance by every batch normalisation.
-        input_size: Height and width of the images it was trained on, in pixels.
-        preprocessing: What its Keras weights expect.
-        title: Its name for people; `name` when empty.
-        head: Those of `layers` that belong to the classification head.
-        sources: Where weights may come from, and what to compare with.
-        inside: Layers that are probed only if asked for, with those of `layers`, in the order in which they are computed.
-    """
-
-    name: str
+    name: str  # as in configs and tables
+    # linen module with a field `last` that names the layer to stop after. A field `folded`, if there is one, says that
+    # batch normalisation is part of the kernels (see `folding.fold`).
     module: type[nn.Module]
+    # the layers that are probed, from input to output, by the source's names: those of modules inside it
     layers: tuple[str, ...]
-    epsilon: float = 1e-3
-    input_size: int = 224
-    preprocessing: Preprocessing = "torch"
-    title: str = ""
+    epsilon: float = 1e-3  # added to the variance by every batch normalisation
+    input_size: int = 224  # height and width of the images it was trained on, in pixels
+    preprocessing: Preprocessing = "torch"  # what its Keras weights expect
+    title: str = ""  # its name for people; `name` when empty
+    # those of `layers` that belong to the classification head
     head: tuple[str, ...] = ("pre_softmax", "softmax")
-    sources: Sources = field(default_factory=Sources)
+    sources: Sources = field(default_factory=Sources)  # where weights may come from, and what to compare with
+    # layers that are probed only if asked for, with those of `layers`, in the order in which they are computed
     inside: tuple[str, ...] = ()
 
     def __post_init__(self):
         fields = getattr(self.module, "__dataclass_fields__", {})
-        problems = [
-            problem
-            for problem, wrong in (
-                (f"{self.module.__name__} has no field `last`", "last" not in fields),
-                ("no layer comes before the head", not self.trunk_layers),
-                ("a layer is listed twice", len({*self.layers}) < len(self.layers)),
-                (f"{WHOLE} is listed; it follows the last layer by itself", WHOLE in self.layers),
-            )
-            if wrong
-        ]
-        if problems:
+        possible = {
+            f"{self.module.__name__} has no field `last`": "last" not in fields,
+            "no layer comes before the head": not self.trunk_layers,
+            "a layer is listed twice": len({*self.layers}) < len(self.layers),
+            f"{WHOLE} is listed; it follows the last layer by itself": WHOLE in self.layers,
+        }
+        if problems := [problem for problem, wrong in possible.items() if wrong]:
             raise ValueError(f"Architecture {self.name!r} cannot be used: {'; '.join(problems)}.")
 
     @property
@@ -93,95 +80,42 @@ class Architecture:
         return self.trunk_layers[-1]
 
 
-ARCHITECTURES = {
-    architecture.name: architecture
-    for architecture in (
-        Architecture(
-            "inception_v3",
-            inception_v3.InceptionV3,
-            inception_v3.LAYERS,
-            inception_v3.EPSILON,
-            299,
-            "tf",
-            "InceptionV3",
-            sources=inception_v3.SOURCES,
-        ),
-        *(
-            Architecture(
-                network.__name__.lower(),
-                network,
-                resnet.layer_names(network),
-                resnet.EPSILON,
-                224,
-                "caffe",
-                network.__name__,
-                sources=resnet.sources(network),
-            )
-            for network in (resnet.ResNet50, resnet.ResNet101, resnet.ResNet152)
-        ),
-        Architecture(
-            "vgg16",
-            vgg16.VGG16,
-            vgg16.LAYERS,
-            input_size=224,
-            preprocessing="caffe",
-            title="VGG16",
-            head=vgg16.HEAD,
-            sources=vgg16.SOURCES,
-        ),
-        Architecture(
-            "mobilenet_v2",
-            mobilenet_v2.MobileNetV2,
-            mobilenet_v2.LAYERS,
-            mobilenet_v2.EPSILON,
-            224,
-            "tf",
-            "MobileNetV2",
-            sources=mobilenet_v2.SOURCES,
-        ),
-        Architecture(
-            "densenet121",
-            densenet.DenseNet121,
-            densenet.LAYERS,
-            densenet.EPSILON,
-            title="DenseNet121",
-            sources=densenet.SOURCES,
-        ),
-        Architecture(
-            "efficientnet_b0",
-            efficientnet.EfficientNetB0,
-            efficientnet.LAYERS,
-            efficientnet.EPSILON,
-            title="EfficientNetB0",
-            sources=efficientnet.SOURCES,
-        ),
-        Architecture(
-            "convnext_tiny",
-            convnext.ConvNeXtTiny,
-            convnext.LAYERS,
-            title="ConvNeXt-Tiny",
-            sources=convnext.SOURCES,
-        ),
-        Architecture(
-            "vit",
-            vit.ViT,
-            vit.ViT().layer_names,
-            vit.ViT.epsilon,
-            title="ViT",
-            sources=vit_sources.SOURCES,
-            inside=vit.ViT().every_layer,
-        ),
-        Architecture(
-            "dr_grader",
-            dr_grader.DRGrader,
-            dr_grader.LAYERS,
-            dr_grader.EPSILON,
-            dr_grader.INPUT_SIZE,
-            "unit",
-            "DR grader",
-        ),
+def _family(
+    name: str, module: type[nn.Module], of: Any, size: int, preprocessing: Preprocessing, title: str
+) -> Architecture:
+    """From a module and what the file that it stands in says of it."""
+    names = {"epsilon": "EPSILON", "head": "HEAD", "sources": "SOURCES"}
+    more = {field: getattr(of, constant) for field, constant in names.items() if hasattr(of, constant)}
+    return Architecture(
+        name, module, of.LAYERS, input_size=size, preprocessing=preprocessing, title=title, **more
     )
-}
+
+
+def _resnet(network: type[resnet.ResNet50]) -> Architecture:
+    name, layers, names = network.__name__, resnet.layer_names(network), resnet.sources(network)
+    return Architecture(name.lower(), network, layers, resnet.EPSILON, 224, "caffe", name, sources=names)
+
+
+_FAMILIES = (
+    _family("inception_v3", inception_v3.InceptionV3, inception_v3, 299, "tf", "InceptionV3"),
+    *map(_resnet, (resnet.ResNet50, resnet.ResNet101, resnet.ResNet152)),
+    _family("vgg16", vgg16.VGG16, vgg16, 224, "caffe", "VGG16"),
+    _family("mobilenet_v2", mobilenet_v2.MobileNetV2, mobilenet_v2, 224, "tf", "MobileNetV2"),
+    _family("densenet121", densenet.DenseNet121, densenet, 224, "torch", "DenseNet121"),
+    _family("efficientnet_b0", efficientnet.EfficientNetB0, efficientnet, 224, "torch", "EfficientNetB0"),
+    _family("convnext_tiny", convnext.ConvNeXtTiny, convnext, 224, "torch", "ConvNeXt-Tiny"),
+    Architecture(
+        "vit",
+        vit.ViT,
+        vit.ViT().layer_names,
+        vit.ViT.epsilon,
+        title="ViT",
+        sources=vit_sources.SOURCES,
+        inside=vit.ViT().every_layer,
+    ),
+    _family("dr_grader", dr_grader.DRGrader, dr_grader, dr_grader.INPUT_SIZE, "unit", "DR grader"),
+)
+ARCHITECTURES = {architecture.name: architecture for architecture in _FAMILIES}
 
 
 def get_architecture(name: str) -> Architecture:
@@ -201,12 +135,7 @@ def plain_name(name: str) -> str:
 
 
 def check_layer(architecture: Architecture, layer: str, last: str | None = None) -> str:
-    """Return `layer` if the network has it; `avg_pool`, the pooled whole, if it goes so far.
-
-    Args:
-        architecture: The network's family.
-        layer: Name to check.
-        last: Where this network stops, if not at its end.
+    """Return `layer` if the network, which may stop at `last`, has it; `avg_pool`, the pooled whole, if it goes so far.
 
     Raises:
         ValueError: There is no such layer, or the network stops before it.

@@ -1,10 +1,13 @@
 """ConvNeXt-Tiny (Liu et al. 2022) with the layer names of keras.applications, less their prefix convnext_tiny_."""
 
+from dataclasses import replace
+from functools import partial
+
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from scalecov_jax.models.layers import WHOLE, ConvBlock, GlobalAveragePool, LayerScale, Softmax, layer_norm
-from scalecov_jax.models.sources import KERAS, KerasModel, Layout, Sources, official_pair, unnamed
+from scalecov_jax.models.layers import ConvBlock, LayerScale, classify, layer_norm, run_to
+from scalecov_jax.models.sources import KERAS, KerasModel, Layout, Sources, keras_layouts, official_pair
 
 STAGES = ((96, 3), (192, 3), (384, 9), (768, 3))  # channels and blocks of each
 EPSILON = 1e-6  # of layer normalisation
@@ -20,32 +23,19 @@ def _layers() -> tuple[str, ...]:
 
 
 LAYERS = _layers()
+_conv = partial(ConvBlock, use_bias=True, activation=None, normalise=False)
 
 
 class Downsampling(nn.Module):
-    """A convolution whose windows do not overlap, after layer normalisation or, in the stem, before it.
+    """A convolution whose windows do not overlap, after layer normalisation or, in the stem, before it."""
 
-    Attributes:
-        features: Number of filters.
-        size: Their height and width, and the step, in pixels.
-    """
-
-    features: int
-    size: int
+    features: int  # number of filters
+    size: int  # their height and width, and the step, in pixels
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 D"]:
+    def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H2 W2 D"]:
         """Apply both."""
-        conv = ConvBlock(
-            self.features,
-            (self.size, self.size),
-            self.size,
-            "VALID",
-            use_bias=True,
-            activation=None,
-            normalise=False,
-            name="conv",
-        )
+        conv = _conv(self.features, (self.size, self.size), self.size, "VALID", name="conv")
         norm = layer_norm(x.dtype, "norm", EPSILON)
         return norm(conv(x)) if self.size == 4 else conv(norm(x))
 
@@ -54,18 +44,10 @@ class Block(nn.Module):
     """Depthwise 7x7 convolution, layer normalisation, two dense layers on each pixel, layer scale, and a shortcut."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+    def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H W C"]:
         """Apply the block."""
         channels = x.shape[-1]
-        y = ConvBlock(
-            channels,
-            (7, 7),
-            use_bias=True,
-            activation=None,
-            depthwise=True,
-            normalise=False,
-            name="depthwise_conv",
-        )(x)
+        y = _conv(channels, (7, 7), depthwise=True, name="depthwise_conv")(x)
         y = layer_norm(x.dtype, "norm", EPSILON)(y)
         y = nn.gelu(nn.Dense(4 * channels, name="pointwise_conv_1")(y), approximate=False)
         y = nn.Dense(channels, name="pointwise_conv_2")(y)
@@ -76,79 +58,72 @@ class ConvNeXtTiny(nn.Module):
     """ConvNeXt-Tiny, stopped after the layer `last`; stochastic depth is left out, and training is as inference.
 
     Its input is normalised (see `preprocessing.preprocess`): Keras's layer for that is not part of it.
-
-    Attributes:
-        last: The layer whose output is returned; one of `LAYERS`, or avg_pool, the mean before the normalisation of the head.
-        width: Multiplier of all filter counts.
-        classes: Number of classes of the head.
     """
 
+    # the layer whose output is returned; one of `LAYERS`, or avg_pool, the mean before the normalisation of the head
     last: str = "softmax"
-    width: float = 1.0
-    classes: int = 1000
+    width: float = 1.0  # multiplier of all filter counts
+    classes: int = 1000  # number of classes of the head
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W 3"], train: bool = False) -> Array:
         """Return the output of `last` for preprocessed images: maps [N, h, w, D] or, from pre_softmax on, [N, classes]."""
-        stage = 0
-        for layer in LAYERS[:-2]:
-            if "_block_" in layer and not layer.startswith("downsampling"):
-                x = Block(name=layer)(x)
-            else:
-                x = Downsampling(round(STAGES[stage][0] * self.width), 2 if stage else 4, name=layer)(x)
-                stage += 1
-            if self.last == layer:
-                return x
-        x = GlobalAveragePool(name=WHOLE)(x)
-        if self.last == WHOLE:
-            return x
-        x = layer_norm(x.dtype, "head_norm", EPSILON)(x)
-        x = nn.Dense(self.classes, name="pre_softmax")(x)
-        return x if self.last == "pre_softmax" else Softmax(name="softmax")(x)
+        sizes = iter(
+            (round(features * self.width), 2 if stage else 4) for stage, (features, _) in enumerate(STAGES)
+        )
+        steps = (
+            Block(name=layer) if layer.startswith("stage_") else Downsampling(*next(sizes), name=layer)
+            for layer in LAYERS[:-2]
+        )
+        x, reached = run_to(self.last, steps, x, train)
+        norm = partial(layer_norm, name="head_norm", epsilon=EPSILON)
+        return x if reached else classify(self.last, x, self.classes, lambda x: norm(x.dtype)(x))
 
 
-# A part of a block by our name: Keras's name and kind, torchvision's and timm's name.
+# A part of a block by our name: Keras's, torchvision's and timm's name.
 _PARTS = {
-    "depthwise_conv": ("depthwise_conv", "conv2d", "block.0", "conv_dw"),
-    "norm": ("layernorm", "layer_normalization", "block.2", "norm"),
-    "pointwise_conv_1": ("pointwise_conv_1", "dense", "block.3", "mlp.fc1"),
-    "pointwise_conv_2": ("pointwise_conv_2", "dense", "block.5", "mlp.fc2"),
-    "layer_scale": ("layer_scale", "layer_scale", "layer_scale", "gamma"),
+    "depthwise_conv": ("depthwise_conv", "block.0", "conv_dw"),
+    "norm": ("layernorm", "block.2", "norm"),
+    "pointwise_conv_1": ("pointwise_conv_1", "block.3", "mlp.fc1"),
+    "pointwise_conv_2": ("pointwise_conv_2", "block.5", "mlp.fc2"),
+    "layer_scale": ("layer_scale", "layer_scale", "gamma"),
 }
+# Stem and downsampling are a normalisation and a convolution in one layer of Keras's.
+_KINDS = {
+    "stem|down": "sequential",
+    "norm": "layer_normalization",
+    "point|soft": "dense",
+    "scale": "layer_scale",
+}
+_KINDS |= {"": "conv2d"}
 
 
 def _layouts() -> tuple[Layout, ...]:
-    keras, kinds, torchvision, timm = {}, {}, {}, {}
+    keras, torchvision, timm = {}, {}, {}
     stage = number = -1
     for layer in LAYERS[:-2]:
         name = f"convnext_tiny_{layer}"
         if layer.startswith("stage_"):
             number += 1
-            for part, (ours, kind, theirs, brief) in _PARTS.items():
+            for part, (ours, theirs, brief) in _PARTS.items():
                 path = f"{layer}/{part}"
-                keras[path], kinds[f"{name}_{ours}"] = f"{name}_{ours}", kind
+                keras[path] = f"{name}_{ours}"
                 torchvision[path] = f"features.{2 * stage + 1}.{number}.{theirs}"
                 timm[path] = f"stages.{stage}.blocks.{number}.{brief}"
         else:
             stage, number = stage + 1, -1
-            kinds[name] = "sequential"  # of a normalisation and a convolution
             for at, part in enumerate(("norm", "conv") if stage else ("conv", "norm")):
                 keras[f"{layer}/{part}"] = name
                 torchvision[f"{layer}/{part}"] = f"features.{2 * stage}.{at}"
                 timm[f"{layer}/{part}"] = f"stages.{stage}.downsample.{at}" if stage else f"stem.{at}"
     keras |= {"head_norm": "convnext_tiny_head_layernorm", "pre_softmax": "convnext_tiny_head_dense"}
-    kinds |= {keras["head_norm"]: "layer_normalization", keras["pre_softmax"]: "dense"}
     torchvision |= {"head_norm": "classifier.0", "pre_softmax": "classifier.2"}
     timm |= {"head_norm": "head.norm", "pre_softmax": "head.fc"}
-    numbered = unnamed(kinds)
+    named, unnamed = keras_layouts(keras, kinds=_KINDS)
     return (
         # A file without the head has the head's normalisation all the same, under another name.
-        Layout("Keras", "keras", keras, ignored={"normalisation of the end": r"^layer_normalization_1/"}),
-        Layout(
-            "Keras 3 without layer names",
-            "keras_unnamed",
-            {path: numbered[name] for path, name in keras.items()},
-        ),
+        replace(named, ignored={"normalisation of the end": r"^layer_normalization_1/"}),
+        unnamed,
         Layout("torchvision", "torch", torchvision, pixelwise=r"\.layer_scale$"),
         Layout("timm", "torch", timm),
     )

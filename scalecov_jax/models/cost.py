@@ -11,15 +11,11 @@ from scalecov_jax.models.pruning import count_parameters
 
 
 class Cost(NamedTuple):
-    """Of one network.
+    """Of one network."""
 
-    Attributes:
-        parameters: Number of all values, the statistics of the batch normalisation among them.
-        flops: Floating-point operations of one forward pass on one image (a multiplication and an addition are two), as the
-            compiler counts them before it optimises.
-    """
-
-    parameters: int
+    parameters: int  # number of all values, the statistics of the batch normalisation among them
+    # floating-point operations of one forward pass on one image (a multiplication and an addition are two), as the compiler
+    # counts them before it optimises
     flops: float
 
 

@@ -6,16 +6,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from scalecov_jax.models.layers import WHOLE, ConvBlock, GlobalAveragePool, MaxPool, NormBlock, Softmax, halve
-from scalecov_jax.models.sources import (
-    KERAS,
-    TRACKED,
-    KerasModel,
-    Layout,
-    Sources,
-    official_pair,
-    unnamed,
-)
+from scalecov_jax.models import sources
+from scalecov_jax.models.layers import ConvBlock, MaxPool, NormBlock, classify, halve, run_to
 
 STAGES = {2: 6, 3: 12, 4: 24, 5: 16}  # dense layers of each, by Keras's number
 GROWTH = 32  # channels that each of them adds
@@ -34,17 +26,11 @@ LAYERS = _layers()
 
 
 class DenseLayer(nn.Module):
-    """Normalises what came before, adds channels computed from it, and returns both.
+    """Normalises what came before, adds channels computed from it, and returns both."""
 
-    Attributes:
-        prefix: Keras's name of it, such as conv2_block1.
-        growth: Channels that it adds.
-        folded: See `layers.NormBlock`.
-    """
-
-    prefix: str
-    growth: int
-    folded: bool = False
+    prefix: str  # Keras's name of it, such as conv2_block1
+    growth: int  # channels that it adds
+    folded: bool = False  # see `layers.NormBlock`
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H W D"]:
@@ -58,15 +44,10 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """Half as many channels, of half the height and width.
+    """Half as many channels, of half the height and width."""
 
-    Attributes:
-        prefix: Keras's name of it, such as pool2.
-        folded: See `layers.NormBlock`.
-    """
-
-    prefix: str
-    folded: bool = False
+    prefix: str  # Keras's name of it, such as pool2
+    folded: bool = False  # see `layers.NormBlock`
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H2 W2 D"]:
@@ -77,47 +58,36 @@ class Transition(nn.Module):
 
 
 class DenseNet121(nn.Module):
-    """DenseNet121, stopped after the layer `last`.
+    """DenseNet121, stopped after the layer `last`."""
 
-    Attributes:
-        last: The layer whose output is returned; one of `LAYERS`, or avg_pool. A `*_concat` layer is what the next one sees
-            before it normalises it, so that the channels of each return in all later ones of its stage.
-        width: Multiplier of all filter counts.
-        classes: Number of classes of the head.
-        folded: Whether batch normalisation is folded into convolutions and scales.
-    """
-
+    # the layer whose output is returned; one of `LAYERS`, or avg_pool. A `*_concat` layer is what the next one sees
+    # before it normalises it, so that the channels of each return in all later ones of its stage.
     last: str = "softmax"
-    width: float = 1.0
-    classes: int = 1000
-    folded: bool = False
+    width: float = 1.0  # multiplier of all filter counts
+    classes: int = 1000  # number of classes of the head
+    folded: bool = False  # whether batch normalisation is folded into convolutions and scales
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W 3"], train: bool = False) -> Array:
         """Return the output of `last` for preprocessed images: maps [N, h, w, D] or, from pre_softmax on, [N, classes]."""
-        x = ConvBlock(
-            round(64 * self.width), (7, 7), 2, 3, EPSILON, use_scale=True, folded=self.folded, name="conv1"
-        )(x, train)
+        first, growth = round(64 * self.width), round(GROWTH * self.width)
+        steps: list[nn.Module] = [
+            ConvBlock(first, (7, 7), 2, 3, EPSILON, use_scale=True, folded=self.folded, name="conv1")
+        ]
         for layer in LAYERS[:-2]:
             if layer == "pool1":
-                x = MaxPool(1, name=layer)(x)
+                steps.append(MaxPool(1, name=layer))
             elif layer.endswith("_concat"):
-                growth = round(GROWTH * self.width)
-                x = DenseLayer(layer.removesuffix("_concat"), growth, self.folded, name=layer)(x, train)
+                steps.append(DenseLayer(layer.removesuffix("_concat"), growth, self.folded, name=layer))
             elif layer.endswith("_pool"):
-                x = Transition(layer.removesuffix("_pool"), self.folded, name=layer)(x, train)
+                steps.append(Transition(layer.removesuffix("_pool"), self.folded, name=layer))
             else:
-                x = NormBlock(EPSILON, self.folded, name=layer)(x, train)
-            if self.last == layer:
-                return x
-        x = GlobalAveragePool(name=WHOLE)(x)
-        if self.last == WHOLE:
-            return x
-        x = nn.Dense(self.classes, name="pre_softmax")(x)
-        return x if self.last == "pre_softmax" else Softmax(name="softmax")(x)
+                steps.append(NormBlock(EPSILON, self.folded, name=layer))
+        x, reached = run_to(self.last, steps, x, train)
+        return x if reached else classify(self.last, x, self.classes)
 
 
-def _layouts() -> tuple[Layout, ...]:
+def _layouts() -> tuple[sources.Layout, ...]:
     """By path Keras's and torch's names of every convolution and normalisation; pre-activation, so not in pairs."""
     keras = {"conv1": "conv1_conv", "conv1/norm": "conv1_bn"}
     torch = {"conv1": "features.conv0", "conv1/norm": "features.norm0"}
@@ -138,25 +108,21 @@ def _layouts() -> tuple[Layout, ...]:
             torch |= {f"{path}_bn/norm": f"{inner}.norm", f"{path}_conv": f"{inner}.conv"}
     keras |= {"relu/norm": "bn", "pre_softmax": "predictions"}
     torch |= {"relu/norm": "features.norm5", "pre_softmax": "classifier"}
-    kinds = {path: "batch_normalization" if path.endswith("norm") else "conv2d" for path in keras}
     # The published file still has the names of before torchvision 0.3: norm.1 for norm1.
     old = {path: re.sub(r"(norm|conv)([12])$", r"\1.\2", name) for path, name in torch.items()}
     return (
-        Layout("Keras", "keras", keras, EPSILON),
-        Layout(
-            "Keras 3 without layer names", "keras_unnamed", unnamed(kinds | {"pre_softmax": "dense"}), EPSILON
-        ),
-        Layout("torchvision or timm", "torch", torch, 1e-5, ignored=TRACKED),
-        Layout("torchvision before 0.3", "torch", old, 1e-5, ignored=TRACKED),
+        *sources.keras_layouts(keras, EPSILON),
+        sources.Layout("torchvision or timm", "torch", torch, 1e-5, ignored=sources.TRACKED),
+        sources.Layout("torchvision before 0.3", "torch", old, 1e-5, ignored=sources.TRACKED),
     )
 
 
 # Source: keras.applications (densenet) 3.15; torchvision.models (densenet).
-SOURCES = Sources(
+SOURCES = sources.Sources(
     _layouts(),
-    KerasModel("DenseNet121", {"pre_softmax": "predictions"}),
-    official_pair(
-        f"{KERAS}/densenet/densenet121_weights_tf_dim_ordering_tf_kernels",
+    sources.KerasModel("DenseNet121", {"pre_softmax": "predictions"}),
+    sources.official_pair(
+        f"{sources.KERAS}/densenet/densenet121_weights_tf_dim_ordering_tf_kernels",
         "9d60b8095a5708f2dcce2bca79d332c7",
         "30ee3e1110167f948a6b9946edeeb738",
     ),

@@ -36,10 +36,6 @@ def fetch(official: Official, destination: Path) -> Path:
 
     The file appears under its name only when complete and right.
 
-    Args:
-        official: Which one.
-        destination: Path of the file.
-
     Raises:
         ValueError: The download failed or was cut short, or the file has another checksum.
     """

@@ -1,26 +1,20 @@
 """The 17-layer grader of diabetic retinopathy (de la Torre, Valls, Puig): convolutions, poolings, a linear score."""
 
 from functools import partial
+from itertools import product
 
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from scalecov_jax.models.layers import WHOLE, ConvBlock, GlobalAveragePool, MaxPool, Softmax
+from scalecov_jax.models.layers import ConvBlock, MaxPool, classify, run_to
 
 EPSILON = 1e-3
 INPUT_SIZE = 640
 GRADES = 5
 FILTERS = (16, 32, 64, 64, 64, 64, 64)  # of each block
-LAYERS = (
-    *(
-        f"block{block}_{layer}"
-        for block in range(1, len(FILTERS) + 1)
-        for layer in ("conv1", "conv2", "pool")
-    ),
-    "conv15",
-    "pre_softmax",
-    "softmax",
-)
+_BLOCKS = product(range(1, len(FILTERS) + 1), ("conv1", "conv2", "pool"))
+LAYERS = (*(f"block{block}_{layer}" for block, layer in _BLOCKS), "conv15", "pre_softmax", "softmax")
 
 
 class DRGrader(nn.Module):
@@ -29,39 +23,24 @@ class DRGrader(nn.Module):
     The published network is full width on 640 x 640 pixels. conv15 has 2x2 filters without padding, and avg_pool is its mean:
     the 64 features of an eye.
 
-    Attributes:
-        last: The layer whose output is returned; one of `LAYERS`, or avg_pool.
-        width: Multiplier of all filter counts.
-        classes: Number of grades.
-        folded: Whether batch normalisation is folded into the convolutions.
-
     Source: de la Torre, Valls, Puig 2020 (arXiv 1712.08107). It has 385,877 trained parameters; the
         paper says 391,325.
     """
 
-    last: str = "softmax"
-    width: float = 1.0
-    classes: int = GRADES
-    folded: bool = False
+    last: str = "softmax"  # the layer whose output is returned; one of `LAYERS`, or avg_pool
+    width: float = 1.0  # multiplier of all filter counts
+    classes: int = GRADES  # number of grades
+    folded: bool = False  # whether batch normalisation is folded into the convolutions
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W 3"], train: bool = False) -> Array:
         """Return the output of `last` for preprocessed images: maps [N, h, w, D] or, from avg_pool on, vectors."""
         conv = partial(ConvBlock, epsilon=EPSILON, use_bias=True, use_scale=True, folded=self.folded)
-        for block, filters in enumerate(FILTERS, start=1):
-            for number in (1, 2):
-                name = f"block{block}_conv{number}"
-                x = conv(round(filters * self.width), (3, 3), name=name)(x, train)
-                if self.last == name:
-                    return x
-            x = MaxPool(size=2, name=f"block{block}_pool")(x)
-            if self.last == f"block{block}_pool":
-                return x
-        x = conv(round(FILTERS[-1] * self.width), (2, 2), padding="VALID", name="conv15")(x, train)
-        if self.last == "conv15":
-            return x
-        x = GlobalAveragePool(name=WHOLE)(x)
-        if self.last == WHOLE:
-            return x
-        x = nn.Dense(self.classes, name="pre_softmax")(x)
-        return x if self.last == "pre_softmax" else Softmax(name="softmax")(x)
+        filters = [round(count * self.width) for count in FILTERS]
+        steps = [
+            MaxPool(size=2, name=name) if name.endswith("pool") else conv(count, (3, 3), name=name)
+            for name, count in zip(LAYERS, np.repeat(filters, 3).tolist(), strict=False)
+        ]
+        steps.append(conv(filters[-1], (2, 2), padding="VALID", name="conv15"))
+        x, reached = run_to(self.last, steps, x, train)
+        return x if reached else classify(self.last, x, self.classes)

@@ -10,12 +10,8 @@ def fold(module: nn.Module, variables: Any, epsilon: float) -> tuple[nn.Module, 
     """Fold every batch normalisation into its convolution.
 
     With s = scale / sqrt(var + epsilon): kernel' = kernel s, bias' = (bias - mean) s + offset. Where none comes right before
-    (`NormBlock`), s takes the place of the scale. Layer normalisation depends on the image and stays.
-
-    Args:
-        module: A network of `ConvBlock`s and `NormBlock`s.
-        variables: Its params and batch_stats.
-        epsilon: The architecture's.
+    (`NormBlock`), s takes the place of the scale. Layer normalisation depends on the image and stays. Epsilon is the
+    architecture's.
 
     Returns:
         The folded module and its variables (params only); its outputs equal the original's up to rounding. The module as it

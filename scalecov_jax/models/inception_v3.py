@@ -8,25 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from scalecov_jax.models.layers import (
-    WHOLE,
-    ConvBlock,
-    GlobalAveragePool,
-    MaxPool,
-    Softmax,
-    average_pool,
-    max_pool,
-)
-from scalecov_jax.models.sources import (
-    KERAS,
-    TRACKED,
-    KerasModel,
-    Layout,
-    Sources,
-    blocks,
-    official_pair,
-    unnamed,
-)
+from scalecov_jax.models import sources
+from scalecov_jax.models.layers import ConvBlock, MaxPool, average_pool, classify, max_pool, run_to
 
 
 class Conv(NamedTuple):
@@ -102,23 +85,14 @@ def _convolutions(branches: Branches) -> list[Conv]:
 
 
 class Mixed(nn.Module):
-    """One inception block: parallel branches, joined along the channels.
+    """One inception block: parallel branches, joined along the channels."""
 
-    Attributes:
-        branches: What each branch does, from left to right in the source.
-        first: Keras's number of the block's first convolution.
-        width: Multiplier of all filter counts.
-        count_padding: See `layers.average_pool`.
-        use_scale: See `layers.ConvBlock`.
-        folded: See `layers.ConvBlock`.
-    """
-
-    branches: Branches
-    first: int
-    width: float = 1.0
-    count_padding: bool = False
-    use_scale: bool = False
-    folded: bool = False
+    branches: Branches  # what each branch does, from left to right in the source
+    first: int  # Keras's number of the block's first convolution
+    width: float = 1.0  # multiplier of all filter counts
+    count_padding: bool = False  # see `layers.average_pool`
+    use_scale: bool = False  # see `layers.ConvBlock`
+    folded: bool = False  # see `layers.ConvBlock`
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H2 W2 D"]:
@@ -157,57 +131,37 @@ class Mixed(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """InceptionV3, stopped after the layer `last`.
+    """InceptionV3, stopped after the layer `last`."""
 
-    Attributes:
-        last: The layer whose output is returned; one of `LAYERS`, or avg_pool.
-        width: Multiplier of all filter counts.
-        classes: Number of classes of the head.
-        count_padding: Average pooling divides by 9 also at the border (torchvision) and not only by what it covers (Keras).
-        use_scale: Whether batch normalisation has a scale (torchvision) or none (Keras).
-        folded: Whether batch normalisation is folded into the convolutions.
-    """
-
-    last: str = "softmax"
-    width: float = 1.0
-    classes: int = 1000
+    last: str = "softmax"  # the layer whose output is returned; one of `LAYERS`, or avg_pool
+    width: float = 1.0  # multiplier of all filter counts
+    classes: int = 1000  # number of classes of the head
+    # average pooling divides by 9 also at the border (torchvision) and not only by what it covers (Keras)
     count_padding: bool = False
-    use_scale: bool = False
-    folded: bool = False
+    use_scale: bool = False  # whether batch normalisation has a scale (torchvision) or none (Keras)
+    folded: bool = False  # whether batch normalisation is folded into the convolutions
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W 3"], train: bool = False) -> Array:
         """Return the output of `last` for preprocessed images: maps [N, h, w, D] or, from pre_softmax on, [N, classes]."""
         conv = partial(ConvBlock, use_scale=self.use_scale, folded=self.folded)
 
-        def width(features: int) -> int:
-            return round(features * self.width)
-
-        x = conv(width(32), (3, 3), 2, "VALID", name="conv2d_1")(x, train)
-        x = conv(width(32), (3, 3), 1, "VALID", name="conv2d_2")(x, train)
-        x = conv(width(64), (3, 3), name="conv2d_3")(x, train)
-        if self.last == "conv2d_3":
-            return x
-        x = MaxPool(name="max_pooling2d_1")(x)
-        x = conv(width(80), name="conv2d_4")(x, train)
-        x = conv(width(192), (3, 3), 1, "VALID", name="conv2d_5")(x, train)
-        if self.last == "conv2d_5":
-            return x
-        x = MaxPool(name="max_pooling2d_2")(x)
-        first = 6
+        widths = [round(features * self.width) for features in (32, 32, 64, 80, 192)]
+        steps: list[nn.Module] = [
+            conv(widths[0], (3, 3), 2, "VALID", name="conv2d_1"),
+            conv(widths[1], (3, 3), 1, "VALID", name="conv2d_2"),
+            conv(widths[2], (3, 3), name="conv2d_3"),
+            MaxPool(name="max_pooling2d_1"),
+            conv(widths[3], name="conv2d_4"),
+            conv(widths[4], (3, 3), 1, "VALID", name="conv2d_5"),
+            MaxPool(name="max_pooling2d_2"),
+        ]
+        options, first = (self.width, self.count_padding, self.use_scale, self.folded), 6
         for name, branches in MIXED.items():
-            block = Mixed(
-                branches, first, self.width, self.count_padding, self.use_scale, self.folded, name=name
-            )
-            x = block(x, train)
-            if self.last == name:
-                return x
+            steps.append(Mixed(branches, first, *options, name=name))
             first += len(_convolutions(branches))
-        x = GlobalAveragePool(name=WHOLE)(x)
-        if self.last == WHOLE:
-            return x
-        x = nn.Dense(self.classes, name="pre_softmax")(x)
-        return x if self.last == "pre_softmax" else Softmax(name="softmax")(x)
+        x, reached = run_to(self.last, steps, x, train)
+        return x if reached else classify(self.last, x, self.classes)
 
 
 def _numbered(branch: str, count: int) -> tuple[str, ...]:
@@ -215,14 +169,10 @@ def _numbered(branch: str, count: int) -> tuple[str, ...]:
 
 
 class _Kind(NamedTuple):
-    """How others name and list the convolutions of an inception block.
+    """How others name and list the convolutions of an inception block."""
 
-    Attributes:
-        branches: torchvision's names, in the order in which Keras makes them.
-        listed: The order in which Keras lists them in a file, by depth: the n-th is the convolution `listed[n]`.
-    """
-
-    branches: tuple[str, ...]
+    branches: tuple[str, ...]  # torchvision's names, in the order in which Keras makes them
+    # the order in which Keras lists them in a file, by depth: the n-th is the convolution `listed[n]`
     listed: tuple[int, ...]
 
 
@@ -238,41 +188,18 @@ _C = _Kind(
 _D = _Kind((*_numbered("branch3x3", 2), *_numbered("branch7x7x3", 4)), (2, 3, 0, 4, 1, 5))
 _E = _Kind(
     (
-        "branch1x1",
-        "branch3x3_1",
-        "branch3x3_2a",
-        "branch3x3_2b",
-        "branch3x3dbl_1",
-        "branch3x3dbl_2",
-        "branch3x3dbl_3a",
-        "branch3x3dbl_3b",
+        *("branch1x1", "branch3x3_1", "branch3x3_2a", "branch3x3_2b"),
+        *(f"branch3x3dbl_{part}" for part in ("1", "2", "3a", "3b")),
         "branch_pool",
     ),
     (4, 1, 5, 2, 3, 6, 7, 0, 8),
 )
 _STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
-_BLOCKS = dict(
-    zip(
-        MIXED,
-        (
-            ("Mixed_5b", _A),
-            ("Mixed_5c", _A),
-            ("Mixed_5d", _A),
-            ("Mixed_6a", _B),
-            ("Mixed_6b", _C),
-            ("Mixed_6c", _C),
-            ("Mixed_6d", _C),
-            ("Mixed_6e", _C),
-            ("Mixed_7a", _D),
-            ("Mixed_7b", _E),
-            ("Mixed_7c", _E),
-        ),
-        strict=True,
-    )
-)
+_LETTERS = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")  # of torchvision's blocks
+_KINDS = (_A, _A, _A, _B, _C, _C, _C, _C, _D, _E, _E)
 
 
-def _layouts() -> tuple[Layout, ...]:
+def _layouts() -> tuple[sources.Layout, ...]:
     keras, torch, listed = {}, {}, []
 
     def add(path: str, number: int, module: str) -> None:
@@ -283,35 +210,34 @@ def _layouts() -> tuple[Layout, ...]:
         add(f"conv2d_{number}", number, module)
         listed.append(f"conv2d_{number}")
     first = len(_STEM) + 1
-    for layer, (module, kind) in _BLOCKS.items():
+    for layer, letters, kind in zip(MIXED, _LETTERS, _KINDS, strict=True):
         for number, branch in enumerate(kind.branches, start=first):
-            add(f"{layer}/conv2d_{number}", number, f"{module}.{branch}")
+            add(f"{layer}/conv2d_{number}", number, f"Mixed_{letters}.{branch}")
         listed += [f"{layer}/conv2d_{first + i}" for i in kind.listed]
         first += len(kind.branches)
-    kinds = blocks(dict.fromkeys(listed, ("conv2d", "batch_normalization")), "dense")
+    in_file = sources.blocks({path: keras[path] for path in listed}, "")
     return (
-        Layout("Keras", "keras", blocks(keras, "predictions"), EPSILON),
-        Layout("Keras 3 without layer names", "keras_unnamed", unnamed(kinds), EPSILON),
-        Layout(
+        *sources.keras_layouts(sources.blocks(keras, "predictions"), EPSILON, listed=in_file),
+        sources.Layout(
             "torchvision or timm",
             "torch",
-            blocks(torch, "fc"),
+            sources.blocks(torch, "fc"),
             EPSILON,
             {"count_padding": True, "use_scale": True},
-            {"AuxLogits": r"^AuxLogits\.", **TRACKED},
+            {"AuxLogits": r"^AuxLogits\.", **sources.TRACKED},
         ),
     )
 
 
 # Source: keras.applications (inception_v3) 3.15; torchvision.models (inception).
-SOURCES = Sources(
+SOURCES = sources.Sources(
     _layouts(),
-    KerasModel(
+    sources.KerasModel(
         "InceptionV3",
         {"conv2d_3": "activation_3", "conv2d_5": "activation_5", "pre_softmax": "predictions"},
     ),
-    official_pair(
-        f"{KERAS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels",
+    sources.official_pair(
+        f"{sources.KERAS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels",
         "9a0d58056eeedaa3f26cb7ebd46da564",
         "bcbd6486424b2319ff4ef7d526e38f63",
     ),

@@ -1,6 +1,6 @@
 """What the networks are made of: a convolution block, poolings, and the one place that chooses how to lower them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import reduce
@@ -46,11 +46,8 @@ def convolve(
     are a sum of shifted maps, 3 to 56 times as fast there. Under `forward_only` 3x3 convolutions of many channels go by tiles.
     All forms agree to float32 rounding (tested).
 
-    Args:
-        x: Images or feature maps.
-        kernel: Filters of h x w pixels on all channels of x; on one channel each (depthwise) if their third axis is 1.
-        stride: Step in pixels along both axes.
-        padding: SAME, VALID, or the number of zeros on every side.
+    Filters of h x w pixels see all channels of x, or one channel each (depthwise) if their third axis is 1. The stride is in
+    pixels along both axes; the padding SAME, VALID, or the number of zeros on every side.
     """
     inputs, outputs = kernel.shape[2:]
     depthwise = inputs == 1 < x.shape[-1]
@@ -148,9 +145,7 @@ def max_pool(x: Float[Array, "N H W C"], padding: int = 0, size: int = 3) -> Flo
 def average_pool(x: Float[Array, "N H W C"], count_padding: bool = False) -> Float[Array, "N H W C"]:
     """Mean over 3x3 windows with stride 1 and zero padding 1.
 
-    Args:
-        x: Feature maps.
-        count_padding: Divide by 9 everywhere (torchvision) and not by the number of pixels inside the map (Keras).
+    With `count_padding` sums are divided by 9 everywhere (torchvision), else by the number of pixels inside the map (Keras).
     """
     return nn.avg_pool(x, (3, 3), strides=(1, 1), padding="SAME", count_include_pad=count_padding)
 
@@ -167,33 +162,22 @@ class ConvBlock(nn.Module):
 
     y = f(scale (conv(x) + bias - mean) / sqrt(var + epsilon) + offset). When `folded`, the normalisation is part of the
     kernel and the bias (see `folding.fold`), which saves a pass over the maps.
-
-    Attributes:
-        features: Number of filters.
-        kernel_size: Height and width of the filters in pixels.
-        stride: Step in pixels.
-        padding: SAME, VALID or zeros on every side.
-        epsilon: Added to the variance.
-        use_bias: Whether the convolution has a bias before the normalisation (Keras's ResNet50 has).
-        use_scale: Whether the normalisation has a scale (Keras's InceptionV3 has none).
-        activation: What to end with; nothing if None.
-        depthwise: Whether each filter sees one channel alone; `features` is then the number of channels.
-        normalise: Whether there is a normalisation; without it the block is the same folded or not.
-        folded: Whether the variables hold the normalisation in kernel and bias.
-        pool: What comes between the convolution and its bias; nothing if None.
     """
 
-    features: int
-    kernel_size: Sequence[int] = (1, 1)
-    stride: int = 1
-    padding: Padding = "SAME"
-    epsilon: float = 1e-3
+    features: int  # number of filters
+    kernel_size: Sequence[int] = (1, 1)  # height and width of the filters in pixels
+    stride: int = 1  # step in pixels
+    padding: Padding = "SAME"  # SAME, VALID or zeros on every side
+    epsilon: float = 1e-3  # added to the variance
+    # whether the convolution has a bias before the normalisation (Keras's ResNet50 has)
     use_bias: bool = False
-    use_scale: bool = False
-    activation: Callable[[Any], Any] | None = nn.relu
+    use_scale: bool = False  # whether the normalisation has a scale (Keras's InceptionV3 has none)
+    activation: Callable[[Any], Any] | None = nn.relu  # what to end with; nothing if None
+    # whether each filter sees one channel alone; `features` is then the number of channels
     depthwise: bool = False
-    normalise: bool = True
-    folded: bool = False
+    normalise: bool = True  # whether there is a normalisation; without it the block is the same folded or not
+    folded: bool = False  # whether the variables hold the normalisation in kernel and bias
+    # what comes between the convolution and its bias; nothing if None
     pool: Callable[[Any], Any] | None = None
 
     @nn.compact
@@ -222,14 +206,10 @@ class NormBlock(nn.Module):
     """Batch normalisation and ReLU of what no convolution comes before.
 
     y = relu(scale (x - mean) / sqrt(var + epsilon) + offset). When `folded`, it is relu(scale x + bias).
-
-    Attributes:
-        epsilon: Added to the variance.
-        folded: Whether the variables hold the statistics in scale and bias.
     """
 
-    epsilon: float = 1e-3
-    folded: bool = False
+    epsilon: float = 1e-3  # added to the variance
+    folded: bool = False  # whether the variables hold the statistics in scale and bias
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H W C"]:
@@ -249,7 +229,7 @@ class MaxPool(nn.Module):
     padding: int = 0
     size: int = 3
 
-    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C"]:
+    def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H2 W2 C"]:
         """Pool."""
         return max_pool(x, self.padding, self.size)
 
@@ -270,12 +250,31 @@ class Softmax(nn.Module):
         return nn.softmax(x)
 
 
-class LayerScale(nn.Module):
-    """A factor for each channel.
+def run_to(last: str, steps: Iterable[nn.Module], x: Array, train: bool) -> tuple[Array, bool]:
+    """The output of the step called `last`, or of all; and whether that step was reached."""
+    for step in steps:
+        x = step(x, train)  # pyright: ignore[reportCallIssue]
+        if step.name == last:
+            return x, True
+    return x, False
 
-    Attributes:
-        initial: Value of all factors.
+
+def classify(
+    last: str, x: Array, classes: int, normalise: Callable[[Array], Array] | None = None
+) -> Float[Array, "N _"]:
+    """What comes behind the last map, up to the layer `last`: avg_pool, a normalisation if any, pre_softmax, softmax.
+
+    To be called inside a compact method, whose module then owns these layers.
     """
+    x = GlobalAveragePool(name=WHOLE)(x)
+    if last == WHOLE:
+        return x
+    x = nn.Dense(classes, name="pre_softmax")(normalise(x) if normalise else x)
+    return x if last == "pre_softmax" else Softmax(name="softmax")(x)
+
+
+class LayerScale(nn.Module):
+    """A factor for each channel, `initial` at the start."""
 
     initial: float
 
@@ -297,12 +296,9 @@ def global_average_pool(x: Float[Array, "N H W D"] | Float[Array, "N D"]) -> Flo
 
 
 def patch_maps(module: nn.Module, output: Array, image: Sequence[int]) -> Array:
-    """The patch tokens of a layer as maps [N, h, w, D], without the tokens in front of them; other outputs as they are.
+    """The patch tokens [N, T, D] of a layer as maps [N, h, w, D], without those in front of them; other outputs as they are.
 
-    Args:
-        module: The network, whose `prefix_tokens` says how many those are.
-        output: Of one of its layers: tokens [N, T, D], maps or vectors.
-        image: Height and width in pixels.
+    `prefix_tokens` of the module says how many those are; `image` is its height and width in pixels.
 
     Raises:
         ValueError: The patches are no grid of the image's proportions.

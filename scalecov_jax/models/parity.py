@@ -21,17 +21,11 @@ TOLERANCE = 1e-4
 
 
 class LayerError(NamedTuple):
-    """How far a layer is from its reference.
-
-    Attributes:
-        layer: Its name.
-        shape: Of its output.
-        error: Largest absolute difference / largest absolute value of the reference.
-    """
+    """How far a layer is from its reference."""
 
     layer: str
-    shape: tuple[int, ...]
-    error: float
+    shape: tuple[int, ...]  # of its output
+    error: float  # largest absolute difference / largest absolute value of the reference
 
 
 def compare_with_keras(
@@ -39,17 +33,8 @@ def compare_with_keras(
 ) -> list[LayerError]:
     """Run random images through the network and through keras.applications filled with its variables.
 
-    Every layer of the architecture up to the network's last is compared, before any pooling.
-
-    Args:
-        network: Of full width, not folded, with Keras's options.
-        height: Of the images in pixels; the network's own when absent.
-        width: Of the images in pixels; `height` when absent.
-        images: How many.
-        seed: Of the random images.
-
-    Returns:
-        One row for each layer, from input to output.
+    Every layer of the architecture up to the network's last is compared, before any pooling, from input to output. The network
+    is of full width, not folded, and has Keras's options. Images have its own size in pixels by default, and are square.
 
     Raises:
         ImportError: Keras is not installed.
@@ -181,9 +166,5 @@ def _set_weights(network: Network, layout: Layout, layers: dict[str, Any]) -> No
     for name in {str(source).partition("/")[0] for source in sources}:
         layer = layers[name]
         # Axes of length 1 may stand elsewhere.
-        layer.set_weights(
-            [
-                sources[f"{name}/{leaf_name(variable.name)}"].reshape(variable.shape)
-                for variable in layer.weights
-            ]
-        )
+        found = [(one.shape, sources[f"{name}/{leaf_name(one.name)}"]) for one in layer.weights]
+        layer.set_weights([values.reshape(shape) for shape, values in found])

@@ -12,22 +12,15 @@ from scalecov_jax.models.architecture import Architecture, check_layer
 
 
 class Pruning(NamedTuple):
-    """What a cut keeps.
+    """What a cut keeps."""
 
-    Attributes:
-        layer: The last layer kept.
-        parameters_before: Parameters of the whole network without its classification head.
-        parameters_after: Parameters of the pruned network.
-        max_difference: Largest absolute difference between the pooled output of the pruned network and the feature captured
-            in the whole one.
-        largest: Largest absolute value of that feature; None if not known.
-    """
-
-    layer: str
-    parameters_before: int
-    parameters_after: int
+    layer: str  # the last layer kept
+    parameters_before: int  # parameters of the whole network without its classification head
+    parameters_after: int  # parameters of the pruned network
+    # largest absolute difference between the pooled output of the pruned network and the feature captured in the whole
+    # one
     max_difference: float
-    largest: float | None = None
+    largest: float | None = None  # largest absolute value of that feature; None if not known
 
     @property
     def relative_difference(self) -> float:
@@ -40,12 +33,6 @@ def prune(module: nn.Module, variables: Any, architecture: Architecture, layer: 
 
     Which leaves these are follows from the cut module itself (the shapes of its initialisation), so there is no code per
     architecture. The output of the cut network, pooled, equals the feature captured at `layer` in the whole one.
-
-    Args:
-        module: The whole network.
-        variables: Its variables.
-        architecture: Its family.
-        layer: Last layer to keep.
 
     Raises:
         ValueError: The network has no such layer.
@@ -60,11 +47,7 @@ def prune(module: nn.Module, variables: Any, architecture: Architecture, layer: 
 def abstract_variables(module: nn.Module, architecture: Architecture, size: int | None = None) -> Any:
     """Shapes and dtypes of every variable of a module, without computing anything.
 
-    Args:
-        module: The network.
-        architecture: Its family.
-        size: Height and width of the images in pixels, on which they depend where maps are flattened; the family's own when
-            absent.
+    They depend on the height and width of the images in pixels, `size` (by default the family's), where maps are flattened.
     """
     shapes = _remembered_variables(module, size or architecture.input_size)
     return jax.tree.map(lambda leaf: leaf, shapes)  # a copy

@@ -23,17 +23,11 @@ _LARGEST = 1 << 13  # pixels: where every search for a size ends
 
 
 class ReceptiveField(NamedTuple):
-    """Position i of a layer sees the pixels stride * i + offset to stride * i + offset + size - 1 of the image.
+    """Position i of a layer sees the pixels stride * i + offset to stride * i + offset + size - 1 of the image."""
 
-    Attributes:
-        size: Pixels along one axis of the image.
-        stride: Pixels from one position to the next.
-        offset: First pixel that position 0 sees; negative where it lies in the padding.
-    """
-
-    size: int
-    stride: int
-    offset: int
+    size: int  # pixels along one axis of the image
+    stride: int  # pixels from one position to the next
+    offset: int  # first pixel that position 0 sees; negative where it lies in the padding
 
 
 def receptive_field(
@@ -47,14 +41,9 @@ def receptive_field(
     """What one position of a layer can see of the image, the padding around it included.
 
     Where branches meet, the window spans all of them. It depends on the size of the image only where a stride goes with SAME
-    padding, which then differs between the two sides.
-
-    Args:
-        architecture: A family of networks, or its name.
-        layer: Name of a module at any depth, such as mixed8 or conv2d_31; or its path, such as mixed2/conv2d_20.
-        axis: Of the image.
-        input_size: Height and width of the image in pixels; the architecture's own when absent.
-        options: Fields of the module, such as max_pool_padding=0.
+    padding, which then differs between the two sides. A layer is a module at any depth, such as mixed8 or conv2d_31, or its path,
+    such as mixed2/conv2d_20; `input_size` is the height and width of the image in pixels, by default the architecture's, and
+    options are fields of the module, such as max_pool_padding=0.
 
     Raises:
         ValueError: No such architecture, option or layer, a layer that sees the whole image, an image that is too small or
@@ -76,23 +65,12 @@ def receptive_field(
 def clean_region(
     architecture: Architecture | str, layer: str, input_size: Any, *, axis: Axis = "height", **options: Any
 ) -> tuple[int, int] | None:
-    """First and last position of a layer that no padding reaches, along one axis.
+    """First and last position of a layer that no padding reaches, along one axis; None ("undefined") where there is none.
 
     With receptive field RF, stride j and offset l these are ceil(-l / j) and floor((n - RF - l) / j) on an image of n pixels.
     Average pooling counts as padding like any other, although it divides by the pixels inside the map alone.
 
-    Args:
-        architecture: See `receptive_field`.
-        layer: See `receptive_field`.
-        input_size: Height and width of the image in pixels.
-        axis: Of the image.
-        options: See `receptive_field`.
-
-    Returns:
-        None ("undefined") where padding reaches every position, or every position sees the whole image.
-
-    Raises:
-        ValueError: See `receptive_field`.
+    Arguments and errors as of `receptive_field`.
 
     Source: Graziani et al. 2021, section 4.2 (the corrected global average pooling leaves out what padding reaches).
     """
@@ -104,10 +82,7 @@ def clean_region(
 def smallest_clean_size(architecture: Architecture | str, layer: str, **options: Any) -> int | None:
     """Height and width in pixels of the smallest square image at which a layer has a clean position; None where it sees it all.
 
-    It is j * ceil(-l / j) + RF + l, in the terms of `clean_region`.
-
-    Raises:
-        ValueError: See `receptive_field`.
+    It is j * ceil(-l / j) + RF + l, in the terms of `clean_region`; arguments and errors as of `receptive_field`.
     """
     _, module, size = _resolve(architecture, options, None)
     return _smallest_clean(module, layer, size)
@@ -116,10 +91,7 @@ def smallest_clean_size(architecture: Architecture | str, layer: str, **options:
 def minimum_size(network: Architecture | nn.Module | str, layer: str, **options: Any) -> int:
     """Height and width in pixels of the smallest square image at which every map up to a layer has a pixel.
 
-    Args:
-        network: An architecture, its name, or a module.
-        layer: See `receptive_field`.
-        options: Fields of the architecture's module.
+    The network is an architecture, its name, or a module.
 
     Raises:
         ValueError: No such layer, or no image is large enough.
@@ -161,90 +133,46 @@ def check_variables(module: nn.Module, params: Mapping[str, Any], size: int, nam
             )
 
 
+# Of a module on images of so many pixels; ValueError: a layer that it has not, or an operation whose window cannot be derived.
+
+
 def clean_regions(
     module: nn.Module, height: int, width: int, layers: Sequence[str]
 ) -> dict[str, Region | None]:
-    """First and last clean row, first and last clean column of each layer; None where there is none.
-
-    Args:
-        module: A network.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        layers: See `receptive_field`.
-
-    Raises:
-        ValueError: A layer that the module has not, or an operation whose window cannot be derived.
-    """
-    regions: dict[str, Region | None] = {}
-    for layer in layers:
-        rows, columns = (_window(module, height, width, layer, axis) for axis in _AXES)
-        regions[layer] = None
-        if rows and columns and rows.first <= rows.last and columns.first <= columns.last:
-            regions[layer] = (rows.first, rows.last), (columns.first, columns.last)
-    return regions
+    """First and last clean row, first and last clean column of each layer; None where there is none."""
+    windows = {layer: _windows(module, height, width, layer) for layer in layers}
+    return {
+        layer: tuple((one.first, one.last) for one in both)  # pyright: ignore[reportReturnType]
+        if both and all(one.first <= one.last for one in both)
+        else None
+        for layer, both in windows.items()
+    }
 
 
 def layer_fields(
     module: nn.Module, height: int, width: int, layers: Sequence[str]
-) -> dict[str, tuple[ReceptiveField, ReceptiveField] | None]:
-    """Receptive fields of the rows and of the columns of each layer; None where every value sees the whole image.
-
-    Args:
-        module: A network.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        layers: See `receptive_field`.
-
-    Raises:
-        ValueError: See `clean_regions`.
-    """
-    fields: dict[str, tuple[ReceptiveField, ReceptiveField] | None] = {}
-    for layer in layers:
-        rows, columns = (_window(module, height, width, layer, axis) for axis in _AXES)
-        fields[layer] = None
-        if rows and columns:
-            fields[layer] = _field(rows), _field(columns)
-    return fields
+) -> dict[str, tuple[ReceptiveField, ...] | None]:
+    """Receptive fields of the rows and of the columns of each layer; None where every value sees the whole image."""
+    windows = {layer: _windows(module, height, width, layer) for layer in layers}
+    return {layer: tuple(map(_field, both)) if both else None for layer, both in windows.items()}
 
 
 def undefined_layers(
     module: nn.Module, size: int | tuple[int, int], layers: Sequence[str]
 ) -> dict[str, int | None]:
-    """The layers without a clean position.
+    """The layers without a clean position on images of this size, or height and width.
 
-    Args:
-        module: A network.
-        size: Of the image, in pixels; height and width where it is not square.
-        layers: See `receptive_field`.
-
-    Returns:
-        For each the height and width of the smallest square image on which it has one, in pixels; None where every value
-        sees the whole image.
-
-    Raises:
-        ValueError: See `clean_regions`.
+    For each the height and width of the smallest square image on which it has one, in pixels; None where every value sees the
+    whole image.
     """
     height, width = (size, size) if isinstance(size, int) else size
     regions = clean_regions(module, height, width, layers)
-    return {
-        layer: _smallest_clean(module, layer, max(height, width))
-        for layer, region in regions.items()
-        if region is None
-    }
+    largest = max(height, width)
+    return {layer: _smallest_clean(module, layer, largest) for layer in layers if regions[layer] is None}
 
 
 def layer_ranks(module: nn.Module, height: int, width: int, layers: Sequence[str]) -> dict[str, int]:
-    """Axes of the output of each layer: 4 of maps [N, H, W, D], 3 of tokens [N, T, D], 2 of vectors [N, D].
-
-    Args:
-        module: A network.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        layers: See `receptive_field`.
-
-    Raises:
-        ValueError: A layer that the module has not.
-    """
+    """Axes of the output of each layer: 4 of maps [N, H, W, D], 3 of tokens [N, T, D], 2 of vectors [N, D]."""
     return {layer: len(_tap(module, height, width, layer).shape) for layer in layers}
 
 
@@ -324,6 +252,12 @@ def _window(module: nn.Module, height: int, width: int, layer: str, axis: Axis) 
     return None if window is None or seen.whole or window.source != _AXES[axis] else window
 
 
+def _windows(module: nn.Module, height: int, width: int, layer: str) -> tuple[Window, ...]:
+    """Of the rows and of the columns; empty where every value sees the whole image along one of them."""
+    both = [_window(module, height, width, layer, axis) for axis in _AXES]
+    return tuple(window for window in both if window) if all(both) else ()
+
+
 def _field(window: Window) -> ReceptiveField:
     return ReceptiveField(window.size, window.stride, window.offset)
 
@@ -376,22 +310,19 @@ def _smallest(enough: Callable[[int], bool], layer: str) -> int:
 def _smallest_clean(module: nn.Module, layer: str, size: int) -> int | None:
     """See `smallest_clean_size`; `size` is one that the network can take."""
 
-    def windows(size: int) -> list[Window | None]:
-        return [_window(module, size, size, layer, axis) for axis in _AXES]
-
     def clean(size: int) -> bool:
         return _fits(module, size, layer) and clean_regions(module, size, size, [layer])[layer] is not None
 
-    here = [window for window in windows(size) if window]
-    if len(here) < 2:
+    if not (here := _windows(module, size, size, layer)):
         return None
     stride = max(window.stride for window in here)
     # A pixel more in a map of stride 2^k changes its parity, and with it the padding of SAME under stride 2.
     sizes = [size, *(size + (1 << k) for k in range(stride.bit_length()))]
+    every = [(one, _windows(module, one, one, layer)) for one in sizes]
     if all(
-        window and window[:4] == first[:4] and _is_plain(window, one)
-        for one in sizes
-        for window, first in zip(windows(one), here, strict=True)
+        [window[:4] for window in both] == [first[:4] for first in here]
+        and all(_is_plain(window, one) for window in both)
+        for one, both in every
     ):
         return max(one.stride * _first_inside(one) + one.size + one.offset for one in here)
     found = _smallest(clean, layer)

@@ -66,14 +66,8 @@ def recognise(name: str, file: WeightFile, family: Architecture, prefix: str = "
 
     Of equals one of which the file holds all from the input to somewhere (a ResNet50 lacks the middle of a ResNet101), and of
     these one of the wanted architecture. Of several prefixes with one network, such as an average of the weights (EMA) beside
-    the weights, the one that is no EMA.
-
-    Args:
-        name: Of the file.
-        file: Its tensors.
-        family: The wanted architecture.
-        prefix: With which the names must begin.
-        called: The name of the architecture in the source's configuration.
+    the weights, the one that is no EMA. Names must begin with the prefix; `called` is the name of the architecture in the
+    source's configuration.
 
     Raises:
         ValueError: It holds no network that is known, another one, or several that cannot be told apart.

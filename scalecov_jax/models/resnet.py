@@ -1,12 +1,11 @@
 """ResNet50, 101 and 152 (He et al. 2016) in the layout and with the layer names of keras.applications."""
 
 from functools import partial
-from typing import Any
 
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from scalecov_jax.models.layers import WHOLE, ConvBlock, GlobalAveragePool, MaxPool, Softmax
+from scalecov_jax.models.layers import ConvBlock, MaxPool, classify
 from scalecov_jax.models.sources import (
     KERAS,
     TRACKED,
@@ -15,8 +14,8 @@ from scalecov_jax.models.sources import (
     Official,
     Sources,
     blocks,
+    keras_layouts,
     official_pair,
-    unnamed,
 )
 
 FEATURES = (64, 128, 256, 512)
@@ -24,23 +23,15 @@ EPSILON = 1.001e-5
 
 
 class Residual(nn.Module):
-    """A bottleneck block that returns the sum BEFORE its ReLU, as Keras's `Add` layers do.
+    """A bottleneck block that returns the sum BEFORE its ReLU, as Keras's `Add` layers do."""
 
-    Attributes:
-        prefix: Keras's name of the block, such as conv2_block1.
-        features: Filters of the two inner convolutions; the block has four times as many outputs.
-        stride: Step in pixels of the block.
-        project: Whether the shortcut is a 1x1 convolution.
-        stride_on_3x3: Whether the 3x3 convolution takes the step (torchvision) or the first 1x1 (Keras).
-        folded: See `layers.ConvBlock`.
-    """
-
-    prefix: str
-    features: int
-    stride: int
-    project: bool
+    prefix: str  # Keras's name of the block, such as conv2_block1
+    features: int  # filters of the two inner convolutions; the block has four times as many outputs
+    stride: int  # step in pixels of the block
+    project: bool  # whether the shortcut is a 1x1 convolution
+    # whether the 3x3 convolution takes the step (torchvision) or the first 1x1 (Keras)
     stride_on_3x3: bool = False
-    folded: bool = False
+    folded: bool = False  # see `layers.ConvBlock`
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool = False) -> Float[Array, "N H2 W2 D"]:
@@ -49,9 +40,8 @@ class Residual(nn.Module):
         first, second = (1, self.stride) if self.stride_on_3x3 else (self.stride, 1)
         shortcut = x
         if self.project:
-            shortcut = conv(4 * self.features, stride=self.stride, activation=None, name=f"{self.prefix}_0")(
-                x, train
-            )
+            project = conv(4 * self.features, stride=self.stride, activation=None, name=f"{self.prefix}_0")
+            shortcut = project(x, train)
         x = conv(self.features, stride=first, name=f"{self.prefix}_1")(x, train)
         x = conv(self.features, (3, 3), second, 1, name=f"{self.prefix}_2")(x, train)
         x = conv(4 * self.features, activation=None, name=f"{self.prefix}_3")(x, train)
@@ -59,41 +49,26 @@ class Residual(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """ResNet50, stopped after the layer `last`.
-
-    Attributes:
-        last: The layer whose output is returned; one of `layer_names(ResNet50)`, or avg_pool. An `add_*` layer is the sum before
-            its ReLU.
-        width: Multiplier of all filter counts.
-        classes: Number of classes of the head.
-        max_pool_padding: Zeros around the input of the first pooling: 1 in Keras since 2.2.3 (and in torchvision), 0 before.
-        stride_on_3x3: Whether the 3x3 convolutions take the steps (torchvision) or the first 1x1 of each stage (Keras).
-        folded: Whether batch normalisation is folded into the convolutions.
-    """
+    """ResNet50, stopped after the layer `last`."""
 
     stages = (3, 4, 6, 3)  # blocks of each
 
+    # the layer whose output is returned; one of `layer_names(ResNet50)`, or avg_pool. An `add_*` layer is the sum before
+    # its ReLU.
     last: str = "softmax"
-    width: float = 1.0
-    classes: int = 1000
+    width: float = 1.0  # multiplier of all filter counts
+    classes: int = 1000  # number of classes of the head
+    # zeros around the input of the first pooling: 1 in Keras since 2.2.3 (and in torchvision), 0 before
     max_pool_padding: int = 1
+    # whether the 3x3 convolutions take the steps (torchvision) or the first 1x1 of each stage (Keras)
     stride_on_3x3: bool = False
-    folded: bool = False
+    folded: bool = False  # whether batch normalisation is folded into the convolutions
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W 3"], train: bool = False) -> Array:
         """Return the output of `last` for preprocessed images: maps [N, h, w, D] or, from pre_softmax on, [N, classes]."""
-        x = ConvBlock(
-            round(64 * self.width),
-            (7, 7),
-            2,
-            3,
-            EPSILON,
-            use_bias=True,
-            use_scale=True,
-            folded=self.folded,
-            name="conv1",
-        )(x, train)
+        conv = partial(ConvBlock, epsilon=EPSILON, use_bias=True, use_scale=True, folded=self.folded)
+        x = conv(round(64 * self.width), (7, 7), 2, 3, name="conv1")(x, train)
         x = MaxPool(self.max_pool_padding, name="max_pool")(x)
         if self.last == "max_pool":
             return x
@@ -110,11 +85,7 @@ class ResNet50(nn.Module):
             if self.last == f"add_{number}":
                 return x
             x = nn.relu(x)
-        x = GlobalAveragePool(name=WHOLE)(x)
-        if self.last == WHOLE:
-            return x
-        x = nn.Dense(self.classes, name="pre_softmax")(x)
-        return x if self.last == "pre_softmax" else Softmax(name="softmax")(x)
+        return classify(self.last, x, self.classes)
 
 
 class ResNet101(ResNet50):
@@ -182,10 +153,8 @@ def sources(network: type[ResNet50]) -> Sources:
             keras[path] = f"{name}_conv", f"{name}_bn"
             old[path] = f"res{letters}", f"bn{letters}"
             torch[path] = f"{module}.{conv}", f"{module}.{norm}"
-    kinds: Any = blocks(dict.fromkeys(keras, ("conv2d", "batch_normalization")), "dense")
     layouts = [
-        Layout("Keras", "keras", blocks(keras, "predictions"), EPSILON),
-        Layout("Keras 3 without layer names", "keras_unnamed", unnamed(kinds), EPSILON),
+        *keras_layouts(blocks(keras, "predictions"), EPSILON),
         Layout("torchvision or timm", "torch", blocks(torch, "fc"), 1e-5, {"stride_on_3x3": True}, TRACKED),
     ]
     name = network.__name__.lower()

@@ -4,8 +4,9 @@ A layout is a table from the paths of our modules to the names of the source's, 
 family of networks has its own beside its module.
 """
 
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -21,62 +22,43 @@ TRACKED = {"num_batches_tracked": r"\.num_batches_tracked$"}  # in torch; nothin
 
 @dataclass(frozen=True)
 class Layout:
-    """How one source names the variables of one architecture.
+    """How one source names the variables of one architecture."""
 
-    Attributes:
-        title: For people.
-        family: How the tensors of the file are named and laid out.
-        modules: What the source calls each module that holds variables, by our path of it, from input to output.
-        epsilon: What the source adds to the variances.
-        options: Fields of our module that make it compute what the source computes.
-        ignored: Tensors without a counterpart: what they are, and a regular expression.
-        flattened: Dense layers whose inputs the source flattens channel by channel, and not pixel by pixel as we do, with the
-            height and width of the map that they take.
-        pixelwise: Tensors to which the source gives two more axes of length 1: a regular expression.
-        zeros: Tensors that the file has in no block, and which stand for zeros, such as biases.
-        declared: What a file says of the preprocessing, if it says so; raises ValueError if there is no such.
-    """
-
-    title: str
-    family: Family
+    title: str  # for people
+    family: Family  # how the tensors of the file are named and laid out
+    # what the source calls each module that holds variables, by our path of it, from input to output
     modules: Mapping[str, str]
-    epsilon: float = 0.0
+    epsilon: float = 0.0  # what the source adds to the variances
+    # fields of our module that make it compute what the source computes
     options: Mapping[str, Any] = field(default_factory=dict)
+    # tensors without a counterpart: what they are, and a regular expression
     ignored: Mapping[str, str] = field(default_factory=dict)
+    # dense layers whose inputs the source flattens channel by channel, and not pixel by pixel as we do, with the height
+    # and width of the map that they take
     flattened: Mapping[str, int] = field(default_factory=dict)
+    # tensors to which the source gives two more axes of length 1: a regular expression
     pixelwise: str = "$^"
+    # tensors that the file has in no block, and which stand for zeros, such as biases
     zeros: frozenset[str] = frozenset()
+    # what a file says of the preprocessing, if it says so; raises ValueError if there is no such
     declared: Callable[[Mapping[str, np.ndarray]], Preprocessing | None] = lambda tensors: None
 
 
 class KerasModel(NamedTuple):
-    """The same network in keras.applications.
+    """The same network in keras.applications."""
 
-    Attributes:
-        builder: Name of the function that builds it.
-        outputs: Our layers that Keras calls by another name.
-        after: The layer after which ours begins, where preprocessing is part of the model.
-    """
-
-    builder: str
-    outputs: Mapping[str, str]
-    after: str = ""
+    builder: str  # name of the function that builds it
+    outputs: Mapping[str, str]  # our layers that Keras calls by another name
+    after: str = ""  # the layer after which ours begins, where preprocessing is part of the model
 
 
 class Official(NamedTuple):
-    """One published weight file.
+    """One published weight file."""
 
-    Attributes:
-        address: Where it is.
-        digest: Published, hexadecimal: MD5 or, with 64 digits, SHA-256.
-        top: Whether it has the 1000-class head.
-        options: Fields of the module that it needs.
-    """
-
-    address: str
-    digest: str
-    top: bool
-    options: Mapping[str, Any] = {}
+    address: str  # where it is
+    digest: str  # published, hexadecimal: MD5 or, with 64 digits, SHA-256
+    top: bool  # whether it has the 1000-class head
+    options: Mapping[str, Any] = {}  # fields of the module that it needs
 
 
 class Sources(NamedTuple):
@@ -156,23 +138,47 @@ def joined_parts(name: str) -> list[str]:
     return [f"{before}{one}{behind}" for one in inside.split(",")] if brace else [name]
 
 
-def blocks(names: Mapping[str, tuple[str, str]], head: str) -> dict[str, str]:
-    """The table of a network of `ConvBlock`s: by path the names of convolution and normalisation, and that of the head."""
+def blocks(names: Mapping[str, str | tuple[str, str]], head: str) -> dict[str, str]:
+    """The table of a network: by path the names of a convolution and its normalisation, or of one alone, and of the head."""
     modules = {}
-    for path, (conv, norm) in names.items():
-        modules |= {path: conv, f"{path}/norm": norm}
+    for path, name in names.items():
+        pair = (name,) if isinstance(name, str) else name
+        modules |= zip((path, f"{path}/norm"), pair, strict=False)
     return modules | {"pre_softmax": head}
 
 
-def unnamed(kinds: Mapping[str, str]) -> dict[str, str]:
-    """The table of a Keras file without layer names, where layers are called by their kind and counted.
+# Keras's kind of a layer, by the first expression that our path of it holds.
+_KINDS = {
+    r"pre_softmax|fc\d": "dense",
+    r"norm$": "batch_normalization",
+    r"_depthwise$|_dwconv$": "depthwise_conv2d",
+    "": "conv2d",
+}
 
-    Args:
-        kinds: Keras's kind of each module by our path, such as conv2d, in the order in which Keras lists them.
+
+def keras_layouts(
+    modules: Mapping[str, str],
+    epsilon: float = 0.0,
+    *,
+    listed: Iterable[str] = (),
+    kinds: Mapping[str, str] = _KINDS,
+    **more: Any,
+) -> tuple[Layout, Layout]:
+    """Keras's layout, and that of a Keras 3 file without layer names, where layers are called by their kind and counted.
+
+    `listed` are the paths in the order in which Keras lists the layers, where it is not that of `modules`; `more` are fields of
+    both.
     """
     counted: Counter[str] = Counter()
-    modules = {}
-    for path, kind in kinds.items():
-        counted[kind] += 1
-        modules[path] = f"{kind}_{counted[kind]}"
-    return modules
+    numbered: dict[str, str] = {}
+    paths = [*(listed or modules)]
+    for path in paths:
+        if (name := modules[path]) not in numbered:
+            kind = next(kind for expression, kind in kinds.items() if re.search(expression, path))
+            counted[kind] += 1
+            numbered[name] = f"{kind}_{counted[kind]}"
+    unnamed = {path: numbered[modules[path]] for path in paths}
+    return (
+        Layout("Keras", "keras", modules, epsilon, **more),
+        Layout("Keras 3 without layer names", "keras_unnamed", unnamed, epsilon, **more),
+    )

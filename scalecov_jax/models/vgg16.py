@@ -5,8 +5,16 @@ from functools import partial
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from scalecov_jax.models.layers import WHOLE, ConvBlock, GlobalAveragePool, MaxPool, Softmax, he_normal
-from scalecov_jax.models.sources import KERAS, KerasModel, Layout, Sources, official_pair, unnamed
+from scalecov_jax.models.layers import (
+    WHOLE,
+    ConvBlock,
+    GlobalAveragePool,
+    MaxPool,
+    Softmax,
+    he_normal,
+    run_to,
+)
+from scalecov_jax.models.sources import KERAS, KerasModel, Layout, Sources, keras_layouts, official_pair
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # filters and convolutions of each
 CONVOLUTIONS = {
@@ -50,29 +58,26 @@ class FullyConnected(nn.Module):
 
 
 class VGG16(nn.Module):
-    """VGG16, stopped after the layer `last`; dropout is left out.
+    """VGG16, stopped after the layer `last`; dropout is left out."""
 
-    Attributes:
-        last: The layer whose output is returned; one of `LAYERS`, or avg_pool, the mean of the maps of block5_pool.
-        width: Multiplier of all filter counts.
-        classes: Number of classes of the head.
-    """
-
+    # the layer whose output is returned; one of `LAYERS`, or avg_pool, the mean of the maps of block5_pool
     last: str = "softmax"
-    width: float = 1.0
-    classes: int = 1000
+    width: float = 1.0  # multiplier of all filter counts
+    classes: int = 1000  # number of classes of the head
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W 3"], train: bool = False) -> Array:
         """Return the output of `last` for preprocessed images: maps [N, h, w, D] or, from fc1 on, vectors."""
         conv = partial(ConvBlock, kernel_size=(3, 3), use_bias=True, normalise=False)
-        for layer in LAYERS[: -len(HEAD)]:
-            if layer in CONVOLUTIONS:
-                x = conv(round(CONVOLUTIONS[layer] * self.width), name=layer)(x)
-            else:
-                x = MaxPool(size=2, name=layer)(x)
-            if self.last == layer:
-                return x
+        steps = (
+            conv(round(CONVOLUTIONS[layer] * self.width), name=layer)
+            if layer in CONVOLUTIONS
+            else MaxPool(size=2, name=layer)
+            for layer in LAYERS[: -len(HEAD)]
+        )
+        x, reached = run_to(self.last, steps, x, train)
+        if reached:
+            return x
         pooled = GlobalAveragePool(name=WHOLE)(x)  # not what fc1 sees, but the whole network pooled
         if self.last == WHOLE:
             return pooled
@@ -95,12 +100,7 @@ _TORCH = [f"features.{at}" for at in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26
 # Source: keras.applications (vgg16) 3.15; torchvision.models (vgg); timm.models (vgg), whose dense layers are convolutions.
 SOURCES = Sources(
     (
-        Layout("Keras", "keras", _modules([*CONVOLUTIONS], [*DENSE, "predictions"])),
-        Layout(
-            "Keras 3 without layer names",
-            "keras_unnamed",
-            unnamed(_modules(["conv2d"] * len(CONVOLUTIONS), ["dense"] * 3)),
-        ),
+        *keras_layouts(_modules([*CONVOLUTIONS], [*DENSE, "predictions"])),
         Layout(
             "torchvision",
             "torch",

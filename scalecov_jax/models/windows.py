@@ -14,38 +14,23 @@ class Window(NamedTuple):
 
     Position i sees the input pixels stride * i + offset to stride * i + offset + size - 1, of which those outside the image
     are padding. (Where branches meet, the window spans them all.)
-
-    Attributes:
-        source: Axis of the input.
-        size: Pixels of the input.
-        stride: Pixels of the input from one position to the next.
-        offset: First pixel that position 0 sees; negative where it sees padding.
-        first: First position that no padding reaches, the network's own inside included.
-        last: Last such position; below `first` if there is none.
     """
 
-    source: int
-    size: int
-    stride: int
-    offset: int
-    first: int
-    last: int
+    source: int  # axis of the input
+    size: int  # pixels of the input
+    stride: int  # pixels of the input from one position to the next
+    offset: int  # first pixel that position 0 sees; negative where it sees padding
+    first: int  # first position that no padding reaches, the network's own inside included
+    last: int  # last such position; below `first` if there is none
 
 
 class Seen(NamedTuple):
-    """What a value depends on; nothing by default.
+    """What a value depends on; nothing by default."""
 
-    Attributes:
-        axes: The window of each axis that follows one of the input's.
-        whole: Axes of the input over which every entry sees everything.
-        empty: Whether it was computed from a map without pixels.
-        unknown: Why its windows cannot be derived; empty if they can.
-    """
-
-    axes: tuple[Window | None, ...] = ()
-    whole: frozenset[int] = frozenset()
-    empty: bool = False
-    unknown: str = ""
+    axes: tuple[Window | None, ...] = ()  # the window of each axis that follows one of the input's
+    whole: frozenset[int] = frozenset()  # axes of the input over which every entry sees everything
+    empty: bool = False  # whether it was computed from a map without pixels
+    unknown: str = ""  # why its windows cannot be derived; empty if they can
 
 
 class _UnknownWindowError(Exception):
@@ -97,15 +82,11 @@ def _apply(step: Any, operands: list[Seen]) -> list[Seen]:
         except _UnknownWindowError as problem:
             unknown = str(problem)
     depends = bool(tracked or whole or unknown)
-    return [
-        Seen(
-            (None,) * len(var.aval.shape) if unknown else one.axes,
-            one.whole | whole,
-            empty or (depends and 0 in var.aval.shape),
-            unknown,
-        )
-        for var, one in zip(step.outvars, results, strict=True)
-    ]
+    seen = []
+    for var, one in zip(step.outvars, results, strict=True):
+        axes = (None,) * len(var.aval.shape) if unknown else one.axes
+        seen.append(Seen(axes, one.whole | whole, empty or (depends and 0 in var.aval.shape), unknown))
+    return seen
 
 
 def _inner(params: Mapping[str, Any]) -> Any:
@@ -198,16 +179,10 @@ def _convolution(step: Any, operands: list[Seen]) -> list[Seen]:
 def _reduce_window(step: Any, operands: list[Seen]) -> list[Seen]:
     params = step.params
     _untracked(operands[0], [k for k, d in enumerate(params["base_dilation"]) if d != 1], "dilation")
-    axes = map(
-        _slide,
-        operands[0].axes,
-        step.outvars[0].aval.shape,
-        params["window_dimensions"],
-        params["window_strides"],
-        (low for low, _ in params["padding"]),
-        params["window_dilation"],
-    )
-    return [Seen(tuple(axes))]
+    names = ("window_dimensions", "window_strides", "padding", "window_dilation")
+    sizes, strides, pads, dilations = (params[name] for name in names)
+    lows, shape = (low for low, _ in pads), step.outvars[0].aval.shape
+    return [Seen(tuple(map(_slide, operands[0].axes, shape, sizes, strides, lows, dilations)))]
 
 
 def _slice(step: Any, operands: list[Seen]) -> list[Seen]:
@@ -245,11 +220,9 @@ def _dot(step: Any, operands: list[Seen]) -> list[Seen]:
 
 
 def _reduce(step: Any, operands: list[Seen]) -> list[Seen]:
-    gone = step.params["axes"]
-    axes = operands[0].axes
-    return [
-        Seen(tuple(axis for k, axis in enumerate(axes) if k not in gone), _sources(axes[k] for k in gone))
-    ] * len(step.outvars)
+    gone, axes = step.params["axes"], operands[0].axes
+    left = tuple(axis for k, axis in enumerate(axes) if k not in gone)
+    return [Seen(left, _sources(axes[k] for k in gone))] * len(step.outvars)
 
 
 def _along(step: Any, operands: list[Seen]) -> list[Seen]:

@@ -11,16 +11,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Float, Int
 
-from scalecov_jax.probes.ridge import (
-    AnyArray,
-    Spectrum,
-    decompose,
-    fit,
-    least_squares,
-    operator,
-    over_splits,
-    path,
-)
+from scalecov_jax.probes import ridge
 
 MANY = 32  # targets from which the operator, formed in float64, is applied to them in float32
 # Images up to which every penalty is tried, since in small samples leave-one-out has several minima.
@@ -51,16 +42,16 @@ class Groups(NamedTuple):
 class HeldOut(NamedTuple):
     """Ridge on every split; each penalty minimises the leave-one-out error inside the training part."""
 
-    r2: Float[AnyArray, "*L S M"]  # on the held-out part, against its own mean
-    alpha: Float[AnyArray, "*L S M"]  # the penalty
+    r2: Float[ridge.AnyArray, "*L S M"]  # on the held-out part, against its own mean
+    alpha: Float[ridge.AnyArray, "*L S M"]  # the penalty
     # leave-one-out R2 inside the training part at that penalty; it knows nothing of the held-out part
-    inner: Float[AnyArray, "*L S M"]
+    inner: Float[ridge.AnyArray, "*L S M"]
     # held-out R2 of least squares of minimum norm; None if not asked for
-    ols: Float[AnyArray, "*L S M"] | None = None
+    ols: Float[ridge.AnyArray, "*L S M"] | None = None
 
 
 def held_out(
-    spectrum: Spectrum,
+    spectrum: ridge.Spectrum,
     gram: Float[Array, "N N"],
     targets: Float[Array, "N M"],
     own: Float[Array, "S N O"],
@@ -86,7 +77,7 @@ def held_out(
     elif many or jax.default_backend() not in ("cpu", "tpu"):
         press, squares, best = _by_deletion(spectrum, y, parts, alphas, None)
     else:
-        diagonal, dual = path(spectrum, y, alphas)
+        diagonal, dual = ridge.path(spectrum, y, alphas)
         curve = jnp.square(dual / diagonal[:, :, None]).sum(1)  # of all images
         press, squares, best = jax.lax.cond(
             (curve.min(0) < READ * jnp.square(y).sum(0)).all(),
@@ -116,8 +107,8 @@ def _by_refitting(
         there = lengths > 1e-10
         basis = basis * there[None]
         known = y[train] * train_weight[:, None]
-        spectrum = decompose(inside, basis)
-        found = fit(spectrum, known, alphas)
+        spectrum = ridge.decompose(inside, basis)
+        found = ridge.fit(spectrum, known, alphas)
 
         def held_out_squares(dual: Array) -> Array:
             rest = basis.T @ (known - inside @ dual) / jnp.where(there, lengths, 1.0)[:, None]
@@ -125,14 +116,14 @@ def _by_refitting(
             return jnp.square((y[test] - predicted) * test_weight[:, None]).sum(0)
 
         best = (alphas[:, None] == found.alpha[None]).argmax(0)
-        ols = held_out_squares(least_squares(spectrum, known))
+        ols = held_out_squares(ridge.least_squares(spectrum, known))
         return jnp.square(found.errors).sum(0), held_out_squares(found.dual), best, ols
 
-    return over_splits(one_split, (own, parts))
+    return ridge.over_splits(one_split, (own, parts))
 
 
 def _by_deletion(
-    spectrum: Spectrum,
+    spectrum: ridge.Spectrum,
     y: Float[Array, "N M"],
     parts: Parts,
     alphas: Float[Array, " A"],
@@ -166,9 +157,9 @@ def _by_deletion(
         nothing = jnp.full((2, y.shape[1]), jnp.inf, dtype)
 
         def solve() -> Array:
-            p = operator(spectrum, alphas[at])
+            p = ridge.operator(spectrum, alphas[at])
             dual = p.astype(dtype) @ y.astype(dtype)
-            return over_splits(
+            return ridge.over_splits(
                 lambda one: jax.lax.cond(one[0], lambda: _leave_out(p, dual, one[1]), lambda: nothing),
                 (these, parts),
             )
@@ -227,7 +218,11 @@ class WithoutGroups(NamedTuple):
 
 
 def without_each_group(
-    spectrum: Spectrum, target: Float[Array, " N"], parts: Parts, alpha: Float[Array, " S"], groups: Groups
+    spectrum: ridge.Spectrum,
+    target: Float[Array, " N"],
+    parts: Parts,
+    alpha: Float[Array, " S"],
+    groups: Groups,
 ) -> WithoutGroups:
     """R2 of every split when one group of images is taken out of the whole experiment, from its training or its held-out part.
 
@@ -240,7 +235,7 @@ def without_each_group(
     def one_split(arguments: tuple[Parts, Array]) -> WithoutGroups:
         part, penalty = arguments
         test, test_weight, train, train_weight = part
-        p = operator(spectrum, penalty)
+        p = ridge.operator(spectrum, penalty)
         dual = p @ y
         across = p[test] * test_weight[:, None]
         both = jnp.concatenate([across, (dual[test] * test_weight)[:, None]], axis=1)
@@ -269,7 +264,7 @@ def without_each_group(
         r2 = 1 - (kept * jnp.square(moved)).sum(0) / jnp.where(defined, spread, 1)
         return WithoutGroups(jnp.where(defined, r2, 0.0), defined.astype(p.dtype), rest)
 
-    return over_splits(one_split, (parts, alpha))
+    return ridge.over_splits(one_split, (parts, alpha))
 
 
 def _factor(p: Float[Array, "N N"], part: Parts) -> Float[Array, "T T"]:

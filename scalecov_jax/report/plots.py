@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
 from scalecov_jax.report import style
 from scalecov_jax.report.numbers import interval, number
 from scalecov_jax.report.page import Image
-from scalecov_jax.report.style import BLUE, DARK, GREEN, ORANGE, RED, SHADE, WIDTH, name_layers, styled
+from scalecov_jax.report.style import BLUE, DARK, GREEN, ORANGE, RED, SHADE, WIDTH, styled
 
 LOOKS = (
     (BLUE, "o", "-"),
@@ -27,7 +28,6 @@ LOOKS = (
 MOST_MARKED = 60  # points of a line that have marks
 
 
-@styled
 def r2_by_layer(
     frame: pd.DataFrame,
     layers: Sequence[str],
@@ -46,31 +46,19 @@ def r2_by_layer(
     quartiles = (
         frame.groupby(["series", "layer"], sort=False)["r2"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
     )
-    curves = {
+    lines = {
         label: (rows := quartiles.loc[label]).reindex([layer for layer in layers if layer in rows.index])
         for label in frame["series"].unique()
     }
     alt = "R² by layer, medians. " + " ".join(
         f"{label}: {', '.join(f'{layer} {number(r2)}' for layer, r2 in rows[0.5].items())}."
-        for label, rows in curves.items()
+        for label, rows in lines.items()
     )
-    figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
-    axes = figure.subplots()
-    place = {layer: at for at, layer in enumerate(layers)}
-    for count, layer in enumerate(blank):
-        label = "_nolegend_" if count else blank_label
-        axes.axvspan(place[layer] - 0.5, place[layer] + 0.5, color=SHADE, linewidth=0, label=label, zorder=0)
-    style.r2_axis(axes, top=1.05)
-    for (label, rows), (color, marker, dashes) in zip(curves.items(), cycle(LOOKS), strict=False):
-        x = [place[layer] for layer in rows.index]
-        low, middle, high = np.exp(rows.to_numpy() - 1).T
-        axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
-        look = {"color": color, "marker": marker, "markersize": 5, "label": label}
-        axes.plot(x, middle, dashes, zorder=3, markerfacecolor="white" if dashes == "--" else color, **look)
-    name_layers(axes, layers)
-    axes.set_xlim(-0.5, len(layers) - 0.5)
-    axes.set_xlabel("layer, from input to output")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=9.5)
+    drawn = np.exp(pd.concat(lines, names=["series", "x"]) - 1).set_axis(["low", "value", "high"], axis=1)
+    places = {blank_label: blank} if blank else {}
+    figure = _panels(
+        drawn.reset_index().assign(panel=""), "layer, from input to output", "", layers, places=places
+    )
     return Image(figure, alt, caption, name=name)
 
 
@@ -156,22 +144,14 @@ def curves(
 ) -> Image:
     """Lines with bands: a panel per kind of value, one above the other, a line per series.
 
-    Args:
-        frame: Columns series, x, value; low and high where there are bands; panel where there are several. An x of text is a
-            layer or another name, in `order`. Missing values break a line; values beyond `limits` are drawn at them. Where there
-            is a column hollow, markers are hollow where it is true.
-        x: Label of the abscissa, with its unit.
-        y: Label of the ordinates, with its unit; panels have their names as titles.
-        name: Of the files.
-        caption: Under the figure.
-        order: Names along the abscissa; by default as they come.
-        log: Which axes are logarithmic: "", "x", "y" or "xy".
-        limits: Of the ordinate.
-        lines: Horizontal lines by their names in the legend, such as chance.
-        shaded: Ranges of the abscissa (numbers, or places in `order`) by their names in the legend.
-        marks: Vertical lines at values of the abscissa, by their names in the legend.
-        places: Names in `order` to shade, by what the legend calls them.
-        digits: Of the numbers in the alt text.
+    The columns are series, x, value; low and high where there are bands; panel where there are several. An x of text is a layer
+    or another name, in `order`, by default as they come. Missing values break a line; values beyond `limits` of the ordinate are
+    drawn at them. Where there is a column hollow, markers are hollow where it is true. Axes are logarithmic by `log`: "", "x",
+    "y" or "xy".
+
+    By their names in the legend: horizontal `lines`, such as chance; `shaded` ranges of the abscissa (numbers, or places in
+    `order`); vertical lines, `marks`, at values of the abscissa; and names in `order` to shade, `places`. `digits` are those of
+    the alt text.
     """
     frame = frame if "panel" in frame else frame.assign(panel="")
     order = list(order) or (list(frame["x"].unique()) if frame["x"].dtype == object else [])
@@ -332,13 +312,14 @@ def _panels(
     x: str,
     y: str,
     order: Sequence[str],
-    log: str,
-    limits: tuple[float | None, float | None],
-    lines: Mapping[str, float],
-    shaded: Mapping[str, tuple[float, float]],
-    marks: Mapping[str, float],
-    places: Mapping[str, Collection[str]],
+    log: str = "",
+    limits: tuple[float | None, float | None] = (None, None),
+    lines: Mapping[str, float] = MappingProxyType({}),
+    shaded: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    marks: Mapping[str, float] = MappingProxyType({}),
+    places: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> Figure:
+    """See `curves`; without `y` the ordinate is exp(R2 - 1)."""
     names, series = list(frame["panel"].unique()), list(frame["series"].unique())
     legend = [*series, *lines, *shaded, *marks, *places]
     entries, columns = len(legend), 1 if max(map(len, legend)) > 24 else 2
@@ -349,6 +330,8 @@ def _panels(
     for axes, panel in zip(grid, names, strict=True):
         axes.set_title(panel, fontsize=10.5)
         axes.set_ylabel(y)
+        if not y:
+            style.r2_axis(axes, top=1.05)
         if "y" in log:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")

@@ -53,17 +53,12 @@ class Unreadable(NamedTuple):
 
 
 class State(NamedTuple):
-    """How far a pass is.
+    """How far a pass is."""
 
-    Attributes:
-        flushes: Number of times that sums were added up.
-        sums: Of each layer those of every fold; empty before the first time.
-        unreadable: Images so far that could not be decoded.
-    """
-
-    flushes: int = 0
+    flushes: int = 0  # number of times that sums were added up
+    # of each layer those of every fold; empty before the first time
     sums: dict[str, list[Sums]] = {}  # noqa: RUF012
-    unreadable: tuple[Unreadable, ...] = ()
+    unreadable: tuple[Unreadable, ...] = ()  # images so far that could not be decoded
 
 
 class _Stretch(NamedTuple):
