@@ -69,6 +69,15 @@ MEASURES: dict[str, ConceptMeasure] = {
             )
             for name in shape.PROPERTIES
         ),
+        *(
+            _configured(
+                f"{name}_um{power if power > 1 else ''}",
+                partial(shape.mean_property, name, power),
+                _SHAPE_UNITS[name].replace("px", "um"),
+                f"mean {name.replace('_', ' ')} of the instances in microns",
+            )
+            for name, power in (("area", 2), ("perimeter", 1), ("major_axis", 1))
+        ),
         _configured("count", shape.count, "", "number of instances"),
         ConceptMeasure("image_width", nuisance.image_width, "px", "width of the image", reads_pixels=False),
         ConceptMeasure(
