@@ -17,11 +17,11 @@ TOP, LEFT, BOTTOM, RIGHT = 256, 512, 768, 1280  # of the tissue
 
 
 def write(path, mpp=MPP, tissue=True, unit=3):
-    """A slide in three levels: tissue of which every pixel is told from its neighbours, on grey glass."""
+    """A slide in three levels: tissue whose colours say where it is, on grey glass."""
     image = np.full((HEIGHT, WIDTH, 3), 240, np.uint8)
     if tissue:
         y, x = np.mgrid[TOP:BOTTOM, LEFT:RIGHT]
-        image[TOP:BOTTOM, LEFT:RIGHT] = np.stack([150 + x % 64, 20 + y % 64, 150 + (x + y) % 64], -1)
+        image[TOP:BOTTOM, LEFT:RIGHT] = np.stack([170 + x // 32, 20 + y // 32, 130 + (x + y) // 64], -1)
     with tifffile.TiffWriter(path) as file:
         for level in (1, 2, 4):
             per_cm = 1e4 / mpp / level
@@ -59,7 +59,8 @@ def test_tiles_are_brought_to_one_resolution(tmp_path, mpp, side):
     np.testing.assert_allclose(found.column("mpp"), mpp)
     example, x, y = found[0], found.column("x")[0], found.column("y")[0]
     square = image[y : y + side, x : x + side].reshape(128, side // 128, 128, side // 128, 3)
-    np.testing.assert_allclose(example.image, square.mean((1, 3)), atol=2 if mpp != 0.75 else 40)
+    # But for the border of the tissue, which is drawn from a smaller level.
+    assert np.quantile(np.abs(example.image - square.mean((1, 3))), 0.99) <= 2
     assert abs(example.image.mean() - square.mean()) < 1
 
 

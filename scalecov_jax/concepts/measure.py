@@ -63,7 +63,7 @@ MEASURES: dict[str, ConceptMeasure] = {
         *(
             _configured(
                 name,
-                partial(shape.mean_property, name),
+                partial(shape.mean_property, name, 0),
                 _SHAPE_UNITS.get(name, ""),
                 f"mean {name.replace('_', ' ')} of the instances",
             )

@@ -56,7 +56,7 @@ def instances(
     return np.where(kept, np.cumsum(kept), 0)[inverse.reshape(mask.shape)]
 
 
-def mean_property(name: str, power: int = 0, *, border: bool = False) -> Callable[[Example], float]:
+def mean_property(name: str, power: int, *, border: bool = False) -> Callable[[Example], float]:
     """Concept measure: the mean of a property over the instances, each counting once.
 
     Args:
@@ -75,7 +75,7 @@ def mean_property(name: str, power: int = 0, *, border: bool = False) -> Callabl
     def measure(example: Example) -> float:
         if power and not example.mpp:
             raise ValueError(
-                f"{example.name}: its microns per pixel are unknown; give them in a column mpp of index.csv, or measure {name}, "
+                f"{example.name}: its microns per pixel are unknown; give them in a column mpp of index.csv, or measure {name} "
                 "in pixels."
             )
         regions = regionprops(instances(required_mask(example), border=border))

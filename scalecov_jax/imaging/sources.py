@@ -35,7 +35,7 @@ def open_images(
     count: int = 0,
     seed: int = 0,
     size: int = 128,
-    mpp: float = 0,
+    mpp: float = 0.0,
     patch: int = 0,
 ) -> ImageSet:
     """Open images by name; those of one class where there are classes.
