@@ -6,13 +6,16 @@ import pickle
 import annotated_folders as made
 import numpy as np
 import pandas as pd
+import probe_runs
 import pytest
 import scipy.io
 import tifffile
+import tiny_network
 from annotated_folders import FORMATS, HEIGHT, MPP, WIDTH, nuclei, write
 from PIL import Image
 from skimage.measure import label, regionprops
 
+from scalecov_jax import checkpoints
 from scalecov_jax.concepts.compute import measure_all
 from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.imaging.annotations import Annotation, read_coco, read_geojson, read_mat
@@ -310,3 +313,22 @@ def test_squares_hold_whole_nuclei_and_their_groups_join(tmp_path, every):
     assert [*groups] == [who[name.split(" ")[0]] for name in cut.column("name")]
     with pytest.raises(ValueError, match=r"No square of 100 pixels.*image smaller than a patch 4"):
         open_images(f"annotated:{folder}", patch=100)
+
+
+# The main job
+
+
+def test_nucleus_area_is_probed_on_annotated_images(tmp_path, quick_compilation):
+    """By the command's own way, on squares of the images at another resolution."""
+    checkpoints.save(tmp_path / "tiny", tiny_network.random_network())
+    folder = write(tmp_path / "n", "geojson", {f"p{at}": nuclei(at) for at in range(30)})
+    settings = probe_runs.settings_of(tmp_path / "tiny") | {
+        "images": f"annotated:{folder}",
+        "concept": "area_um2",
+        "splits": 2,
+    }
+    probe_runs.run(settings | {"patch": "40", "mpp": "1.0"}, tmp_path / "cut")
+    images = probe_runs.table(tmp_path / "cut", "images")
+    assert images["image"].str.fullmatch(r"p\d+\.png \[x=0,y=0\]").all()
+    assert len(images) > 10
+    assert probe_runs.table(tmp_path / "cut", "scores")["r2"].max() > 0.1
