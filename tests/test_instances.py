@@ -236,6 +236,32 @@ def test_annotations_of_no_image_and_images_without_annotation(tmp_path, every):
         instances(coco)
 
 
+@pytest.mark.parametrize("kind", ["mat", "arrays", "parquet", "xml", "coco", "coco text", "geojson"])
+def test_damaged_files_are_refused_or_read(tmp_path, every, kind):
+    """Bytes changed, cut off or cut out: nothing but a ValueError."""
+    folder, rng = write(tmp_path / "n", kind, dict([*every.items()][:1])), np.random.default_rng(0)
+    files = [
+        path for path in folder.rglob("*.*") if path.is_file() and path.suffix not in (".png", ".tif", ".csv")
+    ]
+    refused = 0
+    for turn in range(30):
+        path = files[turn % len(files)]
+        content = path.read_bytes()
+        low, high = sorted(rng.integers(0, min(len(content), 2000), 2))
+        changed = [
+            content[:low],
+            content[:low] + content[high:],
+            content[:low] + bytes([turn]) + content[low + 1 :],
+        ]
+        path.write_bytes(changed[turn % 3])
+        try:
+            assert [*instances(folder)]
+        except ValueError:
+            refused += 1
+        path.write_bytes(content)
+    assert refused > 5
+
+
 # Microns per pixel
 
 

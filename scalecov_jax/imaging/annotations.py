@@ -76,12 +76,14 @@ class Annotation:
         A pixel belongs to an outline if its centre does, or where vertices are centres if it lies on the outline. So shapes that
         follow the edges of pixels come back exactly, and others are off by at most half a pixel at the border.
         """
-        labels = np.zeros((height, width), np.int32)
+        labels = np.zeros((height, width), np.int32, order="F")
         shift = 0.0 if self.centres else 0.5
         for number, one in enumerate(self.objects, start=1):
             if isinstance(one, Runs):
-                inside = np.repeat(np.arange(len(one.counts)) % 2 == 1, one.counts)
-                labels[inside.reshape(width, height).T] = number
+                columns = labels.T.reshape(-1)
+                ends = np.cumsum(one.counts)
+                for low, high in zip(ends[:-1:2], ends[1::2], strict=True):
+                    columns[low:high] = number
                 continue
             for exterior, *holes in one:
                 pixels, *gaps = (
@@ -273,7 +275,8 @@ def _json(path: Path) -> Any:
 
 
 def _ring(points: Sequence[Any] | np.ndarray) -> Ring:
-    ring = np.array([[float(x) for x in point[:2]] for point in points], np.float64).reshape(-1, 2)
+    ring = np.asarray(points, np.float64)
+    ring = ring[:, :2] if ring.ndim == 2 and ring.shape[1] >= 2 else np.empty((0, 2))
     if len(ring) < 3 or not np.isfinite(ring).all():
         raise ValueError(f"an outline of {len(ring)} vertices; expected at least 3, of finite numbers")
     return ring

@@ -315,7 +315,7 @@ def _arrays(folder: Path, pairs: Sequence[tuple[Path, Path]]) -> ImageSet:
 def _array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except Exception as error:  # whatever the parser of the header runs into
         raise ValueError(f"{path.name} is no array of numbers ({error})") from None
 
 

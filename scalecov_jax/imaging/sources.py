@@ -3,8 +3,10 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from scalecov_jax.imaging.voc import read_boxes, tfds_boxes
 SCENES = "scenes"
 RETINA = "retina"
 TILE = 256
+_ONE = Lock()
 
 
 def open_images(
@@ -191,14 +194,26 @@ def squares(images: ImageSet, size: int) -> ImageSet:
     table = table.iloc[of].reset_index(drop=True)
     names = [f"{name} [x={left},y={top}]" for name, left, top in zip(table["name"], x, y, strict=True)]
     table = table.assign(source=table["name"], name=names, x=x, y=y, width=size, height=size)
-    return ImageSet(table, partial(_square, images, tuple(places), size), tuple(skipped))
+    return ImageSet(table, _Squares(images, tuple(places), size), tuple(skipped))
 
 
-def _square(images: ImageSet, places: Sequence[tuple[int, int, int]], size: int, index: int) -> Pixels:
-    at, x, y = places[index]
-    image, mask, _ = images.decode(at)
-    square = (slice(y, y + size), slice(x, x + size))
-    return Pixels(image[square], None if mask is None else mask[square])
+@dataclass(frozen=True, eq=False)  # so that it is a key of `_whole`
+class _Squares:
+    images: ImageSet
+    places: tuple[tuple[int, int, int], ...]  # image, x, y
+    size: int
+
+    def __call__(self, index: int) -> Pixels:
+        at, x, y = self.places[index]
+        with _ONE:  # squares of one image are asked for by several threads
+            image, mask, _ = _whole(self, at)
+        square = (slice(y, y + self.size), slice(x, x + self.size))
+        return Pixels(image[square], None if mask is None else mask[square])
+
+
+@lru_cache(maxsize=2)
+def _whole(cut: _Squares, at: int) -> Pixels:
+    return cut.images.decode(at)
 
 
 def files(paths: Sequence[Path]) -> ImageSet:
