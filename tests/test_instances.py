@@ -15,6 +15,7 @@ from annotated_folders import FORMATS, HEIGHT, MPP, WIDTH, nuclei, write
 from PIL import Image
 from skimage.measure import label, regionprops
 
+import scalecov_jax as sc
 from scalecov_jax import checkpoints
 from scalecov_jax.concepts.compute import measure_all
 from scalecov_jax.concepts.measure import get_measures
@@ -312,11 +313,19 @@ def test_pixels_of_several_sizes_are_not_mixed_and_can_be_brought_to_one(tmp_pat
         measure_all(get_measures(["area_um2"]), open_images(f"annotated:{folder}").take([0, 4]))
     with pytest.raises(ValueError, match=r"mpp of 5 of 6 images is unknown"):
         open_images(f"annotated:{folder}", mpp=0.5)
+    (tmp_path / "t.csv").write_text("image,mpp\n" + "".join(lines))
+    (folder / "index.csv").unlink()
+    by_measures = sc.images(f"annotated:{folder}", measures=tmp_path / "t.csv")
+    np.testing.assert_allclose(measure_all(get_measures(["area_um2"]), by_measures).values[:, 0], microns)
+    (tmp_path / "t.csv").write_text("image,mpp\n" + "".join(lines).replace("0.25", "-1"))
+    with pytest.raises(ValueError, match=r"mpp of 3 of 6 images is not usable \(fine0\.png: -1\.0"):
+        sc.images(f"annotated:{folder}", measures=tmp_path / "t.csv")
 
 
 def test_squares_hold_whole_nuclei_and_their_groups_join(tmp_path, every):
     folder = write(tmp_path / "n", "coco runs", every)
-    whole, cut = open_images(f"annotated:{folder}"), open_images(f"annotated:{folder}", patch=40)
+    whole = open_images(f"annotated:{folder}")
+    cut = pickle.loads(pickle.dumps(open_images(f"annotated:{folder}", patch=40)))
     places = dict(zip(cut.column("name"), cut, strict=True))
     found = 0
     for example, (_, labels) in zip(whole, every.values(), strict=True):

@@ -159,9 +159,9 @@ def _measure(
 def _check_pixel_sizes(measures: Sequence[ConceptMeasure], source: Source) -> None:
     """Refuse to measure in pixels what is drawn at different microns per pixel, by more than 5 %."""
     pixels = [one.name for one in measures if one.unit in ("px", "px^2") and one.reads_pixels]
-    if not pixels or not isinstance(source, ImageSet) or "mpp" not in source.table or not len(source):
+    mpp = source.table.get("mpp") if isinstance(source, ImageSet) else None
+    if not pixels or mpp is None or mpp.dtype != float or mpp.isna().all():
         return
-    mpp = source.column("mpp").astype(float)
     unknown, low, high = int(np.isnan(mpp).sum()), np.nanmin(mpp), np.nanmax(mpp)
     if unknown or high > 1.05 * low:
         raise ValueError(
