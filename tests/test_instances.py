@@ -185,7 +185,10 @@ def test_label_maps_that_do_not_fit_or_are_no_numbers(tmp_path, every):
     third.write_bytes(third.read_bytes()[:300])
     with pytest.raises(ValueError, match=r"^3 problems") as error:
         instances(folder)
-    assert f"{first.name} has {HEIGHT} x {WIDTH} pixels, its image" in str(error.value)
+    assert (
+        f"{first.stem}.png: its label map has {HEIGHT} x {WIDTH} pixels, the image {WIDTH} x {HEIGHT}"
+        in str(error.value)
+    )
     assert f"{second.name}: holds inst_map (struct" in str(error.value)
     assert f"{third.name}: no readable MATLAB file" in str(error.value)
     scipy.io.savemat(first, {"inst_map": np.full((HEIGHT, WIDTH), 0.5)})
@@ -194,8 +197,25 @@ def test_label_maps_that_do_not_fit_or_are_no_numbers(tmp_path, every):
     folder = write(tmp_path / "masks", "label png", every)
     for name in [*every][:2]:
         Image.fromarray(np.zeros((5, 6), np.uint8)).save(folder / f"{name}_labels.png")
-    with pytest.raises(ValueError, match=r"2 masks are of another size.*\(6, 5\), the image is \(112, 80\)"):
+    with pytest.raises(ValueError, match=r"2 problems .*_labels\.png: \(6, 5\), the image is \(112, 80\)"):
         instances(folder)
+
+
+def test_outlines_of_an_image_of_another_size_are_refused(tmp_path, every):
+    folder = write(tmp_path / "n", "coco", every)
+    content = json.loads((folder / "annotations.json").read_text())
+    content["images"][1] |= {"width": 2 * WIDTH, "height": 2 * HEIGHT}
+    (folder / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"an image of 224 x 160 pixels was annotated, this has 112 x 80"):
+        instances(folder)
+    xml = write(tmp_path / "x", "xml", every)
+    (xml / "index.csv").write_text(f"image,mpp\nTissue Images/{next(iter(every))}.tif,0.4\n")
+    assert [*instances(xml).column("mpp")] == [
+        0.4,
+        MPP,
+        MPP,
+        MPP,
+    ]  # the table goes before the file, and only where it speaks
 
 
 def test_arrays_of_objects_are_not_loaded_and_shapes_are_compared(tmp_path, every):

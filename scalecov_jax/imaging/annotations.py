@@ -39,18 +39,24 @@ class Annotation:
         objects: In pixels; the pixel in the upper left corner covers 0 to 1.
         centres: Whether vertices are centres of the outermost pixels instead, as `findContours` of OpenCV gives them.
         mpp: Microns per pixel, if the file tells.
+        size: Width and height of the image that was annotated, if the file tells.
     """
 
     objects: tuple[Outline | Runs, ...]
     centres: bool = False
     mpp: float = math.nan
+    size: tuple[int, int] | None = None
 
     def problems(self, width: int, height: int) -> list[str]:
-        """What does not fit an image of this size: objects wholly outside, runs of another size.
+        """What does not fit an image of this size: another size annotated, objects wholly outside, runs of another size.
 
         What is partly outside is cut at the border, where nuclei are not measured.
         """
         outside, problems = [], []
+        if self.size and self.size != (width, height):
+            problems.append(
+                f"an image of {self.size[0]} x {self.size[1]} pixels was annotated, this has {width} x {height}"
+            )
         for number, one in enumerate(self.objects, start=1):
             if isinstance(one, Runs):
                 if (one.width, one.height) != (width, height):
@@ -187,12 +193,17 @@ def read_coco(path: Path) -> dict[str, Annotation] | None:
     if not isinstance(content, dict) or not {"images", "annotations"} <= {*content}:
         return None
     objects: dict[Any, list] = {}
-    problems, names = [], {}
+    problems, names, sizes = [], {}, {}
     try:
+        sizes = {
+            one["id"]: (int(one["width"]), int(one["height"]))
+            for one in content["images"]
+            if one.get("width") and one.get("height")
+        }
         names = {one["id"]: str(one["file_name"]) for one in content["images"]}
         every = [one for one in content["annotations"] if not one.get("iscrowd")]
         crowds = len(content["annotations"]) - len(every)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ImageError(path.name, f"no COCO file ({_said(error)})") from None
     if crowds and not every:
         raise ImageError(
@@ -217,7 +228,7 @@ def read_coco(path: Path) -> dict[str, Annotation] | None:
             problems.append(f"annotation {one.get('id', at)}: {_said(error)}")
     if problems:
         raise ImageError(path.name, listed(problems))
-    return {name: Annotation(tuple(objects.get(key, ()))) for key, name in names.items()}
+    return {name: Annotation(tuple(objects.get(key, ())), size=sizes.get(key)) for key, name in names.items()}
 
 
 def read_mat(path: Path) -> Labels:

@@ -23,14 +23,18 @@ from scalecov_jax.imaging.annotations import (
     read_xml,
     whole_numbers,
 )
-from scalecov_jax.imaging.csv_file import say
+from scalecov_jax.imaging.csv_file import absent, say
 from scalecov_jax.imaging.decoding import MAX_PIXELS, SUFFIXES, decode_image, decode_mask
 from scalecov_jax.imaging.folder import group_of, list_files, read_folder, with_sizes
 from scalecov_jax.imaging.image_set import ImageError, ImageSet, Pixels, listed
 from scalecov_jax.imaging.microns import with_mpp
 
 PANNUKE_MPP = 0.25  # Gamper et al. 2020
-_OUTLINES: Mapping[str, Callable[[Path], Annotation]] = {"GeoJSON": read_geojson, "XML of regions": read_xml}
+_READERS: Mapping[str, Callable[[Path], Annotation | Labels]] = {
+    ".mat": read_mat,
+    ".geojson": read_geojson,
+    ".xml": read_xml,
+}
 _LABEL_MAPS = ("instances", "inst_map", "inst")  # columns of parquet
 _ROW_GROUP = 4 << 30
 _SLIDE = re.compile(r"(TCGA-\w\w-\w{4}-\w+-\w+-\w+).*", re.IGNORECASE)
@@ -96,34 +100,16 @@ def instances(folder: str | Path) -> ImageSet:
     if plain is None:
         return read_folder(folder)  # which says what is expected
     plain = _with_slides(plain)
-    if coco:
-        return _annotated(
-            plain, {at: partial(_same, one) for at, one in coco[0].items()}, dict.fromkeys(coco[0], coco[1])
-        )
-    for kind, found in joined.items():
-        readers = {
-            at: None if kind == "MATLAB" else partial(_OUTLINES[kind], path) for at, path in found.items()
-        }
-        return _annotated(plain, readers, found)
-    sized = with_sizes(plain)
-    if wrong := [skip.detail for skip in sized.skipped if skip.reason == "mask of another size"]:
-        raise ValueError(
-            f"{folder}: {len(wrong)} masks are of another size than their image: {listed(wrong)}."
-        )
-    return with_mpp(sized)
-
-
-def _same(annotation: Annotation) -> Annotation:
-    return annotation
+    found, file = coco or (next(iter(joined.values()), {}), None)
+    return _annotated(plain, found, file)
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Images whose masks come from other files than images: `read` gives what is drawn, `paths` name the MATLAB files."""
+    """Images whose masks come from other files, or are drawn."""
 
     images: Callable[[int], Pixels]
-    read: tuple[Callable[[], Annotation] | None, ...]
-    paths: tuple[Path | None, ...]
+    given: tuple[Annotation | Path | None, ...]
 
     def __call__(self, index: int) -> Pixels:
         """Decode an image and draw its mask.
@@ -131,48 +117,49 @@ class _Drawn:
         Raises:
             ImageError: See `annotations`.
         """
-        pixels, path, read = self.images(index), self.paths[index], self.read[index]
-        if path is None:
+        pixels, given = self.images(index), self.given[index]
+        if given is None:
             return pixels
-        return pixels._replace(mask=read().draw(*pixels.image.shape[:2]) if read else read_mat(path))
+        read = _read(given)
+        return pixels._replace(
+            mask=read.draw(*pixels.image.shape[:2]) if isinstance(read, Annotation) else read
+        )
 
 
-def _annotated(
-    images: ImageSet, readers: Mapping[int, Callable[[], Annotation] | None], paths: Mapping[int, Path]
-) -> ImageSet:
-    """The images with annotations at these places, checked against the sizes of the images."""
-    places = range(len(images))
-    masks = tuple(paths.get(at) for at in places)
-    decode = _Drawn(images.decode, tuple(readers.get(at) for at in places), masks)
+def _read(given: Annotation | Path) -> Annotation | Labels:
+    return given if isinstance(given, Annotation) else _READERS[given.suffix.casefold()](given)
+
+
+def _annotated(images: ImageSet, given: Mapping[int, Annotation | Path], file: Path | None) -> ImageSet:
+    """The images with annotations at these places (of one `file`, if there is one), checked against the sizes of the images."""
+    every = tuple(given.get(at) for at in range(len(images)))
+    masks = [
+        mask if one is None else file or one for mask, one in zip(images.table["mask"], every, strict=True)
+    ]
     sized = with_sizes(
-        ImageSet(images.table.assign(place=places), decode, images.skipped)
-    )  # whose masks are absent still
-    problems, told = [], {}
-    for at, name, width, height in sized.table[["place", "name", "width", "height"]].itertuples(index=False):
-        if (path := masks[at]) is None:
-            continue
+        ImageSet(images.table.assign(place=range(len(images))), _Drawn(images.decode, every), images.skipped)
+    )
+    problems = [skip.detail for skip in sized.skipped if skip.reason == "mask of another size"]
+    told, columns = [], ["place", "name", "width", "height"]
+    for at, name, width, height in sized.table[columns].itertuples(index=False):
+        mpp, one = math.nan, every[at]
         try:
-            if read := readers[at]:
-                annotation = read()
-                told[at] = annotation.mpp
-                problems += [f"{name}: {one}" for one in annotation.problems(width, height)]
-            elif (size := read_mat(path).shape[::-1]) != (width, height):
+            read = None if one is None else _read(one)
+            if isinstance(read, Annotation):
+                mpp = read.mpp
+                problems += [f"{name}: {problem}" for problem in read.problems(width, height)]
+            elif read is not None and read.shape != (height, width):
                 problems.append(
-                    f"{path.name} has {size[0]} x {size[1]} pixels, its image {name} {width} x {height}"
+                    f"{name}: its label map has {read.shape[1]} x {read.shape[0]} pixels, the image {width} x {height}"
                 )
         except ImageError as error:
             problems.append(str(error))
-    table = sized.table.assign(
-        mask=pd.Series([masks[at] for at in sized.table["place"]], sized.table.index, dtype=object)
-    )
-    given = table["mpp"] if "mpp" in table else pd.Series("", table.index, dtype=object)
-    known = np.array([told.get(at, math.nan) for at in table["place"]], float)
-    if np.isfinite(known).any():
-        table["mpp"] = [
-            one if one else ("" if math.isnan(other) else other)
-            for one, other in zip(given, known, strict=True)
-        ]
-    found = ImageSet(table.drop(columns="place"), sized.decode, sized.skipped)
+        told.append("" if math.isnan(mpp) else mpp)
+    table = sized.table.drop(columns="place")
+    table["mask"] = pd.Series([masks[at] for at in sized.table["place"]], table.index, dtype=object)
+    stated = table["mpp"] if "mpp" in table else [None] * len(table)
+    table["mpp"] = [other if absent(one) else one for one, other in zip(stated, told, strict=True)]
+    found = ImageSet(table, sized.decode, sized.skipped)
     try:
         found = with_mpp(found)
     except ValueError as error:
