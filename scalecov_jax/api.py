@@ -102,7 +102,7 @@ def images(
     measures: str | Path | pd.DataFrame | None = None,
     groups: str | Sequence[Any] | None = None,
     image_class: str = "",
-    **rendered: int,
+    **options: Any,
 ) -> ImageSet:
     """Images and what is known of them.
 
@@ -113,7 +113,7 @@ def images(
             are left out.
         groups: A column of `measures`, or one patient or slide per image: they are kept together in splits and tests.
         image_class: See `sources.open_images`.
-        rendered: `count`, `seed` and `size` of what is rendered.
+        options: `count`, `seed` and `size` of what is rendered; `mpp` and `patch`, see `sources.open_images`.
 
     Raises:
         ValueError: See `sources.open_images` and `csv_file.join`; arrays that are no images.
@@ -121,7 +121,7 @@ def images(
     if isinstance(source, ImageSet):
         found = source
     elif isinstance(source, str | Path):
-        found = sources.open_images(str(source), image_class, **rendered)
+        found = sources.open_images(str(source), image_class, **options)
     elif all(isinstance(one, str | Path) for one in source):
         found = sources.files([Path(one).expanduser() for one in source])
     else:

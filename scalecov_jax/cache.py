@@ -50,9 +50,11 @@ def image_key(network: str, image: UInt8[np.ndarray, "H W 3"]) -> str:
 
 
 def content_hash(example: Example) -> str:
-    """SHA-256 of the decoded pixels, the mask, the box and the size of the file."""
+    """SHA-256 of the decoded pixels, the mask, the box, the size of the file, and microns per pixel where they are known."""
     box = example.box and tuple(map(float, example.box))
-    return digest(example.image, example.mask, f"{box} {example.file_bytes}")
+    return digest(
+        example.image, example.mask, f"{box} {example.file_bytes}{f' {example.mpp}' if example.mpp else ''}"
+    )
 
 
 class FeatureStore(NamedTuple):

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import annotated_folders
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -25,9 +26,14 @@ def test_every_block_runs_and_is_short(tmp_path, monkeypatch, capsys):
         Image.fromarray(picture[top : top + side, left : left + side]).save(path)
         rows.append((f"{number}", np.log(side), f"p{number // 2}"))
     pd.DataFrame(rows, columns=["image", "age", "patient"]).to_csv("measures.csv")
+    annotated_folders.write(
+        tmp_path / "nuclei",
+        "geojson",
+        {f"p{at}": annotated_folders.nuclei(at, 12, 140, 140) for at in range(12)},
+    )
     names = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     for code in blocks:
         assert len(code.strip().splitlines()) <= 10
         exec(compile(code, PAGE.name, "exec"), names)
@@ -35,5 +41,7 @@ def test_every_block_runs_and_is_short(tmp_path, monkeypatch, capsys):
     assert names["table"].shape == (24, 256)
     np.testing.assert_allclose(names["maps"].mean((1, 2)), names["table"], rtol=1e-3, atol=1e-4)
     assert names["looks"].shape == names["found_where"].shape == (24, 96, 96)
+    assert len(names["nuclei"]) >= 10
+    assert len(names["size"].table()) > 0
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert "add_12" in capsys.readouterr().out

@@ -19,7 +19,7 @@ def example(name="a.png", height=12, width=20):
     image = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
     mask = np.zeros((height, width), np.int32)
     mask[2:9, 3:14] = 1
-    return Example(image, "car", Box(3, 2, 14, 9), mask, "", name, 1200)
+    return Example(image, "car", Box(3, 2, 14, 9), mask, "", name, 1200, 0.5)
 
 
 # Names
@@ -34,7 +34,16 @@ def test_every_measure_gives_a_finite_number_and_is_described():
         assert np.isfinite(entry.measure(one))
         assert entry.title
         assert f"`{name}`" in text, name
-    assert {one.unit for one in MEASURES.values()} <= {"", "px", "px^2", "levels", "levels^2", "bytes/px"}
+    assert {one.unit for one in MEASURES.values()} <= {
+        "",
+        "px",
+        "px^2",
+        "um",
+        "um^2",
+        "levels",
+        "levels^2",
+        "bytes/px",
+    }
 
 
 def test_parameters():
@@ -102,6 +111,11 @@ def test_sizes_and_nuisances_by_hand():
     assert values["box_centre_x"] == (3 + 14 - 1) / 2 / 20
     assert values["box_centre_y"] == (2 + 9 - 1) / 2 / 12
     assert values["file_size"] == 5
+    assert (values["area"], values["area_um2"], values["perimeter_um"]) == (
+        77,
+        77 / 4,
+        values["perimeter"] / 2,
+    )
 
 
 def test_a_box_over_the_whole_image_lies_in_the_middle():

@@ -55,7 +55,8 @@ def measure_all(
     seconds and at the end, however that comes about. Threads are as many as processors, at most 8, when not given.
 
     Raises:
-        ValueError: No measure, one name twice, `workers` below 1, a damaged cache; or measures that raise or are not finite on
+        ValueError: No measure, one name twice, `workers` below 1, a damaged cache; measures in pixels of images whose pixels are
+            of several sizes; or measures that raise or are not finite on
             some images: all of them in one message, after everything else was measured and written.
     """
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
@@ -64,6 +65,7 @@ def measure_all(
         raise ValueError(
             f"Expected at least one worker and measures of different names, got {workers} and {', '.join(names) or 'none'}."
         )
+    _check_pixel_sizes(measures, source)
     read = source.__getitem__
     if isinstance(source, ImageSet) and source.sized and not any(one.reads_pixels for one in measures):
         read = source.outline
@@ -145,6 +147,20 @@ def _measure(
                 cached.add(example.name, content, one.name, value)
         values.append(value)
     return _Outcome(example.name, example.group, tuple(values))
+
+
+def _check_pixel_sizes(measures: Sequence[ConceptMeasure], source: Source) -> None:
+    """Refuse to measure in pixels what is drawn at different microns per pixel, by more than 5 %."""
+    pixels = [one.name for one in measures if one.unit in ("px", "px^2") and one.reads_pixels]
+    mpp = source.table.get("mpp") if isinstance(source, ImageSet) else None
+    if not pixels or mpp is None or mpp.dtype != float or mpp.isna().all():
+        return
+    unknown, low, high = int(np.isnan(mpp).sum()), np.nanmin(mpp), np.nanmax(mpp)
+    if unknown or high > 1.05 * low:
+        raise ValueError(
+            f"{', '.join(pixels)} would mix images of different microns per pixel: {low:g} to {high:g}, unknown for {unknown} of "
+            f"{len(mpp)}. Measure in microns, such as area_um2, or bring all to one (mpp={high:g})."
+        )
 
 
 def _in_order(

@@ -63,11 +63,20 @@ MEASURES: dict[str, ConceptMeasure] = {
         *(
             _configured(
                 name,
-                partial(shape.mean_property, name),
+                partial(shape.mean_property, name, 0),
                 _SHAPE_UNITS.get(name, ""),
                 f"mean {name.replace('_', ' ')} of the instances",
             )
             for name in shape.PROPERTIES
+        ),
+        *(
+            _configured(
+                f"{name}_um{power if power > 1 else ''}",
+                partial(shape.mean_property, name, power),
+                _SHAPE_UNITS[name].replace("px", "um"),
+                f"mean {name.replace('_', ' ')} of the instances in microns",
+            )
+            for name, power in (("area", 2), ("perimeter", 1), ("major_axis", 1))
         ),
         _configured("count", shape.count, "", "number of instances"),
         ConceptMeasure("image_width", nuisance.image_width, "px", "width of the image", reads_pixels=False),

@@ -48,25 +48,33 @@ def instances(
     return nuclei.instances(labels, border=border)
 
 
-def mean_property(name: str, *, border: bool = False) -> Callable[[Example], float]:
+def mean_property(name: str, power: int, *, border: bool = False) -> Callable[[Example], float]:
     """Concept measure: the mean of a property over the `instances`, each counting once.
 
     Properties are as scikit-image defines them: area in pixels; perimeter in pixels along the centres of border pixels;
     eccentricity and major axis in pixels of the ellipse with the same second moments; Euler number (parts minus holes,
-    8-connected); solidity (area / area of the convex hull).
+    8-connected); solidity (area / area of the convex hull). They are multiplied by the microns per pixel to `power`: 0 for pixels,
+    1 for lengths, 2 for areas.
 
     Raises:
-        ValueError: When measuring: an example without mask, or without an instance.
+        ValueError: When measuring: an example without mask, without an instance, or of unknown microns per pixel where needed.
 
     Source: Graziani et al., Regression concept vectors for bidirectional explanations in histopathology, iMIMIC 2018.
     """
 
     def measure(example: Example) -> float:
+        if power and not example.mpp:
+            raise ValueError(
+                f"{example.name}: its microns per pixel are unknown; give them in a column mpp of index.csv, or measure {name} "
+                "in pixels."
+            )
         regions = regionprops(instances(required_mask(example), border=border))
         if not regions:
             where = "" if border else " off the border (border=1 counts those that touch it)"
             raise ValueError(f"{example.name}: no instance of {MIN_AREA} pixels or more{where}.")
-        return float(np.mean([region[PROPERTIES[name]] for region in regions]))
+        return (
+            float(np.mean([region[PROPERTIES[name]] for region in regions])) * (example.mpp or 1.0) ** power
+        )
 
     return measure
 

@@ -368,7 +368,7 @@ def _open_images(subjects: Sequence[Subject]) -> ImageSet:
     if images in (SCENES, RETINA):
         size = size if images == RETINA else 128  # small lesions are lost in a small picture
         found = _rendered(images, settings.image_class, settings.scenes, settings.seed, size)
-    elif has_classes(images) or images.startswith("annotated:"):
+    elif has_classes(images) or images.startswith(("annotated:", "slides:")):
         found = open_images(images, settings.image_class)
     else:
         found = read_folder(images)

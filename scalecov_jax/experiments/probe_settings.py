@@ -48,7 +48,8 @@ class Settings(Base):
     images: str = setting(
         "scenes",
         least=1,
-        help="A folder of images, plain or in VOC layout, tfds:DATA_DIR, annotated:FOLDER (its images with masks), or scenes.",
+        help="A folder of images, plain or in VOC layout, tfds:DATA_DIR, annotated:FOLDER (its images with "
+        "annotated nuclei, docs/bring_your_own.md), slides:FOLDER (tiles of whole slides), or scenes.",
     )
     image_class: tuple[str, ...] = setting(
         ("striped_disc", "ringed_star", "checkered_triangle"),
@@ -61,6 +62,14 @@ class Settings(Base):
         least=1,
         distinct=True,
         help="What is read: names of docs/measures.md or csv:PATH:COLUMN; the first decides where to cut.",
+    )
+    mpp: float = setting(
+        0.0, low=0, high=10, help="Microns per pixel to which images are brought; as they are when 0."
+    )
+    patch: int = setting(
+        0,
+        low=0,
+        help="Height and width of squares to cut of images, in pixels; whole when 0 (of slides 256).",
     )
     scenes: int = setting(447, low=1, help="Images of each class where they are rendered.")
     layers: tuple[str, ...] = setting((), help="Layers to probe; all with a defined pooling when empty.")
@@ -180,10 +189,13 @@ def open_images(settings: Settings) -> tuple[dict[str, ImageSet], list[Skipped]]
     """
     opened, skipped, problems = {}, [], []
     rendered = {"count": settings.scenes, "seed": settings.seed, "size": settings.input_size}
+    cut: dict[str, Any] = {"mpp": settings.mpp, "patch": settings.patch}
     without = settings.images not in (SCENES, RETINA) and not sources.has_classes(settings.images)
     for image_class in (NO_CLASS,) if without else settings.image_class:
         try:
-            images = enough(sources.open_images(settings.images, image_class, **rendered), settings.images)
+            images = enough(
+                sources.open_images(settings.images, image_class, **rendered, **cut), settings.images
+            )
             for path, column in dict.fromkeys(map(csv_parts, (*settings.concept, *settings.nuisances))):
                 images = sources.with_values(images, path, column) if path else images
             images = sources.regroup(images, *settings.group_column) if settings.groups else images

@@ -22,8 +22,9 @@ from scalecov_jax.checkpoints import Network, load_networks, random_network
 from scalecov_jax.cutting import selected_layer
 from scalecov_jax.extraction import Features, cached_features, compute_features
 from scalecov_jax.imaging import tissue
-from scalecov_jax.imaging.folder import annotated, read_folder
+from scalecov_jax.imaging.folder import annotated
 from scalecov_jax.imaging.image_set import ImageSet, Skipped, count_reasons
+from scalecov_jax.imaging.instances import instances
 from scalecov_jax.imaging.patches import MAGNIFICATIONS, Labels, open_patches, prepare_patches
 from scalecov_jax.models.architecture import check_layer, get_architecture
 from scalecov_jax.models.cost import measure_cost
@@ -214,7 +215,7 @@ def _cut(settings: Settings, name: str, network: Network) -> str | None:
 def _source(settings: Settings) -> ImageSet:
     if settings.data == TISSUE:
         return tissue.regions(settings.regions, settings.seed, size=settings.region_size)
-    return annotated(read_folder(settings.data), settings.magnification)
+    return annotated(instances(settings.data), settings.magnification)
 
 
 def _patches(settings: Settings, source: ImageSet, folder: Path) -> ImageSet:

@@ -46,7 +46,9 @@ COLUMNS = {
     "labels": ("labels",),
     "group": ("group", "patient", "patient_id", "slide", "case"),
     "label": ("class_index", "label", "class"),
+    "slide": ("slide", "slide_id"),
     "magnification": ("magnification",),
+    "mpp": ("mpp", "microns_per_pixel", "mpp_x"),
     "grade": (
         "level", "grade", "diagnosis", "retinopathy grade", "adjudicated_dr_grade", "dr_grade", "diabetic_retinopathy",
     ),
@@ -217,7 +219,7 @@ def annotated(images: ImageSet, magnification: float = 0.0, *, needed: bool = Tr
 
     Args:
         images: See `read_folder`.
-        magnification: Of the images whose magnification the table does not state.
+        magnification: Of the images whose magnification the table does not state; else 10 over their microns per pixel.
         needed: Whether images of unknown magnification are skipped.
 
     Raises:
@@ -227,12 +229,14 @@ def annotated(images: ImageSet, magnification: float = 0.0, *, needed: bool = Tr
         raise ValueError(f"The magnification is {magnification}; expected such as 40, or 0 if it is unknown.")
     given = images.table.get("magnification", pd.Series([""] * len(images)))
     stated = np.array([_magnification(text) or magnification for text in given.fillna("")])
+    if "mpp" in images.table:
+        stated = np.where(stated > 0, stated, np.nan_to_num(10 / images.column("mpp").astype(float)))
     images = images.assign(magnification=stated)
     has_mask = np.array([one is not None for one in images.table["mask"]])
     images = images.where(has_mask, "no annotation", ["neither a mask nor labels"] * len(images))
     if needed:
         images = images.where(images.column("magnification") > 0, "unknown magnification")
-    images = with_sizes(images) if len(images) else images
+    images = with_sizes(images) if len(images) and "path" in images.table and not images.sized else images
     if not len(images):
         reasons = ", ".join(f"{reason} {count}" for reason, count in count_reasons(images.skipped).items())
         raise ValueError(

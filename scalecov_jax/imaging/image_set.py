@@ -35,6 +35,7 @@ class Example(NamedTuple):
         group: What must not be split between training and test: slide, patient or source image.
         name: Names the image to a person.
         file_bytes: Size of the file that `image` was decoded from; None where there is none, or where the pixels were changed.
+        mpp: Microns per pixel, where they are known.
     """
 
     image: UInt8[np.ndarray, "H W 3"]
@@ -44,6 +45,7 @@ class Example(NamedTuple):
     group: str
     name: str
     file_bytes: int | None = None
+    mpp: float | None = None
 
 
 @runtime_checkable
@@ -89,7 +91,7 @@ class ImageSet:
     Attributes:
         table: One row per image. Columns name and group; where they are known label (class name or index, as text), x_min, y_min,
             x_max and y_max (see `Box`; NaN without an object), width and height (pixels), magnification (of the objective, 40 is
-            about 0.25 um per pixel), grade, side, and whatever else a reader adds.
+            about 0.25 um per pixel), mpp (microns per pixel; NaN where unknown), grade, side, and whatever else a reader adds.
         decode: Gives the pixels of the image with this index; raises ImageError. Picklable where the images are files, so that
             other processes can decode them.
         skipped: Images left out, with the reason.
@@ -115,6 +117,7 @@ class ImageSet:
         """What is known of an image without decoding it; `image` is black, and of its size where `sized`."""
         row: dict[Any, Any] = self.table.iloc[index].to_dict()
         label, corners = row.get("label"), [row.get(corner, np.nan) for corner in _CORNERS]
+        mpp = row.get("mpp")
         return Example(
             np.broadcast_to(np.uint8(0), (int(row.get("height", 1)), int(row.get("width", 1)), 3)),
             label if isinstance(label, str) else None,
@@ -122,6 +125,7 @@ class ImageSet:
             None,
             row["group"],
             row["name"],
+            mpp=float(mpp) if isinstance(mpp, float) and np.isfinite(mpp) else None,
         )
 
     @property
@@ -189,10 +193,15 @@ def image_set(examples: Iterable[Example]) -> ImageSet:
             **dict(zip(_CORNERS, one.box or [np.nan] * 4, strict=True)),
             "width": one.image.shape[1],
             "height": one.image.shape[0],
+            "mpp": one.mpp or np.nan,
         }
         for one in examples
     ]
-    return ImageSet(pd.DataFrame(rows), partial(_pixels_of, examples))
+    table = pd.DataFrame(rows)
+    known = "mpp" in table and table["mpp"].notna().any()
+    return ImageSet(
+        table if known else table.drop(columns="mpp", errors="ignore"), partial(_pixels_of, examples)
+    )
 
 
 def concatenate(sets: Sequence[ImageSet]) -> ImageSet:

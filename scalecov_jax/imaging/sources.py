@@ -3,7 +3,10 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -11,36 +14,62 @@ import pandas as pd
 from absl import logging
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
 
-from scalecov_jax.imaging import retina, scenes
+from scalecov_jax.concepts import shape
+from scalecov_jax.imaging import retina, scenes, slides
 from scalecov_jax.imaging.csv_file import NAMES, find_column, join, name_column, number, read_csv, say, texts
 from scalecov_jax.imaging.folder import Files, annotated, read_folder
-from scalecov_jax.imaging.image_set import ImageSet, image_set
+from scalecov_jax.imaging.image_set import ImageError, ImageSet, Pixels, Skipped, count_reasons, image_set
+from scalecov_jax.imaging.instances import instances
+from scalecov_jax.imaging.microns import resampled, with_mpp
 from scalecov_jax.imaging.voc import read_boxes, tfds_boxes
 
 SCENES = "scenes"
 RETINA = "retina"
+TILE = 256
+_ONE = Lock()
 
 
 def open_images(
-    images: str, image_class: str = "", *, count: int = 0, seed: int = 0, size: int = 128
+    images: str,
+    image_class: str = "",
+    *,
+    count: int = 0,
+    seed: int = 0,
+    size: int = 128,
+    mpp: float = 0.0,
+    patch: int = 0,
 ) -> ImageSet:
     """Open images by name; those of one class where there are classes.
 
     Args:
         images: `scenes`, `retina`, `tfds:<data_dir>` (VOC 2007, prepared), a folder in VOC layout (images that hold exactly one
-            object), any other folder of images (see `folder.read_folder`), or `annotated:<folder>`, of which only the images with
-            a mask are taken.
+            object), any other folder of images (see `folder.read_folder`), `annotated:<folder>`, of which only the images with
+            annotations are taken (see `instances.instances`), or `slides:<folder>` (see `slides.tiles`).
         image_class: Class name, such as car; for scenes such as striped_disc, or empty for `count` of every class. Only a name
             for retinas and for folders that are not in VOC layout.
         count: Number of scenes or retinas; folders are read whole.
         seed: Of what is rendered.
         size: Height and width of what is rendered, in pixels.
+        mpp: Microns per pixel to which images are brought, see `microns.resampled`; as they are when 0.
+        patch: Height and width in pixels of the squares into which images are then cut, see `squares`; whole when 0.
+            Tiles of slides are of 256 when 0.
 
     Raises:
-        ValueError: See `read_boxes`, `tfds_boxes`, `read_folder` and `scenes.examples`.
+        ImportError: See `slides.tiles`.
+        ValueError: See `read_boxes`, `tfds_boxes`, `read_folder`, `instances.instances`, `slides.tiles`, `resampled`, `squares`
+            and `scenes.examples`.
     """
-    kind, _, folder = images.rpartition(":")
+    if images.startswith("slides:"):
+        return slides.tiles(images.removeprefix("slides:"), patch or TILE, mpp)
+    found = _open(images, image_class, count, seed, size)
+    found = resampled(found, mpp) if mpp else found
+    return squares(found, patch) if patch else found
+
+
+def _open(images: str, image_class: str, count: int, seed: int, size: int) -> ImageSet:
+    kind, _, folder = images.partition(":")
     if images == SCENES:
         names = [image_class] if image_class else scenes.CLASSES
         return image_set(one for name in names for one in scenes.examples(name, count, seed, size))
@@ -49,10 +78,10 @@ def open_images(
     if kind == "tfds":
         return tfds_boxes(folder, "train+validation", image_class)
     if kind == "annotated":
-        return annotated(read_folder(folder), needed=False)
+        return annotated(instances(folder), needed=False)
     if is_voc(images):
         return read_boxes(images, image_class)
-    return read_folder(images)
+    return with_mpp(read_folder(images))
 
 
 def is_voc(images: str) -> bool:
@@ -68,17 +97,20 @@ def has_classes(images: str) -> bool:
 def regroup(images: ImageSet, path: str, column: str) -> ImageSet:
     """The same images with the groups that a column of a CSV file gives them; those for which it says nothing are each their own.
 
+    Patches and tiles are of the group of the image or slide that they were cut from.
+
     Raises:
         ValueError: See `csv_file.texts`.
     """
-    found = texts(path, column, [*images.table["name"]])
+    names = images.table["source" if "source" in images.table else "name"].reset_index(drop=True)
+    whole = names.drop_duplicates()
+    known = texts(path, column, [*whole])
+    found = names.map(pd.Series(known.to_numpy(), whole.iloc[known.index])).dropna()
     if alone := len(images) - len(found):
         logging.warning(
             "%s says nothing of the %s of %d images; each is a group of its own.", path, column, alone
         )
-    return images.assign(
-        group=found.reindex(range(len(images))).fillna(images.table["name"].reset_index(drop=True)).to_numpy()
-    )
+    return images.assign(group=found.reindex(range(len(images))).fillna(names).to_numpy())
 
 
 def with_values(images: ImageSet, path: str, column: str) -> ImageSet:
@@ -100,7 +132,7 @@ def with_copies_together(images: ImageSet) -> ImageSet:
     if "path" not in images.table:
         return images
     by_size, by_content = defaultdict(list), defaultdict(list)
-    for at, path in enumerate(images.table["path"]):
+    for at, path in images.table["path"].reset_index(drop=True).drop_duplicates().items():
         by_size[path.stat().st_size].append(at)
     for size, places in by_size.items():
         for at in places if len(places) > 1 else ():
@@ -120,6 +152,68 @@ def with_copies_together(images: ImageSet) -> ImageSet:
         more, len(images), copy, original,
     )  # fmt: skip
     return images.assign(group=[first[of[number]] for number in numbers])
+
+
+def squares(images: ImageSet, size: int) -> ImageSet:
+    """Squares of `size` pixels on a grid without overlap; of images with masks those that hold a whole instance.
+
+    Returns:
+        Columns of the images, of which name says where the square lies; source (name of the image), x and y (left and upper edge
+        in pixels), width and height. Images that cannot be decoded or are smaller, and squares without a whole instance, are
+        skipped.
+
+    Raises:
+        ValueError: No square.
+    """
+    places, skipped = [], [*images.skipped]
+    for index in tqdm(range(len(images)), desc="cutting squares", unit="image"):
+        try:
+            example = images[index]
+        except ImageError as error:
+            skipped.append(Skipped(error.name, "unreadable image", error.problem))
+            continue
+        height, width = example.image.shape[:2]
+        if size > min(height, width):
+            skipped.append(Skipped(example.name, "image smaller than a patch", f"{width} x {height} pixels"))
+        for y in range(0, height - size + 1, size):
+            for x in range(0, width - size + 1, size):
+                mask = example.mask
+                if mask is None or shape.instances(mask[y : y + size, x : x + size]).any():
+                    places.append((index, x, y))
+                else:
+                    skipped.append(
+                        Skipped(f"{example.name} [x={x},y={y}]", "no whole nucleus", f"{size} pixels")
+                    )
+    if not places:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in count_reasons(skipped).items())
+        raise ValueError(
+            f"No square of {size} pixels can be cut ({reasons or 'no image'}); choose a smaller patch."
+        )
+    of, x, y = np.array(places).T
+    table = images.table.drop(columns=["x_min", "y_min", "x_max", "y_max"], errors="ignore")
+    table = table.iloc[of].reset_index(drop=True)
+    names = [f"{name} [x={left},y={top}]" for name, left, top in zip(table["name"], x, y, strict=True)]
+    table = table.assign(source=table["name"], name=names, x=x, y=y, width=size, height=size)
+    return ImageSet(table, _Squares(images, tuple(places), size), tuple(skipped))
+
+
+@dataclass(frozen=True, eq=False)  # so that it is a key of `_whole`
+class _Squares:
+    images: ImageSet
+    places: tuple[tuple[int, int, int], ...]  # image, x, y
+    size: int
+
+    def __call__(self, index: int) -> Pixels:
+        at, x, y = self.places[index]
+        with _ONE:  # squares of one image are asked for by several threads
+            image, mask, _ = _whole(self, at)
+        square = (slice(y, y + self.size), slice(x, x + self.size))
+        return Pixels(image[square], None if mask is None else mask[square])
+
+
+@lru_cache(maxsize=2)
+def _whole(cut: _Squares, at: int) -> Pixels:
+    return cut.images.decode(at)
 
 
 def files(paths: Sequence[Path]) -> ImageSet:
@@ -170,6 +264,7 @@ def with_measures(found: ImageSet, given: str | Path | pd.DataFrame, groups: str
             f"{table.attrs['path']}: {', '.join(taken)} are facts of the images themselves; rename these columns to use them."
         )
     found = found.assign(**{name: values for name, values in columns.items() if name not in taken})
+    found = with_mpp(found) if "mpp" in columns else found
     return found.assign(group=[*map(str, rows[groups])]) if groups else found
 
 
