@@ -53,7 +53,7 @@ def mean_property(name: str, power: int, *, border: bool = False) -> Callable[[E
 
     Properties are as scikit-image defines them: area in pixels; perimeter in pixels along the centres of border pixels;
     eccentricity and major axis in pixels of the ellipse with the same second moments; Euler number (parts minus holes,
-    8-connected); solidity (area / area of the convex hull). They are multiplied by the microns per pixel to `power`: 0 for pixels,
+    8-connected); solidity (area / area of the convex hull). Times the microns per pixel to the `power`: 0 for pixels,
     1 for lengths, 2 for areas.
 
     Raises:
