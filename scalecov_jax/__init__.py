@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from scalecov_jax.compilation import protect_process
 
 if TYPE_CHECKING:
-    from scalecov_jax.api import cut, explain, features, images, load, maps, probe, rcv, save
+    from scalecov_jax.api import cut, explain, export, features, images, load, maps, probe, rcv, save
 
-__all__ = ["cut", "explain", "features", "images", "load", "maps", "probe", "rcv", "save"]
+__all__ = ["cut", "explain", "export", "features", "images", "load", "maps", "probe", "rcv", "save"]
 
 protect_process()  # before JAX's backend starts
 

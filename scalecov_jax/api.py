@@ -31,6 +31,7 @@ from scalecov_jax.imaging.decoding import array_of
 from scalecov_jax.imaging.image_set import Example, ImageSet, image_set
 from scalecov_jax.models.adopted import Adopted, adopt
 from scalecov_jax.models.architecture import ARCHITECTURES, available_layers, check_layer
+from scalecov_jax.models.export import export as export
 from scalecov_jax.models.port import port
 from scalecov_jax.models.preprocessing import Preprocessing, preprocess
 from scalecov_jax.probed import Probed

@@ -13,6 +13,7 @@ from scalecov_jax.checkpoints import Network
 from scalecov_jax.extraction import Pooling, compute_features, pooled_output
 from scalecov_jax.imaging.decoding import resize_image
 from scalecov_jax.imaging.image_set import Example, ImageError, Source
+from scalecov_jax.models.export import export
 from scalecov_jax.models.layers import WHOLE
 from scalecov_jax.models.pruning import Pruning, abstract_variables, count_parameters, prune
 from scalecov_jax.scores import Estimator
@@ -72,9 +73,16 @@ def parameters_to_cut(whole: Network, layer: str) -> int:
 
 
 def cut_checkpoint(
-    weights: str, output: str, layer: str | None, scores: str | None, estimator: Estimator = "ridge"
+    weights: str,
+    output: str,
+    layer: str | None,
+    scores: str | None,
+    estimator: Estimator = "ridge",
+    torch: str | None = None,
 ) -> str:
     """Cut a checkpoint after `layer`, or after the layer selected in the summary.json of an earlier run.
+
+    `torch` names a file for the same in the names of torch, see `models.export.export`.
 
     Returns:
         What was kept, for people.
@@ -89,10 +97,13 @@ def cut_checkpoint(
         )
     pruned = pruned_network(network, layer)
     checkpoints.save(Path(output), pruned)
+    if torch:
+        export(pruned, Path(torch))
+    exported = f" and, for torch, in {torch}" if torch else ""
     before, after = parameters_to_cut(network, layer), count_parameters(pruned.variables)
     return (
         f"{network.architecture.name} cut after {layer}: {before:,} -> {after:,} parameters "
-        f"({100 * (1 - after / before):.2f} % less than without its head), saved in {output}"
+        f"({100 * (1 - after / before):.2f} % less than without its head), saved in {output}{exported}"
     )
 
 

@@ -15,12 +15,19 @@ LAYER = flags.DEFINE_string("layer", None, "Last layer to keep, such as mixed8 o
 SCORES = flags.DEFINE_string("scores", None, "Results of probe.py: cut at the layer that it selected.")
 ESTIMATOR = flags.DEFINE_enum("estimator", "ridge", ["ridge", "ols"], "Whose choice --scores follows.")
 OUTPUT = flags.DEFINE_string("output", None, "New folder for the pruned network.", required=True)
+TORCH = flags.DEFINE_string(
+    "torch",
+    None,
+    "Also write a .safetensors file with torch's names, and beside it a CSV table of its tensors.",
+)
 flags.mark_flags_as_mutual_exclusive(["layer", "scores"], required=True)
 
 
 def main() -> None:
     """Prune."""
-    print(cut_checkpoint(WEIGHTS.value, OUTPUT.value, LAYER.value, SCORES.value, ESTIMATOR.value))
+    print(
+        cut_checkpoint(WEIGHTS.value, OUTPUT.value, LAYER.value, SCORES.value, ESTIMATOR.value, TORCH.value)
+    )
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def _layouts() -> tuple[Layout, ...]:
             "keras_unnamed",
             {path: numbered[name] for path, name in keras.items()},
         ),
-        Layout("torchvision", "torch", torchvision),
+        Layout("torchvision", "torch", torchvision, pixelwise=r"\.layer_scale$"),
         Layout("timm", "torch", timm),
     )
 

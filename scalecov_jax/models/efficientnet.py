@@ -228,8 +228,8 @@ def _layouts() -> tuple[Layout, ...]:
     return (
         Layout("Keras", "keras", keras, EPSILON, **within),
         Layout("Keras 3 without layer names", "keras_unnamed", unnamed(kinds), EPSILON, **within),
-        Layout("torchvision", "torch", torchvision, 1e-5, symmetric, TRACKED),
-        Layout("timm", "torch", timm, 1e-5, symmetric, TRACKED),
+        Layout("torchvision", "torch", torchvision, 1e-5, symmetric, TRACKED, pixelwise=r"\.fc[12]\.weight$"),
+        Layout("timm", "torch", timm, 1e-5, symmetric, TRACKED, pixelwise=r"\.conv_(reduce|expand)\.weight$"),
     )
 
 

@@ -32,6 +32,7 @@ class Layout:
         ignored: Tensors without a counterpart: what they are, and a regular expression.
         flattened: Dense layers whose inputs the source flattens channel by channel, and not pixel by pixel as we do, with the
             height and width of the map that they take.
+        pixelwise: Tensors to which the source gives two more axes of length 1: a regular expression.
         zeros: Tensors that the file has in no block, and which stand for zeros, such as biases.
         declared: What a file says of the preprocessing, if it says so; raises ValueError if there is no such.
     """
@@ -43,6 +44,7 @@ class Layout:
     options: Mapping[str, Any] = field(default_factory=dict)
     ignored: Mapping[str, str] = field(default_factory=dict)
     flattened: Mapping[str, int] = field(default_factory=dict)
+    pixelwise: str = "$^"
     zeros: frozenset[str] = frozenset()
     declared: Callable[[Mapping[str, np.ndarray]], Preprocessing | None] = lambda tensors: None
 

@@ -2,27 +2,40 @@
 
 import base64
 from collections.abc import Collection, Mapping, Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 
 from scalecov_jax.report.findings import Finding, table
 from scalecov_jax.report.numbers import number, percent
+from scalecov_jax.report.style import render
 
 
-class Image(NamedTuple):
-    """A picture embedded in the page."""
+@dataclass(frozen=True)
+class Image:
+    """A picture embedded in the page; a figure becomes bytes when it is first shown."""
 
-    content: bytes  # bytes of an SVG, PNG or JPEG file
+    drawing: bytes | Figure  # bytes of a PNG or JPEG file, or a figure
     alt: str  # what the picture says, for those who cannot see it
     caption: str = ""  # shown under the picture
     wide: bool = False  # takes the full width of the page
     name: str = ""  # of the files that the runner writes to figures/; none when empty
-    png: bytes = b""  # the same picture as a PNG file, for these files
+
+    @cached_property
+    def content(self) -> bytes:
+        """Bytes of an SVG, PNG or JPEG file."""
+        return self.drawing if isinstance(self.drawing, bytes) else render(self.drawing, "svg")
+
+    @cached_property
+    def png(self) -> bytes:
+        """A figure as a PNG file."""
+        return self.drawing if isinstance(self.drawing, bytes) else render(self.drawing, "png")
 
     def _repr_html_(self) -> str:
         """For notebooks."""

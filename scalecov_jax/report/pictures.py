@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def picture_figures(
         }  # fmt: skip
         said = "; ".join(f"{row}: {', '.join(title for title, _ in x if title)}" for row, x in grid.items())
         alt = f"{caption} {said}.".replace("\n", " ")
-        yield image_grid(grid, alt=alt, name=str(name), caption=caption, **options)._replace(wide=True)
+        yield replace(image_grid(grid, alt=alt, name=str(name), caption=caption, **options), wide=True)
 
 
 def overlay(image: Pixels, map: Float[np.ndarray, "H W"], scale: tuple[float, float, str]) -> Pixels:

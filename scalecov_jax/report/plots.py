@@ -71,7 +71,7 @@ def r2_by_layer(
     axes.set_xlim(-0.5, len(layers) - 0.5)
     axes.set_xlabel("layer, from input to output")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=9.5)
-    return _image(figure, alt, caption, name)
+    return Image(figure, alt, caption, name=name)
 
 
 @styled
@@ -135,7 +135,7 @@ def predicted_against_true(
             axes.plot(rows["true"], rows["predicted"].clip(*inside), marker, **look)
         axes.set_title(f"{title}: R² = {number(r2)}", fontsize=10)
     grid[0].set_ylabel(f"predicted {unit}")
-    return _image(figure, alt, caption, name)
+    return Image(figure, alt, caption, name=name)
 
 
 def curves(
@@ -184,7 +184,7 @@ def curves(
             f"{number(values[-1], digits)} at {at[-1]}; largest {number(values[peak], digits)} at {at[peak]}."
         )
     figure = _panels(frame, x, y, order, log, limits, lines or {}, shaded or {}, marks or {}, places or {})
-    return _image(figure, " ".join(said), caption, name)
+    return Image(figure, " ".join(said), caption, name=name)
 
 
 @styled
@@ -217,7 +217,7 @@ def bars(frame: pd.DataFrame, *, x: str, name: str, caption: str, digits: int = 
     axes.set_xlabel(x)
     if len(series) > 1:
         figure.legend(loc="outside upper left", ncols=2, fontsize=9.5)
-    return _image(figure, alt, caption, name)
+    return Image(figure, alt, caption, name=name)
 
 
 @styled
@@ -268,7 +268,7 @@ def matrix(
     grid[-1].set_xlabel(columns)
     if not few and shown is not None:
         figure.colorbar(shown, ax=list(grid))
-    return _image(figure, f"{rows} by {columns}. {'; '.join(said)}.", caption, name)
+    return Image(figure, f"{rows} by {columns}. {'; '.join(said)}.", caption, name=name)
 
 
 @styled
@@ -303,7 +303,7 @@ def image_grid(
     if scale and label:
         colours = ScalarMappable(Normalize(*scale[:2]), scale[2])
         figure.colorbar(colours, ax=grid, shrink=0.6, aspect=30, label=label)
-    return _image(figure, alt, caption, name)
+    return Image(figure, alt, caption, name=name)
 
 
 def median_split(frame: pd.DataFrame) -> tuple[int, float]:
@@ -324,10 +324,6 @@ def median_split(frame: pd.DataFrame) -> tuple[int, float]:
     order = (1 - sums["error"] / sums["spread"]).sort_values(kind="stable")
     at = (len(order) - 1) // 2
     return int(order.index[at]), float(order.iloc[at])
-
-
-def _image(figure: Figure, alt: str, caption: str, name: str) -> Image:
-    return Image(style.render(figure, "svg"), alt, caption, name=name, png=style.render(figure, "png"))
 
 
 @styled
