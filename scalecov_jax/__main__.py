@@ -22,7 +22,9 @@ def main() -> None:
             summary = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
             print(f"  {script:<14}{' '.join(summary.split())}")
         print("\nscalecov NAME --help explains the settings. Configurations:")
-        print(" ", ", ".join(f"configs/{path.name}" for path in sorted((shipped.ROOT / "configs").glob("*.py"))))
+        print(
+            " ", ", ".join(f"configs/{path.name}" for path in sorted((shipped.ROOT / "configs").glob("*.py")))
+        )
         return
     if name not in scripts:
         near = difflib.get_close_matches(name, scripts, 1)

@@ -68,6 +68,9 @@ class Network(NamedTuple):
     architecture: Architecture
     card: Card
 
+    def __repr__(self) -> str:
+        return f"Network({self.card})"
+
 
 def network(variables: Any, card: Card) -> Network:
     """Join variables and their card."""

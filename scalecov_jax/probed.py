@@ -31,6 +31,9 @@ class Comparison(NamedTuple):
     high: float
     p: float
 
+    def _repr_html_(self) -> str:
+        return pd.DataFrame([self]).to_html(index=False, float_format="{:.3g}".format)
+
 
 @dataclass(frozen=True)
 class Probed:
