@@ -18,7 +18,7 @@ test check slow docs: export OPENBLAS_NUM_THREADS := 1
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 RUN := $(BIN)/python scripts
 
-.PHONY: demo test slow check docs format clean help programs
+.PHONY: demo test slow check docs wheel format clean help programs
 
 help:
 	@echo "make demo   find where object scale lives in two embedded networks, cut them there, and test whether that helps to"
@@ -27,6 +27,7 @@ help:
 	@echo "make check  format check, lint, types and all tests but the simulations"
 	@echo "make slow   the simulations, which take minutes each"
 	@echo "make docs   build the documentation in site/, with the notebooks run and all links checked"
+	@echo "make wheel  build the wheel in dist/ and try it in an empty environment outside this folder"
 	@echo "make format format the code"
 
 demo: $(DEMO)
@@ -52,6 +53,7 @@ check: programs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
+	$(BIN)/codespell --dictionary=.ci/style.txt README.md CONTRIBUTING.md docs
 	$(BIN)/pyright
 	$(PYTEST)
 
@@ -59,12 +61,21 @@ docs: $(DOCS)
 	@mkdir -p $(PROGRAMS)
 	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build --strict
 
+wheel: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	outside=$$(mktemp -d) && trap 'rm -rf "$$outside"' EXIT && $(PYTHON) -m venv $$outside/venv && \
+	  $$outside/venv/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) dist/*.whl && cd $$outside && \
+	  venv/bin/scalecov probe --config=configs/demo.py --config.weights=checkpoints/resnet50 --config.scenes=60 \
+	    --config.image_class=striped_disc --config.splits=3 --config.permutations=0 --workdir=run && \
+	  venv/bin/scalecov prune --weights=checkpoints/resnet50 --scores=run --output=cut
+
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) runs site
+	rm -rf $(VENV) runs site dist
 
 programs: $(READY)
 	@mkdir -p $(PROGRAMS)
