@@ -38,7 +38,7 @@ PREPROCESSING = flags.DEFINE_enum(
     "InceptionV3 and MobileNetV2, caffe (BGR minus mean) for ResNet and VGG16, torch (mean and sd) for DenseNet121, "
     "EfficientNetB0 and ConvNeXt-Tiny. torchvision and timm: torch, but tf for InceptionV3 (whose transform_input amounts to "
     "it). ViTs: as published with them. unit: 0 to 1. raw: 0 to 255. Needed unless --download, --mean, or a config.json of timm "
-    "beside the file says it.",
+    "or a preprocessor_config.json of Hugging Face beside the file says it.",
 )
 MEAN = flags.DEFINE_list(
     "mean",

@@ -288,6 +288,32 @@ def test_own_mean_and_sd_by_the_configuration_of_timm(state, tmp_path):
         port(tmp_path / "model.safetensors", "resnet50", "torch")
 
 
+@pytest.mark.parametrize(
+    ("sizes", "expected", "share"),
+    [
+        ({"size": {"height": 224, "width": 224}}, 224, 1.0),
+        ({"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}, 224, 0.875),
+        ({"size": 288, "crop_size": 256, "do_center_crop": False}, 288, 1.0),
+    ],
+)
+def test_own_mean_and_sd_by_the_image_processor_of_hugging_face(state, sizes, expected, share, tmp_path):
+    save_file(state, tmp_path / "model.safetensors")
+    processor = {"image_mean": [0.7, 0.5, 0.6], "image_std": [0.1, 0.2, 0.3], "resample": 3, **sizes}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    card = port(tmp_path / "model.safetensors", "resnet50").card
+    assert card.preprocessing == Normalise((0.7, 0.5, 0.6), (0.1, 0.2, 0.3))
+    assert (card.input_size, card.notes["resize"]) == (
+        expected,
+        {"interpolation": "bicubic", "crop_pct": share},
+    )
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**processor, "rescale_factor": 1.0}))
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json .* rescale_factor is 1\.0"):
+        port(tmp_path / "model.safetensors", "resnet50")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**processor, "do_normalize": False}))
+    with pytest.raises(ValueError, match="Say which preprocessing"):
+        port(tmp_path / "model.safetensors", "resnet50")
+
+
 def test_the_digest_that_was_given_is_checked(state, tmp_path):
     file = tmp_path / "a.safetensors"
     save_file(state, file)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -147,16 +148,44 @@ def check_digest(path: Path, digest: str, given: object = None) -> None:
 
 
 def _config(path: Path | None) -> Mapping[str, Any]:
-    """What timm's `config.json` beside a file says; nothing if there is none."""
-    if path is None or not (beside := path.with_name("config.json")).is_file():
-        return {}
-    try:
-        config = json.loads(beside.read_text("utf-8"))
-        return {**config, **config.get("model_args", {}), **config.get("pretrained_cfg", {})}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{beside} cannot be read as timm's or Hugging Face's configuration: {error}."
-        ) from error
+    """What timm's or Hugging Face's files beside a weight file say, in timm's names; nothing if there are none."""
+    found: dict[str, Any] = {}
+    for name in ("config.json", "preprocessor_config.json"):
+        if path is None or not (beside := path.with_name(name)).is_file():
+            continue
+        try:
+            config = json.loads(beside.read_text("utf-8"))
+            if name == "config.json":
+                found |= {**config, **config.get("model_args", {}), **config.get("pretrained_cfg", {})}
+            else:
+                found |= _of_hugging_face(config)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{beside} cannot be read as timm's or Hugging Face's configuration: {error}."
+            ) from error
+    return found
+
+
+def _of_hugging_face(processor: Mapping[str, Any]) -> dict[str, Any]:
+    """What an image processor does, in timm's names: mean, std, input_size, interpolation, crop_pct."""
+    found: dict[str, Any] = {}
+    if processor.get("do_normalize", True) and "image_mean" in processor:
+        if not math.isclose(scale := processor.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-3):
+            raise ValueError(
+                f"rescale_factor is {scale}, expected 1 / 255; pass the mean and sd of pixels from 0 to 1"
+            )
+        found |= {"mean": processor["image_mean"], "std": processor["image_std"]}
+    size, crop = _side(processor.get("size")), _side(processor.get("crop_size"))
+    crop = crop if crop and processor.get("do_center_crop", True) else size
+    if crop and size:
+        found |= {"input_size": [3, crop, crop], "crop_pct": round(crop / size, 4)}
+    names = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+    return found | ({"interpolation": names[processor["resample"]]} if "resample" in processor else {})
+
+
+def _side(size: Any) -> int:
+    """Height in pixels of a size as Hugging Face writes it: a number, or by name; 0 where there is none."""
+    return int(size.get("height", size.get("shortest_edge", 0)) if isinstance(size, Mapping) else size or 0)
 
 
 def _configured_preprocessing(name: str, config: Mapping[str, Any]) -> Preprocessing | None:
