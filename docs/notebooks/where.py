@@ -2,7 +2,7 @@
 # # Where a concept is seen
 #
 # A concept vector is a target like a class: Grad-CAM shows from where a layer reads object scale, and score
-# propagation divides the reading exactly among the pixels and the biases of every layer.
+# propagation divides its projection exactly among the pixels and the biases of every layer.
 
 # %%
 import jax.numpy as jnp
@@ -38,8 +38,9 @@ plots.image_grid(
 # %% [markdown]
 # ## Score propagation
 #
-# The parts add up to the reading, whatever the network. On their own they are not an explanation: how far the maps
-# find what they should is [measured](../score_propagation.md).
+# The parts add up to the projection on the concept vector (the reading up to its scale and intercept), whatever the
+# network. On their own they are not an explanation: how far the maps find what they should is
+# [measured](../score_propagation.md).
 
 # %%
 pixels = np.stack([one.image for one in shown])
