@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from io import StringIO
 from pathlib import Path
 
@@ -124,3 +125,9 @@ def test_links_and_lines(page):
 
 def test_the_readme_is_short():
     assert len(README.read_text().splitlines()) <= 180
+
+
+def test_one_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"scalecov_jax {version}," in README.read_text()
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
