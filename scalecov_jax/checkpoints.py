@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from safetensors import numpy as safetensors
 from safetensors import safe_open
 
+from scalecov_jax import shipped
 from scalecov_jax.atomic import replacing
 from scalecov_jax.compilation import jit
 from scalecov_jax.models.architecture import Architecture, check_layer, get_architecture
@@ -66,6 +67,9 @@ class Network(NamedTuple):
     variables: Any
     architecture: Architecture
     card: Card
+
+    def __repr__(self) -> str:
+        return f"Network({self.card})"
 
 
 def network(variables: Any, card: Card) -> Network:
@@ -197,12 +201,13 @@ def load(path: Path) -> Network:
     """Read a network from what `save` wrote, or from a folder of orbax as earlier versions wrote it.
 
     Args:
-        path: The folder, or its one `.safetensors` file.
+        path: The folder, or its one `.safetensors` file; checkpoints/resnet50 and the like, which come with the package, are
+            found from any folder.
 
     Raises:
         ValueError: There is no checkpoint of this package, or its variables do not fit its card or are damaged.
     """
-    path = Path(path).absolute()
+    path = shipped.find(path).absolute()
     files = [path] if path.suffix == ".safetensors" and path.is_file() else sorted(path.glob("*.safetensors"))
     if not files and not path.is_dir():
         raise ValueError(

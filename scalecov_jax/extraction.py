@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from scalecov_jax.atomic import kept_arrays, write_arrays
 from scalecov_jax.cache import FeatureStore, image_key, network_key
@@ -100,6 +100,9 @@ class Features(NamedTuple):
         ]
         rows = pd.Index(self.names or self.indices, name="image")
         return pd.concat(parts, axis=1).set_index(rows)
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html(max_rows=6, max_cols=8)
 
 
 class Estimate(NamedTuple):

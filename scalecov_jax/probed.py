@@ -31,6 +31,9 @@ class Comparison(NamedTuple):
     high: float
     p: float
 
+    def _repr_html_(self) -> str:
+        return pd.DataFrame([self]).to_html(index=False, float_format="{:.3g}".format)
+
 
 @dataclass(frozen=True)
 class Probed:
@@ -156,7 +159,8 @@ class Probed:
         return path
 
     def _repr_html_(self) -> str:
-        return self.table().to_html(index=False)
+        shown = self.table()[["concept", "layer", "r2", "low", "high", "p", "may_be_best"]]
+        return shown.to_html(index=False, float_format="{:.3f}".format)
 
     def _index(self, layer: str, concept: str) -> tuple[int, int]:
         concept = concept or self.evidence.concepts[0]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from scalecov_jax.cache import MeasureCache, content_hash
 from scalecov_jax.concepts.measure import ConceptMeasure

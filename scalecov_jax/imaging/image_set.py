@@ -169,6 +169,9 @@ class ImageSet:
             return self
         return self.take(np.linspace(0, len(self) - 1, most).round().astype(int))
 
+    def _repr_html_(self) -> str:
+        return self.table.to_html(max_rows=6)
+
     def assign(self, **columns: Any) -> "ImageSet":
         """The same images with columns added or replaced, such as `group`."""
         return replace(self, table=self.table.assign(**columns))

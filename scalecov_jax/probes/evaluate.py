@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from threadpoolctl import ThreadpoolController
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from scalecov_jax import compilation
 from scalecov_jax.probes import ridge, split_ridge

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from scalecov_jax.compilation import jit
 from scalecov_jax.probes import ridge

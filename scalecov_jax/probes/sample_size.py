@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from scalecov_jax.probes.evaluate import ALPHAS, ranks, score_layers
 from scalecov_jax.scores import ESTIMATORS

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from scalecov_jax.compilation import jit
 from scalecov_jax.probes.contract import check_positive
