@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tifffile
 
+from scalecov_jax.imaging import slides
 from scalecov_jax.imaging.image_set import count_reasons
 from scalecov_jax.imaging.slides import tiles, tissue_of
 from scalecov_jax.imaging.sources import open_images
 
-pytest.importorskip("tiffslide", reason="needs the extra slides")
 HEIGHT, WIDTH, MPP = 1024, 1536, 0.25
 TOP, LEFT, BOTTOM, RIGHT = 256, 512, 768, 1280  # of the tissue
 
@@ -64,7 +64,7 @@ def test_tiles_are_brought_to_one_resolution(tmp_path, mpp, side):
     assert abs(example.image.mean() - square.mean()) < 1
 
 
-def test_slides_that_cannot_be_used_are_named_at_once(tmp_path):
+def test_slides_that_cannot_be_used_are_named_at_once(tmp_path, monkeypatch):
     write(tmp_path / "a.tif", mpp=1.0)
     write(tmp_path / "b.tif", unit=1)
     (tmp_path / "c.svs").write_bytes(b"II*\0")
@@ -80,6 +80,12 @@ def test_slides_that_cannot_be_used_are_named_at_once(tmp_path):
         tiles(tmp_path / "none")
     for name in ("a.tif", "b.tif", "c.svs"):
         (tmp_path / name).unlink()
+    monkeypatch.setattr(slides, "MAX_PIXELS", 500_000)
+    write(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif: no level of at most 500000 pixels"):
+        tiles(tmp_path)
+    monkeypatch.undo()
+    (tmp_path / "a.tif").unlink()
     write(tmp_path / "glass.tif", tissue=False)
     with pytest.raises(ValueError, match="no tile with tissue in 1 slides"):
         tiles(tmp_path)

@@ -11,8 +11,10 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from skimage.filters import threshold_otsu
 
+from scalecov_jax.imaging.decoding import MAX_PIXELS
 from scalecov_jax.imaging.folder import group_of, list_files
 from scalecov_jax.imaging.image_set import ImageError, ImageSet, Pixels, Skipped, listed
+from scalecov_jax.imaging.microns import LARGEST
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif")
 _THUMBNAIL = 2048  # pixels of the longer side, at which tissue is looked for
@@ -94,8 +96,8 @@ def _open(path: Path) -> Any:
 def _grid(path: Path, size: int, mpp: float, share: float) -> tuple[list[tuple[int, int]], float, int]:
     """Corners of the tiles of a slide, their microns per pixel, and their side in pixels of the largest level."""
     with _open(path) as slide:
-        across, down = (slide.properties.get(f"tiffslide.mpp-{axis}") for axis in "xy")
-        if not across or not down or not 0 < across <= 10:
+        across, down = (float(slide.properties.get(f"tiffslide.mpp-{axis}") or 0) for axis in "xy")
+        if not (0 < across <= LARGEST and down > 0):
             raise ImageError(
                 path.name, "microns per pixel are not stated; write them into its resolution tags"
             )
@@ -105,6 +107,9 @@ def _grid(path: Path, size: int, mpp: float, share: float) -> tuple[list[tuple[i
             raise ImageError(path.name, f"it has {across:g} microns per pixel, coarser than {mpp:g}")
         side = round(size * mpp / across) if mpp else size
         width, height = slide.dimensions
+        small = slide.get_best_level_for_downsample(max(width, height) / _THUMBNAIL)
+        if np.prod(slide.level_dimensions[small]) > MAX_PIXELS:
+            raise ImageError(path.name, f"no level of at most {MAX_PIXELS} pixels; write it as a pyramid")
         try:
             thumbnail = np.asarray(slide.get_thumbnail((_THUMBNAIL, _THUMBNAIL)).convert("RGB"))
         except Exception as error:
