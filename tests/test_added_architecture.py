@@ -83,7 +83,7 @@ def test_everything_works_for_it(small, tmp_path, monkeypatch):
     classifier = nn.Sequential([Small(), lambda x: x.mean((1, 2))])
     (tmp_path / "trained").mkdir()
     settings = pretrain.Settings(steps=2, batch_size=4, size=32, warmup=1, log_every=1, save_every=1)
-    state = pretrain.train(classifier, tmp_path / "trained", settings)
+    state, _ = pretrain.train(classifier, tmp_path / "trained", settings)
     assert (int(state.step), state.batch_stats) == (2, {})
 
 

@@ -82,7 +82,7 @@ def test_training_learns_what_can_be_seen(eyes, tmp_path):
     settings = TrainingSettings(
         size=32, steps=60, batch_size=10, learning_rate=1e-2, warmup=5, weight_decay=0.0, log_every=20, save_every=60
     )  # fmt: skip
-    variables = train(module, images, grades, tmp_path, settings).variables
+    variables = train(module, images, grades, tmp_path, settings)[0].variables
     rows = (tmp_path / "curve.csv").read_text().splitlines()
     assert rows[0] == "step,images,loss,qwk,seconds"
     losses = [float(row.split(",")[2]) for row in rows[1:]]

@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from scalecov_jax.experiments import EXPERIMENTS, Experiment
-from scalecov_jax.report import page, style
+from scalecov_jax.report import page
 from scalecov_jax.report.findings import Finding
 from scalecov_jax.settings import Base, setting
 
@@ -43,7 +43,7 @@ def run(settings, folder):
 def report(settings, tables, folder):
     frame = tables["squares"]
     figure = Figure()
-    image = page.Image(style.render(figure, "svg"), "nothing", name="empty", png=style.render(figure, "png"))
+    image = page.Image(figure, "nothing", name="empty")
     found = [
         Finding("largest", "all", float(frame["number"].max()), level="headline"),
         Finding("smallest", "all", float(frame["number"].min()), level="caution", note="Beware."),
