@@ -6,6 +6,7 @@ shapes and values: arrays (.npz) and JSON inside, tables (.csv) in a file `NAME.
 
 import hashlib
 import json
+import re
 import secrets
 import shutil
 import zipfile
@@ -60,6 +61,12 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def file_name(text: str) -> str:
+    """A text as the name of a file on any system: what cannot stand there becomes _, and a digest keeps such names apart."""
+    plain = re.sub(r"[^\w .,+=@-]", "_", text).strip(" .")[:80]
+    return text if text == plain else f"{plain}-{digest(text)[:8]}"
 
 
 def digest(*parts: str | bytes | np.ndarray | None) -> str:

@@ -17,7 +17,7 @@ from absl import logging
 from PIL import Image
 
 from scalecov_jax import checkpoints, cutting
-from scalecov_jax.atomic import replacing
+from scalecov_jax.atomic import file_name, replacing
 from scalecov_jax.checkpoints import Network, load_networks
 from scalecov_jax.experiments import probe_memory, probe_published, probe_streamed
 from scalecov_jax.experiments.probe_report import report
@@ -220,7 +220,7 @@ def _cases(
         if one.evidence is None or len(one.evidence.layers) < 2:
             continue
         table = case_table(*(rows_of(tables[name], image_class=image_class) for name in ("images", "layers")))
-        table["file"] = [f"cases/{weights}-{image_class}-{at}.jpg" for at in table["at"]]
+        table["file"] = [f"cases/{file_name(f'{weights}-{image_class}-{at}')}.jpg" for at in table["at"]]
         found.append(table)
         for file, at in zip(table["file"], table["at"], strict=True) if folder and is_first() else ():
             path = Path(folder or "", file)

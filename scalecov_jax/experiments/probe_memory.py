@@ -8,6 +8,7 @@ import pandas as pd
 from absl import logging
 from jaxtyping import Float
 
+from scalecov_jax.atomic import file_name
 from scalecov_jax.checkpoints import Network, random_network
 from scalecov_jax.concepts.compute import Measured, check_measures
 from scalecov_jax.evidence import Evidence, weigh
@@ -56,7 +57,7 @@ def probe(
         for condition, variant in networks.items():
             label = f"{weights} {image_class} {condition}"
             features[condition] = cached_features(
-                cache and cache / f"{weights}-{image_class}-{condition}{pooled}.npz",
+                cache and cache / f"{file_name(f'{weights}-{image_class}-{condition}')}{pooled}.npz",
                 lambda variant=variant, source=source, label=label: compute_features(
                     variant, source, layers, store=settings.store, progress=label, **settings.forward
                 ),

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from absl import logging
 
-from scalecov_jax.atomic import digest, kept_arrays, write_arrays
+from scalecov_jax.atomic import digest, file_name, kept_arrays, write_arrays
 from scalecov_jax.checkpoints import Network, fingerprints, random_network
 from scalecov_jax.concepts.compute import Measured
 from scalecov_jax.experiments.probe_settings import Settings, layers_to_probe, measure
@@ -85,7 +85,7 @@ def probe(
             options |= {"workers": settings.workers, "progress": label}
             images = variant, source, of_class.indices
             stream = partial(stream_sums, *images, folds, kept, layers, **options)
-            at = folder / f"{weights}-{image_class}-{condition}"
+            at = folder / file_name(f"{weights}-{image_class}-{condition}")
             solved[condition] = _once(at, facts, settings, stream, products, label)
         names = {"architecture": network.architecture.name, "weights": weights, "image_class": image_class}
         classes[image_class] = _class_result(solved, of_class, folds, layers, settings, names, network)
