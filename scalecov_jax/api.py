@@ -14,7 +14,6 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from scalecov_jax import checkpoints, cutting
-from scalecov_jax.atomic import load_arrays
 from scalecov_jax.checkpoints import Card, Network, random_network
 from scalecov_jax.compilation import jit
 from scalecov_jax.concepts.compute import check_measures, measure_all
@@ -24,7 +23,8 @@ from scalecov_jax.explanation import grad_cam
 from scalecov_jax.explanation.capture import capture
 from scalecov_jax.explanation.gradients import layer_gradients
 from scalecov_jax.explanation.target import class_logit, predicted_logit, rcv_projection
-from scalecov_jax.extraction import POOLINGS, Features, compute_features
+from scalecov_jax.extraction import POOLINGS, compute_features
+from scalecov_jax.feature_files import Features, read_features
 from scalecov_jax.imaging import sources
 from scalecov_jax.imaging.batching import batches
 from scalecov_jax.imaging.decoding import array_of
@@ -254,7 +254,7 @@ def probe(
 
     Args:
         network: A network, see `load`, or a function, see `features`. Or features that are there already: {layer: array [N, D]},
-            or an `.npz` or `.npy` file of such arrays; then no network is needed.
+            or a file of them, see `feature_files.read_features`; then no network is needed.
         images: Of a network: see `images`. Of features: the measures, an array [N] or [N, M], a Series or a DataFrame.
         concept: Names of columns of the images (`images(..., measures=...)`) or of measures such as scale; of features names for
             the measures.
@@ -275,12 +275,15 @@ def probe(
     """
     control = None
     if isinstance(network, str | Path):
-        network = _stored(Path(network).expanduser())
+        network = read_features(network)
     if isinstance(network, Mapping | Features):
         values = network.values if isinstance(network, Features) else network
         values, measures, concepts = _arrays(values, images, concept)
         names = [f"row {index}" for index in range(len(measures))]
-        origins = network.origins if isinstance(network, Features) else None
+        origins = None
+        if isinstance(network, Features):
+            origins, pooling, names = network.origins, network.pooling or pooling, network.names or names
+            _check_order(names, images)
     else:
         source = _opened(images)
         if groups is not None and len(groups) != len(source):
@@ -400,14 +403,13 @@ def _value_of(values: Mapping[str, float], example: Example) -> float:
     return values[example.name]
 
 
-def _stored(path: Path) -> dict[str, np.ndarray]:
-    try:
-        stored = load_arrays(path)
-    except (OSError, ValueError) as error:
+def _check_order(names: Sequence[str], measures: Any) -> None:
+    """Refuse measures of the same images in another order than the features."""
+    index = [*measures.index] if isinstance(measures, pd.DataFrame | pd.Series) else [*names]
+    if index != [*names] and {*index} == {*names}:
         raise ValueError(
-            f"{path} holds no features ({error}); expected .npz with an array [N, D] per layer, or .npy with one."
-        ) from None
-    return stored if isinstance(stored, dict) else {path.stem: stored}
+            f"The measures begin with {index[0]}, the features with {names[0]}: put both, and groups, into one order."
+        )
 
 
 def _arrays(

@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 from absl import logging
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 from tqdm.auto import tqdm
 
 from scalecov_jax.atomic import kept_arrays, write_arrays
 from scalecov_jax.cache import FeatureStore, image_key, network_key
 from scalecov_jax.checkpoints import Network, fingerprints
 from scalecov_jax.compilation import jit
+from scalecov_jax.feature_files import Features
 from scalecov_jax.imaging.batching import batches
 from scalecov_jax.imaging.image_set import ImageSet, Skipped, Source
 from scalecov_jax.models.folding import fold, folded
@@ -70,39 +70,6 @@ POOLINGS = {
     ),
 }
 """Poolings by name; vectors pass unchanged. An entry is known to every script, as `--config.pooling`."""
-
-
-class Features(NamedTuple):
-    """What was computed from a source.
-
-    Attributes:
-        values: Pooled features of each layer, float32.
-        indices: Which examples of the source the rows come from.
-        skipped: The examples that could not be decoded.
-        origins: Of each layer the fingerprint of the network (`checkpoints.fingerprints`), so that what was fitted on other
-            features is not used on these; empty if unknown.
-        pooling: How maps became features; empty if unknown.
-        names: Of the images; empty if unknown.
-    """
-
-    values: dict[str, Float[np.ndarray, "N D"]]
-    indices: Int[np.ndarray, " N"]
-    skipped: tuple[Skipped, ...]
-    origins: Mapping[str, str] = {}
-    pooling: Pooling = ""
-    names: tuple[str, ...] = ()
-
-    def table(self) -> pd.DataFrame:
-        """One row per image and one column per feature, called LAYER_NUMBER."""
-        parts = [
-            pd.DataFrame(values, columns=[f"{layer}_{d}" for d in range(values.shape[1])])
-            for layer, values in self.values.items()
-        ]
-        rows = pd.Index(self.names or self.indices, name="image")
-        return pd.concat(parts, axis=1).set_index(rows)
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html(max_rows=6, max_cols=8)
 
 
 class Estimate(NamedTuple):

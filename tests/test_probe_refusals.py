@@ -121,7 +121,7 @@ def test_photographs_that_cannot_be_used(photographs, tmp_path, boxes, broken, c
         ({"layers": "stem,block_3"}, "no layer 'block_3'; did you mean block_"),
         (
             {"weights": " , ", "images": "", "image_class": "", "concept": ""},
-            "weights is '';.*images is '';.*image_class is '';.*config.concept is ''; expected at least 1 value",
+            "image_class is '';.*config.concept is ''; expected at least 1 value.*config.weights is '';.*images is ''",
         ),
         (
             {"weights": "/nowhere/weights", "image_class": "ringed_disk"},

@@ -19,7 +19,7 @@ from PIL import Image
 from scalecov_jax import checkpoints, cutting
 from scalecov_jax.atomic import file_name, replacing
 from scalecov_jax.checkpoints import Network, load_networks
-from scalecov_jax.experiments import probe_memory, probe_published, probe_streamed
+from scalecov_jax.experiments import probe_features, probe_memory, probe_published, probe_streamed
 from scalecov_jax.experiments.probe_report import report
 from scalecov_jax.experiments.probe_settings import (
     Settings,
@@ -50,8 +50,11 @@ def check(settings: Settings) -> dict[str, Network]:
 
     Raises:
         ValueError: Folders that hold no network, layers and poolings that a network has not, images that cannot be read, and ways
-            of probing that cannot be gone; all at once.
+            of probing that cannot be gone; all at once. Of features see `probe_features.open_features`.
     """
+    if settings.features:
+        probe_features.open_features(settings)
+        return {}
 
     def fits(name: str, network: Network) -> None:
         layers_to_probe(network, settings)
@@ -109,7 +112,10 @@ def estimate(settings: Settings) -> str:
     Raises:
         ValueError: See `check`.
     """
-    networks, counts = check(settings), count_images(settings)
+    networks = check(settings)
+    if settings.features:
+        return "There are features already: no forward pass."
+    counts = count_images(settings)
     count = sum(counts.values())
     lines = [f"{count} images of {', '.join(counts)}; trained and random weights are one pass each."]
     for name, network in networks.items():
@@ -132,7 +138,10 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
         sample_size (`probes.sample_size`) and rcvs (`vectors.rcv_table`). And what they are of: classes (images and groups of
         each class), widths (features of each layer, how many are independent, parameters up to it; layers left out), cuts
         (`pruning.Pruning`), skipped (images left out). published has the figures of the paper where it has the network.
+        Of features that are there already see `probe_features.run`.
     """
+    if settings.features:
+        return probe_features.run(settings, folder)
     networks = check(settings)
     sources, skipped = open_images(settings)
     route = plan(networks, {name: len(source) for name, source in sources.items()}, settings)

@@ -70,16 +70,18 @@ def probe(
 def probe_class(
     features: Mapping[Condition, Features],
     measured: Measured,
-    source: Source,
+    source: Source | None,
     settings: Settings,
     names: Mapping[str, str],
 ) -> ClassResult:
     """Probe the features of the images of one class; measures are of concepts, then of nuisances.
 
+    Without a source pixels are no control; nor are random weights without their features.
+
     Raises:
         ValueError: The splits cannot be made, or nothing can be regressed on the images that are left.
     """
-    trained, random_weights = features["trained"], features["random_weights"]
+    trained = features["trained"]
     kept, rows, _ = np.intersect1d(measured.indices, trained.indices, return_indices=True)
     _, columns, _ = np.intersect1d(trained.indices, kept, return_indices=True)
     images, groups = (tuple(texts[row] for row in rows) for texts in (measured.names, measured.groups))
@@ -87,10 +89,11 @@ def probe_class(
     measures, nuisances = np.split(measured.values[rows], [len(concepts)], axis=1)
     for values in measures.T:
         check_measures(values, images)
-    of_trained, of_random = (
-        {layer: values[columns] for layer, values in some.values.items()}
-        for some in (trained, random_weights)
-    )
+    rows_of = {
+        kind: {layer: values[columns] for layer, values in some.values.items()}
+        for kind, some in features.items()
+    }
+    of_trained = rows_of["trained"]
     splits = settings.split(measures[:, 0], groups)
     label = f"{names['weights']} {names['image_class']}"
     logging.info(
@@ -104,8 +107,8 @@ def probe_class(
         splits,
         shuffled=shuffled(measures, len(splits), seed, groups),
         groups=groups,
-        random_weights=of_random,
-        pixels=pixel_features(source, kept, seed) if settings.pixels else None,
+        random_weights=rows_of.get("random_weights"),
+        pixels=pixel_features(source, kept, seed) if settings.pixels and source is not None else None,
         nuisances=nuisances,
         permutations=settings.permutations,
         alphas=alphas,
@@ -178,7 +181,10 @@ def _scores(
 ) -> pd.DataFrame:
     """Both estimators under three conditions, and the further probes on the trained network."""
     common = {"layers": evidence.layers, "concepts": evidence.concepts, **names}
-    tables = [table for x in CONDITIONS for table in both_estimators(evidence.by_split[x], x, **common)]
+    known = [
+        x for x in CONDITIONS if len(evidence.by_split[x].ridge)
+    ]  # features alone have no random weights
+    tables = [table for x in known for table in both_estimators(evidence.by_split[x], x, **common)]
     for name, r2 in further.items():
         tables.append(score_table(r2, None, condition="trained", estimator=name, **common))
     return pd.concat(tables, ignore_index=True)

@@ -165,7 +165,7 @@ class Part:
         images, tables = [self._curve(), self._estimators()], [self._layer_table(), self._score_table()]
         if len(self.cases):
             tables.append(self._case_table())
-            images += [self._pictures(folder)] if folder else []
+            images += [self._pictures(folder)] if folder and "file" in self.cases else []
         return Section(f"{self.at}: {self.title}", "", images, tables, text)
 
     def _stem(self, kind: str) -> str:
@@ -243,7 +243,8 @@ class Part:
             ends = " (" + _intervals(behind, "low", "high") + ")"
             columns["minus the peak"] = behind["difference"].map(number) + ends
             columns["may be best"] = frame["may_be_best"].map({True: "yes", False: "no"})
-        columns["parameters up to here"] = self.widths["parameters"].map(partial(number, digits=0))
+        if self.widths["parameters"].notna().any():
+            columns["parameters up to here"] = self.widths["parameters"].map(partial(number, digits=0))
         caption = "Ridge: held-out R²; leave-one-out R² and effective degrees of freedom (dof) of the fit to all images."
         return self._table(caption, columns, self.peak)
 

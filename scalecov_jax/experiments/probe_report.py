@@ -39,7 +39,8 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     sections = [part.section(folder) for part in parts]
     lead, *others = sections[0].images
     sections[0] = sections[0]._replace(images=others)
-    for cut in tables["cuts"].to_dict("records"):
+    cuts = tables["cuts"].to_dict("records") if "cuts" in tables else []
+    for cut in cuts:
         kept = 100 * cut["parameters_after"] / cut["parameters_before"]
         at = f"{named[cut['weights']]} {cut['layer']}"
         counted = (
@@ -59,7 +60,7 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
         found, section = _training_sizes(tables["sample_size"], named)
         findings += found
         sections += section
-    findings += _cautions(settings, tables, parts, named)
+    findings += _cautions(settings, tables, cuts, parts, named)
     if folder and (folder / "scenes.jpg").exists():
         alt = "A grid of rendered scenes: one row a class, the object growing from left to right."
         sheet = Image((folder / "scenes.jpg").read_bytes(), alt, wide=True)
@@ -73,13 +74,17 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
 
 
 def _cautions(
-    settings: Settings, tables: Mapping[str, pd.DataFrame], parts: Sequence[Part], named: Mapping[str, str]
+    settings: Settings,
+    tables: Mapping[str, pd.DataFrame],
+    cuts: Sequence[Mapping[Any, Any]],
+    parts: Sequence[Part],
+    named: Mapping[str, str],
 ) -> Iterator[Finding]:
     """One line for each kind: the worst value, and where else."""
     main = [part for part in parts if part.main]
     changed = {
         f"{named[cut['weights']]} {cut['layer']}": float(cut["max_difference"] / (cut["largest"] or 1.0))
-        for cut in tables["cuts"].to_dict("records")
+        for cut in cuts
     }
     yield from _caution(
         "difference between the output of the cut network and the layer it was cut after, of the largest feature",
@@ -244,7 +249,7 @@ def _facts(tables: Mapping[str, pd.DataFrame], parts: Sequence[Part], settings: 
             for name, one in part.selected.items()
         }
         if part.concept == settings.concept[0]:
-            (cut,) = rows_of(tables["cuts"], weights=part.weights).to_dict("records")
+            cut = rows_of(tables["cuts"], weights=part.weights) if "cuts" in tables else pd.DataFrame()
             skipped = tables["skipped"][tables["skipped"]["weights"].isin(["", part.weights])]
             classes = part.classes.set_index("image_class")
             networks[part.weights] = {
@@ -254,7 +259,7 @@ def _facts(tables: Mapping[str, pd.DataFrame], parts: Sequence[Part], settings: 
                 "concepts": {},
                 "images": classes["images"].to_dict(),
                 "n_train": classes["n_train"].to_dict(),
-                "pruning": cut,
+                "pruning": next(iter(cut.to_dict("records")), None),
                 "skipped": skipped["reason"].value_counts().to_dict(),
             }
         networks[part.weights]["concepts"][part.concept] = {"selected": selected}

@@ -42,12 +42,15 @@ class Settings(Base):
     architecture: str = setting("", help="What all weights must hold, such as resnet50; anything when empty.")
     weights: tuple[str, ...] = setting(
         ("checkpoints/inception_v3", "checkpoints/resnet50"),
-        least=1,
         help="Checkpoint folders, made by scripts/port_weights.py, pretrain.py or prune.py.",
+    )
+    features: str = setting(
+        "",
+        help="In place of weights and images a file of features, .h5, .h5ad, .parquet, .npz or .npy, or a folder with one file "
+        "per layer (docs/bring_your_own.md).",
     )
     images: str = setting(
         "scenes",
-        least=1,
         help="A folder of images, plain or in VOC layout, tfds:DATA_DIR, annotated:FOLDER (its images with "
         "annotated nuclei, docs/bring_your_own.md), slides:FOLDER (tiles of whole slides), or scenes.",
     )
@@ -118,7 +121,10 @@ class Settings(Base):
 
     def problems(self) -> list[str]:
         """Penalties, permutations, groups and a cache that cannot be; measures, probes and families that are not known."""
-        problems = []
+        problems = self._of_features() if self.features else []
+        for field, given in (("weights", self.weights), ("images", self.images)):
+            if not given and not self.features:
+                problems.append(f"{field} is ''; expected at least 1 value")
         if not 0 < self.alpha_min <= self.alpha_max:
             problems.append(
                 f"alpha_min is {self.alpha_min} and alpha_max {self.alpha_max}; expected 0 < alpha_min <= alpha_max"
@@ -150,6 +156,24 @@ class Settings(Base):
             except ValueError as error:
                 problems.append(f"architecture: {str(error).rstrip('.')}")
         return problems
+
+    def _of_features(self) -> list[str]:
+        """What asks for networks or images where there are features alone."""
+        problems = [
+            f"{field} is {given!r} beside features; leave it empty"
+            for field, given in (("weights", ",".join(self.weights)), ("images", self.images))
+            if given
+        ]
+        if measured := [name for name in self.concept if not all(csv_parts(name))]:
+            problems.append(f"concept: {', '.join(measured)} of features; expected csv:PATH:COLUMN")
+        if self.route == "streamed":
+            problems.append("route is 'streamed'; features that are there already stay in memory")
+        return problems
+
+    @property
+    def csv_nuisances(self) -> tuple[str, ...]:
+        """The nuisances that a table holds; others are measured in images."""
+        return tuple(name for name in self.nuisances if all(csv_parts(name)))
 
     @property
     def penalties(self) -> Float[np.ndarray, " A"]:
