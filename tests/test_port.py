@@ -426,9 +426,9 @@ def test_downloads_appear_only_when_complete_and_right(address, tmp_path):
     gone = download.Official(f"{address}/absent.h5", md5, True)
     assert download.fetch(gone, file) == file  # It is there already, and right.
     for path, digest, message in (
-        ("/b.h5", "0" * 32, "not the expected"),
-        ("/cut.h5", md5, "broke off after 50,000 of 100,000 bytes"),
-        ("/absent.h5", md5, "cannot be downloaded: HTTP Error 404"),
+        ("/b.h5", "0" * 32, "does not match"),
+        ("/cut.h5", md5, "50000"),
+        ("/absent.h5", md5, "404"),
     ):
         with pytest.raises(ValueError, match=message):
             download.fetch(download.Official(address + path, digest, True), folder / "b.h5")

@@ -1,12 +1,9 @@
 """The official weight files: where they are and how to know them. Nothing is fetched unless asked for."""
 
-import http.client
-import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
+import pooch
 
-from scalecov_jax.atomic import replacing
 from scalecov_jax.models.architecture import check_layer, get_architecture
 from scalecov_jax.models.port import check_digest
 from scalecov_jax.models.sources import Official
@@ -42,23 +39,14 @@ def fetch(official: Official, destination: Path) -> Path:
     if destination.exists():
         check_digest(destination, official.digest)
         return destination
-    with replacing(destination, shared=True) as part:
-        _download(official.address, part)
-        check_digest(part, official.digest, official.address)
-    return destination
-
-
-def _download(address: str, part: Path) -> None:
     try:
-        with urllib.request.urlopen(address, timeout=60) as response, part.open("wb") as file:
-            total = int(response.headers.get("Content-Length") or 0) or None
-            with tqdm(total=total, unit="B", unit_scale=True, desc=address.rpartition("/")[2]) as bar:
-                while block := response.read(1 << 20):
-                    file.write(block)
-                    bar.update(len(block))
-                if total and file.tell() != total:
-                    raise ValueError(
-                        f"{address} broke off after {file.tell():,} of {total:,} bytes; run the command again."
-                    )
-    except (OSError, http.client.HTTPException) as error:
-        raise ValueError(f"{address} cannot be downloaded: {error or type(error).__name__}.") from error
+        pooch.retrieve(
+            official.address,
+            f"{'sha256' if len(official.digest) == 64 else 'md5'}:{official.digest}",
+            fname=destination.name,
+            path=destination.parent,
+            progressbar=True,
+        )
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong checksum is a ValueError
+        raise ValueError(f"{official.address} cannot be downloaded: {error}") from error
+    return destination
