@@ -23,7 +23,7 @@ RUN := $(BIN)/python scripts
 help:
 	@echo "make demo   find where object scale lives in two embedded networks, cut them there, and test whether that helps to"
 	@echo "            read nucleus size on rendered tissue; writes runs/demo/report.html and runs/demo_tissue/report.html"
-	@echo "make test   run the tests, but for those that build networks in Keras and the simulations"
+	@echo "make test   run the tests, but for the large ones and the simulations"
 	@echo "make check  format check, lint, types and all tests but the simulations"
 	@echo "make slow   the simulations, which take minutes each"
 	@echo "make docs   build the documentation in site/, with the notebooks run and all links checked"
@@ -44,7 +44,7 @@ demo: $(DEMO)
 	@echo "  your weights and images    README.md, \"Quickstart\", and docs/commands.md"
 
 test: programs
-	$(PYTEST) -m "not slow and not keras"
+	$(PYTEST) -m "not slow and not large"
 
 slow: programs
 	$(PYTEST) -m slow

@@ -51,7 +51,7 @@ def both(request):
         return given, parity.keras_model(given, *SIZES[request.param])
 
 
-@pytest.mark.keras
+@pytest.mark.large
 def test_every_layer_equals_keras(both, monkeypatch):
     given, model = both
     monkeypatch.setattr(parity, "keras_model", lambda *_: model)
@@ -62,7 +62,7 @@ def test_every_layer_equals_keras(both, monkeypatch):
         assert row.error <= TOLERANCE, row
 
 
-@pytest.mark.keras
+@pytest.mark.large
 @pytest.mark.parametrize(
     "both", [name for name in SIZES if "resnet" not in name], indirect=True
 )  # see test_port

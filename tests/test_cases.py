@@ -30,7 +30,7 @@ from scalecov_jax.imaging.patches import cut_patches, prepare_patches
 from scalecov_jax.models.port import port
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.large, pytest.mark.usefixtures("quick_compilation")]
 MASKS = {
     "26": ("white", "red", "black", "opaque", "la"),
     "28": ("full", "m255", "m1", "labels", "labels300", "labels8"),

@@ -21,10 +21,11 @@ from test_patches import annotated, source_of
 from test_voc import GRADIENT, annotation_xml, object_xml
 from tiny_network import random_network
 
-from scalecov_jax import api, atomic, checkpoints, run, states, workdir
+from scalecov_jax import atomic, checkpoints, run, states, workdir
 from scalecov_jax.cache import MeasureCache
 from scalecov_jax.experiments import noise
-from scalecov_jax.extraction import Features, cached_features
+from scalecov_jax.extraction import cached_features
+from scalecov_jax.feature_files import Features, read_features
 from scalecov_jax.imaging.csv_file import read_csv
 from scalecov_jax.imaging.decoding import decode_image, decode_mask, image_size, mask_size
 from scalecov_jax.imaging.image_set import ImageSet, Pixels
@@ -191,7 +192,17 @@ def features(folder: Path) -> Path:
 def brought(suffix: str) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         path = folder / f"brought.{suffix}"
-        np.save(path, FEATURES) if suffix == "npy" else np.savez_compressed(path, layer=FEATURES)
+        if suffix == "npy":
+            np.save(path, FEATURES)
+        elif suffix == "npz":
+            np.savez_compressed(path, layer=FEATURES)
+        elif suffix == "parquet":
+            pd.DataFrame(FEATURES).rename(columns=str).to_parquet(path)
+        else:
+            with h5py.File(path, "w") as file:
+                file["X" if suffix == "h5ad" else "layer"] = FEATURES
+                if suffix == "h5ad":
+                    file["obs/_index"] = [f"cell {row}" for row in range(len(FEATURES))]
         return path
 
     return write
@@ -320,8 +331,12 @@ KINDS = {
         )
         for suffix in ("png", "tif", "npy")
     },
-    "brought npz": Kind(brought("npz"), api._stored, 100, sealed=False),
-    "brought npy": Kind(brought("npy"), api._stored, 60, sealed=False),
+    **{
+        f"features {suffix}": Kind(
+            brought(suffix), lambda path: read_features(path).values, number, sealed=False
+        )
+        for suffix, number in {"npz": 100, "npy": 60, "h5": 100, "h5ad": 100, "parquet": 60}.items()
+    },
     **{
         f"weights {suffix}": Kind(weights(suffix), lambda path: read_weights(path).tensors, 40, sealed=False)
         for suffix in ("safetensors", "pt", "h5")
@@ -349,6 +364,7 @@ KINDS = {
 }
 
 
+@pytest.mark.large
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of parsers that meet nonsense
 @pytest.mark.parametrize("name", KINDS)
 def test_damaged_files_are_refused_or_as_they_were(name, tmp_path):

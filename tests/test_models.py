@@ -214,7 +214,7 @@ def test_map_sizes_of_both_resnet_variants(size, padding, sides):
         assert output.shape[1:3] == (side, side)
 
 
-@pytest.mark.keras
+@pytest.mark.large
 @pytest.mark.parametrize(
     ("name", "height", "width"),
     [("inception_v3", 299, 299), ("inception_v3", 128, 107), ("resnet50", 224, 224)],
@@ -229,7 +229,7 @@ def test_every_layer_equals_keras(name, height, width):
         assert row.error <= TOLERANCE, row
 
 
-@pytest.mark.keras
+@pytest.mark.large
 def test_parity_sees_one_changed_weight(monkeypatch):
     """The comparison can fail: what lies before the change agrees, what lies behind does not."""
     given = random_network("resnet50", last="add_4")

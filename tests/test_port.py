@@ -78,7 +78,7 @@ def same(left, right) -> bool:
     return left.keys() == right.keys() and all(np.array_equal(left[k], right[k]) for k in left)
 
 
-@pytest.mark.keras
+@pytest.mark.large
 @pytest.mark.parametrize(("name", "function"), [("inception_v3", "InceptionV3"), ("resnet50", "ResNet50")])
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 def test_files_written_by_keras(name, function, tmp_path):
@@ -514,6 +514,7 @@ def test_real_inception_stops_at_mixed8(shared):
         port(file, "inception_v3", "tf")
 
 
+@pytest.mark.large
 def test_real_resnet_classifies_imagenet(shared):
     """Shorter side 256, centre crop 224, as torchvision documents for these weights."""
     ported = port(shared / "weights" / REAL["resnet50"][0], "resnet50", "torch", "pre_softmax")

@@ -208,6 +208,7 @@ def capture(module, variables, x, names):
         ("densenet121", {"last": "pool2_pool"}, "conv2_block2_concat pool2_pool", (97, 120)),
     ],
 )
+@pytest.mark.large
 @pytest.mark.usefixtures("quick_compilation")
 def test_the_networks_themselves(monkeypatch, name, options, names, size):
     """A position depends on the pixels of its window alone, and knows that the image ends if and only if it is not clean.

@@ -20,6 +20,7 @@ from scalecov_jax.selection import select_layers
 SPLITS = 10
 
 
+@pytest.mark.large
 @pytest.mark.parametrize(
     ("architecture", "file", "preprocessing", "last", "peak"),
     [

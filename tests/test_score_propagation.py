@@ -186,6 +186,7 @@ def test_parts_add_up_where_functions_are_bent_otherwise(architecture, last):
     assert relative_error(propagate_scores(module, variables, inputs, [target])).max() < 1e-4
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("name", ["dr_grader", "resnet50", "inception_v3"])
 def test_parts_add_up_for_trained_weights(name):
     network = checkpoints.load(CHECKPOINTS / name)
