@@ -69,6 +69,12 @@ def file_name(text: str) -> str:
     return text if text == plain else f"{plain}-{digest(text)[:8]}"
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is only looked at, such as a picture; raises as `replacing`."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
 def digest(*parts: str | bytes | np.ndarray | None) -> str:
     """SHA-256 of texts and of arrays: their types, shapes and values."""
     found = hashlib.sha256()

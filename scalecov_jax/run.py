@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from scalecov_jax.atomic import DamagedError, digest, file_name, read_json, replacing, write_json
+from scalecov_jax.atomic import DamagedError, digest, file_name, read_json, replacing, write_bytes, write_json
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments import EXPERIMENTS, Experiment
 from scalecov_jax.hosts import on_first
@@ -133,8 +133,8 @@ def _finish(
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     for image in (image for image in page.images if image.name):
-        (figures / f"{file_name(image.name)}.svg").write_bytes(image.content)
-        (figures / f"{file_name(image.name)}.png").write_bytes(image.png)
+        write_bytes(figures / f"{file_name(image.name)}.svg", image.content)
+        write_bytes(figures / f"{file_name(image.name)}.png", image.png)
     facts = provenance(command, values, cards, started)
     write_report(folder / "report.html", page.report(facts))
     if experiment.card:

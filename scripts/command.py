@@ -45,6 +45,8 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(
                 f"error: Unexpected arguments: {' '.join(arguments[1:])}; settings look like --config.splits=10."
             )
+        for stream in (sys.stdout, sys.stderr):  # of a terminal that knows no R²
+            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
         keep_programs(PROGRAMS.value)
         try:
             with jax.profiler.trace(str(Path(WORKDIR.value, "profile"))) if PROFILE.value else nullcontext():

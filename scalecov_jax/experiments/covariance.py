@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from scalecov_jax.atomic import write_bytes
 from scalecov_jax.checkpoints import Network, load_networks, random_network
 from scalecov_jax.concepts.compute import measure_all
 from scalecov_jax.concepts.measure import get_measures
@@ -133,7 +134,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
             tables += [(table, labelled(frame, **named)) for table, frame in frames.items()]
         if folder:
             (folder / PICTURE).parent.mkdir(exist_ok=True)
-            (folder / PICTURE).write_bytes(encode_jpeg(_sheet(source, settings)))
+            write_bytes(folder / PICTURE, encode_jpeg(_sheet(source, settings)))
     joined = stacked(tables)
     return joined | {"readings": joined["readings"].merge(peaks(joined["linearity"]))}
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from scalecov_jax.atomic import write_bytes
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments.explain_inputs import Subject
 from scalecov_jax.experiments.explain_maps import joined
@@ -121,7 +122,7 @@ def draw_scores(subject: Subject, found: Features, album: Album, folder: Path) -
             total = arrays["total"][at]
             high = score_maps.binary_map(total, settings.deviations)
             over = marked(picture, high)
-            (folder / "blink" / f"{name}_{column + 1:02}.gif").write_bytes(blink(picture, over))
+            write_bytes(folder / "blink" / f"{name}_{column + 1:02}.gif", blink(picture, over))
             line = str(target) if asked[column] == target else f"{asked[column]}: {target}"
             sums = f"logit {arrays['scores'][at]:.6g}, sum {arrays['sums'][at]:.6g}"
             figure = f"maps_{name}"

@@ -121,6 +121,10 @@ def mask_size(path: Path) -> tuple[int, int]:
         height, width = decode_mask(path, path.name).shape
         return width, height
     shape = _tiff(path, path.name, lambda file: file.series[0].shape)
+    if shape and len(shape) == 3 and shape[-1] > 4:
+        raise ImageError(
+            path.name, f"{shape[0]} planes of {shape[2]} x {shape[1]} pixels; expected a mask of one plane"
+        )
     return (shape[1], shape[0]) if shape else image_size(path, path.name)
 
 

@@ -206,7 +206,7 @@ def with_sizes(images: ImageSet) -> ImageSet:
     width, height = np.array(sizes).T
     images = images.assign(width=width, height=height)
     for reason in dict.fromkeys(filter(None, reasons)):
-        bad = np.array([one == reason for one in reasons])
+        bad = np.array([one == reason for one in reasons], bool)
         images = images.where(~bad, reason, problems)
         reasons, problems = (
             [one for one, out in zip(texts, bad, strict=True) if not out] for texts in (reasons, problems)
@@ -240,8 +240,9 @@ def annotated(images: ImageSet, magnification: float = 0.0, *, needed: bool = Tr
     if not len(images):
         reasons = ", ".join(f"{reason} {count}" for reason, count in count_reasons(images.skipped).items())
         raise ValueError(
-            f"No usable annotated image ({reasons}). Images need a mask of the same size beside them, such as x_mask.png or "
-            "x_labels.png, or in a column of index.csv, and a magnification (index.csv or config.magnification)."
+            f"No usable annotated image ({reasons}; {images.skipped[0].detail}). Images need a mask of the same size "
+            "beside them, such as x_mask.png or x_labels.png, or in a column of index.csv, and a magnification (index.csv or "
+            "config.magnification)."
         )
     return images
 

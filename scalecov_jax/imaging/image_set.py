@@ -156,6 +156,7 @@ class ImageSet:
 
     def where(self, keep: np.ndarray, reason: str, details: Sequence[str] = ()) -> "ImageSet":
         """The images for which `keep` is true; the others are skipped for a `reason`, with a detail each or none."""
+        keep = np.asarray(keep, bool)  # of no images too
         left = np.flatnonzero(~keep)
         names = self.table["name"].iloc[left]
         told = [details[index] for index in left.tolist()] if len(details) else [""] * len(left)

@@ -2,8 +2,10 @@
 
 import contextlib
 import csv
+import errno
 import io
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,7 +234,12 @@ def _write_part(part: Sequence[Patch], folder: Path) -> None:
     tfds.disable_progress_bar()  # ours counts images
     with contextlib.redirect_stdout(io.StringIO()):
         # An iterator, since tfds keeps its builders for ever.
-        NucleiPatches(iter(part), folder).download_and_prepare()
+        try:
+            NucleiPatches(iter(part), folder).download_and_prepare()
+        except RuntimeError as error:  # of the writer of array_record, which names no errno
+            full = "No space left" in str(error)
+            code = errno.ENOSPC if full else errno.EIO
+            raise OSError(code, os.strerror(code) if full else str(error), str(folder)) from error
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ class _SkipError(Exception):
 def _index_images(folders: list[Path]) -> dict[str, list[tuple[Path, str]]]:
     """Images by file name, with and without extension and in any case: path and the name to show."""
     images = defaultdict(list)
-    for folder in folders:
+    for folder in {folder.resolve(): folder for folder in folders}.values():  # one may be a link to another
         for path in list_files(folder)[0]:
             if path.suffix.casefold() in SUFFIXES:
                 for key in {_plain(path.name), _plain(path.name).casefold(), _stem(path.name)}:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from scalecov_jax import checkpoints
+from scalecov_jax.atomic import write_bytes
 from scalecov_jax.models.pruning import count_parameters
 from scalecov_jax.report import plots
 from scalecov_jax.report.page import Image, Page, render_text
@@ -68,6 +69,6 @@ def write_card(kind: str, settings: Base, page: Page, folder: Path, facts: Mappi
         scores=page.sections[0].tables[0],
         training=training,
     ).unescape()  # it is no HTML
-    (folder / f"{settings.architecture}.md").write_text(text, encoding="utf-8")
+    write_bytes(folder / f"{settings.architecture}.md", text.encode())
     for ending, content in {"png": image.png, "svg": image.content}.items():
-        (folder / f"{name}.{ending}").write_bytes(content)
+        write_bytes(folder / f"{name}.{ending}", content)

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image as Pillow
 
-from scalecov_jax.atomic import file_name
+from scalecov_jax.atomic import file_name, write_bytes
 from scalecov_jax.imaging.decoding import decode_image, encode_png
 from scalecov_jax.report.page import Image
 from scalecov_jax.report.plots import image_grid
@@ -33,7 +33,7 @@ class Album:
         """Keep a picture with a title above it, in a row of a figure, whose name up to the first underscore is its kind."""
         if self._folder:
             file = f"pictures/{file_name(figure)}_{len(self._rows):04}.png"
-            (self._folder / file).write_bytes(encode_png(pixels))
+            write_bytes(self._folder / file, encode_png(pixels))
             self._rows.append((figure, row, title, file))
 
     def table(self) -> pd.DataFrame:
