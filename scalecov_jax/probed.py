@@ -80,7 +80,7 @@ class Probed:
         G - 1 degrees of freedom for G images or groups.
 
         Args:
-            first: Layer of this.
+            first: Layer of this; chosen is the layer that each training part chose by itself (`Evidence.nested`).
             second: Layer of this or of `other`; the same as `first` when empty.
             other: Another network on the same images, measures and splits.
             concept: The first when empty.
@@ -173,5 +173,8 @@ class Probed:
         return self.evidence.layers.index(layer), self.evidence.concepts.index(concept)
 
     def _at(self, layer: str, concept: str) -> Known:
-        (at, m), r2 = self._index(layer, concept), self.evidence.r2
+        evidence = self.evidence
+        chosen = layer == "chosen"
+        at, m = self._index(evidence.layers[0] if chosen else layer, concept)
+        r2, at = (evidence.nested, 0) if chosen else (evidence.r2, at)
         return Known(r2.value[at, m], r2.deviation[at, m], r2.sample)

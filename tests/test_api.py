@@ -79,6 +79,8 @@ def test_layers_are_compared(found):
     assert (back.difference, back.p) == (pytest.approx(-one.difference), pytest.approx(one.p))
     same = found.compare("late")
     assert (same.difference, same.p) == (0, 1)
+    nested = found.evidence.nested
+    assert found.compare("chosen", "early").difference == pytest.approx(nested.value[0, 0] - table["early"])
     other = sc.probe({"late": FEATURES["late"] + RNG.normal(size=(COUNT, 1))}, AGE, permutations=0, splits=10)
     assert found.compare("early", "late", other).difference < 0
     with pytest.raises(ValueError, match="cannot be compared image by image"):
