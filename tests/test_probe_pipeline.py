@@ -5,6 +5,7 @@ import json
 import numpy as np
 import probe_runs
 import pytest
+from golden_tables import assert_golden
 from probe_runs import CLASSES, SPLITS, TRUNK, findings_of, run, summary_of, table
 from tiny_network import LAYERS, random_network
 
@@ -191,6 +192,13 @@ def test_several_networks_and_half_precision(settings, weights, tmp_path):
     layers = table(tmp_path / "both", "widths").groupby("weights")["layer"].apply(list)
     assert layers.to_dict() == {"some_weights": [*LAYERS], "other": ["stem", "block_1"]}
     assert len(table(tmp_path / "both", "scores")) == (len(LAYERS) + 2) * SPLITS * 3 * 2
+    (apart,), choices = (
+        table(tmp_path / "both", name).to_dict("records") for name in ("networks", "choices")
+    )
+    assert [apart["r2"], apart["r2_against"]] == pytest.approx([row["r2"] for row in choices])
+    assert apart["difference"] == pytest.approx(apart["r2"] - apart["r2_against"])
+    assert apart["low"] < apart["difference"] < apart["high"]
+    assert_golden(tmp_path / "both", "networks/probe", tables=["[!n]*"])  # networks.csv alone
     headlines = findings_of(tmp_path / "both", level="headline")
     names = (f"tiny ({name}) " for name in ("some_weights", "other"))
     assert all(x["at"].startswith(name) for x, name in zip(headlines, names, strict=True))

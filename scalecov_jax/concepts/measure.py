@@ -79,6 +79,9 @@ MEASURES: dict[str, ConceptMeasure] = {
             for name, power in (("area", 2), ("perimeter", 1), ("major_axis", 1))
         ),
         _configured("count", shape.count, "", "number of instances"),
+        ConceptMeasure(
+            "log2_mpp", scale.log2_mpp, "", "logarithm of microns per pixel, base 2", reads_pixels=False
+        ),
         ConceptMeasure("image_width", nuisance.image_width, "px", "width of the image", reads_pixels=False),
         ConceptMeasure(
             "image_height", nuisance.image_height, "px", "height of the image", reads_pixels=False

@@ -1,4 +1,4 @@
-"""The concept of scale: which part of the image its object covers."""
+"""The concepts of scale: which part of the image its object covers, and how far one pixel reaches."""
 
 import math
 
@@ -33,6 +33,19 @@ def measure(example: Example) -> float:
 def sqrt_scale(example: Example) -> float:
     """Concept measure sqrt(r): a length rather than an area; r and errors as in `measure`."""
     return math.sqrt(measure(example))
+
+
+def log2_mpp(example: Example) -> float:
+    """Concept measure log2 of the microns per pixel: 1 more is half the magnification.
+
+    Raises:
+        ValueError: They are not known of the example.
+    """
+    if not example.mpp:
+        raise ValueError(
+            f"{example.name}: its microns per pixel are unknown; give them in a column mpp of index.csv."
+        )
+    return math.log2(example.mpp)
 
 
 def log_scale(example: Example) -> float:

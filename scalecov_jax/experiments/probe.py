@@ -27,7 +27,7 @@ from scalecov_jax.experiments.probe_settings import (
     layers_to_probe,
     open_images,
 )
-from scalecov_jax.experiments.probe_tables import ClassResult, case_table, class_tables
+from scalecov_jax.experiments.probe_tables import ClassResult, case_table, class_tables, network_table
 from scalecov_jax.extraction import dry_run
 from scalecov_jax.hosts import is_first
 from scalecov_jax.imaging import scenes
@@ -134,7 +134,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     scenes.jpg pictures for the report.
 
     Returns:
-        scores, layers, contrasts, choices, images and cases (see `probe_tables`; of streamed images scores and layers),
+        scores, layers, contrasts, choices, networks, images and cases (see `probe_tables`; of streamed images scores and layers),
         sample_size (`probes.sample_size`) and rcvs (`vectors.rcv_table`). And what they are of: classes (images and groups of
         each class), widths (features of each layer, how many are independent, parameters up to it; layers left out), cuts
         (`pruning.Pruning`), skipped (images left out). published has the figures of the paper where it has the network.
@@ -146,7 +146,7 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
     sources, skipped = open_images(settings)
     route = plan(networks, {name: len(source) for name, source in sources.items()}, settings)
     logging.info("%s", plan_text(route, settings.splits))
-    tables, rcvs = [("skipped", _skipped("", skipped))], []
+    tables, rcvs, results = [("skipped", _skipped("", skipped))], [], {}
     with ExitStack() as stack:
         kept = folder
         if route.name == "streamed" and kept is None:
@@ -154,6 +154,11 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
         for name, network in networks.items():
             way = probe_streamed.probe if route.name == "streamed" else probe_memory.probe
             classes = way(network, name, sources, settings, kept)  # pyright: ignore[reportArgumentType]
+            results[name] = {
+                image_class: (one.names, one.evidence.concepts, one.evidence.nested)
+                for image_class, one in classes.items()
+                if one.evidence is not None
+            }
             found = class_tables(name, classes)
             vectors = {name: one.rcvs for name, one in classes.items()}
             found["rcvs"] = rcv_table(vectors, {name: one.split_rcvs for name, one in classes.items()})
@@ -165,6 +170,8 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
                 found["cases"] = _cases(name, classes, found, sources, folder)
             tables += [(table, frame) for table, frame in found.items() if len(frame)]
             rcvs += [rcv for of_class in vectors.values() for rcv in of_class]
+        if len(differences := network_table(results)):
+            tables.append(("networks", differences))
     if folder and is_first():
         save_rcvs(folder / "rcvs.npz", rcvs)
         if settings.images == SCENES and not (folder / "scenes.jpg").exists():

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scalecov_jax.experiments import probe_published
-from scalecov_jax.experiments.probe_part import Part
+from scalecov_jax.experiments.probe_part import REACH, Part
 from scalecov_jax.experiments.probe_settings import Settings
 from scalecov_jax.experiments.probe_tables import scopes
 from scalecov_jax.imaging.voc import OTHER_CLASS
@@ -49,6 +49,11 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
         )
         quantity = "share of the parameters that a cut there keeps"
         findings.append(Finding(quantity, at, kept, unit="%", note=counted))
+    for row in tables["networks"].to_dict("records") if "networks" in tables else ():
+        at = f"{named[row['weights']]} less {named[row['against']]}, {row['image_class']}, {row['concept']}"
+        ends = row["difference"], row["low"], row["high"], REACH
+        note = f"{row['r2']:.2f} and {row['r2_against']:.2f}; interval over images or groups."
+        findings.append(Finding("difference of nested R² between two networks", at, *ends, note=note))
     if "published" in tables:
         for weights in map(str, tables["published"]["weights"].unique()):
             rows = rows_of(tables["published"], weights=weights)

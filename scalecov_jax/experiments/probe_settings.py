@@ -66,8 +66,12 @@ class Settings(Base):
         distinct=True,
         help="What is read: names of docs/measures.md or csv:PATH:COLUMN; the first decides where to cut.",
     )
-    mpp: float = setting(
-        0.0, low=0, high=10, help="Microns per pixel to which images are brought; as they are when 0."
+    mpp: tuple[float, ...] = setting(
+        (),
+        low=1e-3,
+        high=10,
+        distinct=True,
+        help="Microns per pixel to which images are brought, each image to every one of several; as they are when empty.",
     )
     patch: int = setting(
         0,

@@ -6,6 +6,7 @@ where classes are pooled), layer.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,6 +159,42 @@ def choice_table(evidence: Evidence, weights: str, image_class: str) -> pd.DataF
         reached = evidence.layers[best], float(evidence.r2.value[best, m])
         rows.append((weights, concept, image_class, *reached, one.value, *one.interval, ", ".join(chosen)))
     columns = ["weights", "concept", "image_class", "best", "best_r2", "r2", "low", "high", "chosen"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def network_table(
+    found: Mapping[str, Mapping[str, tuple[Sequence[str], Sequence[str], Known]]],
+) -> pd.DataFrame:
+    """Nested R2 of each network less that of each later one, on the same images (networks.csv).
+
+    Nested: of the layer that each training part chose by itself, so that neither network gains from having more layers to choose
+    from. Nothing of networks that left out different images.
+
+    Args:
+        found: By network and class the names of the images, the concepts, and `Evidence.nested`.
+    """
+    rows = []
+    for (weights, classes), (other, others) in combinations(found.items(), 2):
+        for image_class in [name for name in classes if name in others]:
+            (images, concepts, first), (its_images, _, second) = classes[image_class], others[image_class]
+            if [*images] != [*its_images]:
+                continue
+            difference = first - second
+            for m, concept in enumerate(concepts):
+                reached = [float(nested.value[0, m]) for nested in (first, second)]
+                apart = jackknife(float(difference.value[0, m]), difference.deviation[0, m])
+                rows.append((weights, other, concept, image_class, *reached, apart.value, *apart.interval))
+    columns = [
+        "weights",
+        "against",
+        "concept",
+        "image_class",
+        "r2",
+        "r2_against",
+        "difference",
+        "low",
+        "high",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 

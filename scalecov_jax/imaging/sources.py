@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,15 @@ from scalecov_jax.concepts import shape
 from scalecov_jax.imaging import retina, scenes, slides
 from scalecov_jax.imaging.csv_file import NAMES, find_column, join, name_column, number, read_csv, say, texts
 from scalecov_jax.imaging.folder import Files, annotated, read_folder
-from scalecov_jax.imaging.image_set import ImageError, ImageSet, Pixels, Skipped, count_reasons, image_set
+from scalecov_jax.imaging.image_set import (
+    ImageError,
+    ImageSet,
+    Pixels,
+    Skipped,
+    concatenate,
+    count_reasons,
+    image_set,
+)
 from scalecov_jax.imaging.instances import instances
 from scalecov_jax.imaging.microns import resampled, with_mpp
 from scalecov_jax.imaging.voc import read_boxes, tfds_boxes
@@ -38,7 +46,7 @@ def open_images(
     count: int = 0,
     seed: int = 0,
     size: int = 128,
-    mpp: float = 0.0,
+    mpp: float | Sequence[float] = (),
     patch: int = 0,
 ) -> ImageSet:
     """Open images by name; those of one class where there are classes.
@@ -52,7 +60,8 @@ def open_images(
         count: Number of scenes or retinas; folders are read whole.
         seed: Of what is rendered.
         size: Height and width of what is rendered, in pixels.
-        mpp: Microns per pixel to which images are brought, see `microns.resampled`; as they are when 0.
+        mpp: Microns per pixel to which images are brought, see `microns.resampled`; each image to every one of several, and
+            then its name ends in [mpp=...] and the column source has it without; as they are when empty.
         patch: Height and width in pixels of the squares into which images are then cut, see `squares`; whole when 0.
             Tiles of slides are of 256 when 0.
 
@@ -61,11 +70,25 @@ def open_images(
         ValueError: See `read_boxes`, `tfds_boxes`, `read_folder`, `instances.instances`, `slides.tiles`, `resampled`, `squares`
             and `scenes.examples`.
     """
+    wanted = [float(one) for one in np.atleast_1d(mpp)]
     if images.startswith("slides:"):
-        return slides.tiles(images.removeprefix("slides:"), patch or TILE, mpp)
+        folder = images.removeprefix("slides:")
+        return _at_each(wanted or [0.0], lambda one: slides.tiles(folder, patch or TILE, one))
     found = _open(images, image_class, count, seed, size)
-    found = resampled(found, mpp) if mpp else found
+    found = _at_each(wanted, lambda one: resampled(found, one)) if wanted else found
     return squares(found, patch) if patch else found
+
+
+def _at_each(mpp: Sequence[float], at: Callable[[float], ImageSet]) -> ImageSet:
+    if len(mpp) == 1:
+        return at(mpp[0])
+    sets = []
+    for one in mpp:
+        found = at(one)
+        source = found.table["source" if "source" in found.table else "name"]
+        names = [f"{name} [mpp={one:g}]" for name in found.table["name"]]
+        sets.append(found.assign(source=source, name=names))
+    return concatenate(sets)
 
 
 def _open(images: str, image_class: str, count: int, seed: int, size: int) -> ImageSet:
@@ -193,7 +216,8 @@ def squares(images: ImageSet, size: int) -> ImageSet:
     table = images.table.drop(columns=["x_min", "y_min", "x_max", "y_max"], errors="ignore")
     table = table.iloc[of].reset_index(drop=True)
     names = [f"{name} [x={left},y={top}]" for name, left, top in zip(table["name"], x, y, strict=True)]
-    table = table.assign(source=table["name"], name=names, x=x, y=y, width=size, height=size)
+    source = table["source" if "source" in table else "name"]
+    table = table.assign(source=source, name=names, x=x, y=y, width=size, height=size)
     return ImageSet(table, _Squares(images, tuple(places), size), tuple(skipped))
 
 
