@@ -239,7 +239,7 @@ def probe(
     images: Any,
     concept: str | Sequence[str] = "",
     *,
-    groups: Sequence[Any] | np.ndarray | None = None,
+    groups: str | Sequence[Any] | np.ndarray | None = None,
     layers: Sequence[str] = (),
     splits: int = 25,
     permutations: int = 1000,
@@ -255,17 +255,18 @@ def probe(
     Args:
         network: A network, see `load`, or a function, see `features`. Or features that are there already: {layer: array [N, D]},
             or a file of them, see `feature_files.read_features`; then no network is needed.
-        images: Of a network: see `images`. Of features: the measures, an array [N] or [N, M], a Series or a DataFrame.
+        images: Of a network: see `images`. Of features: the measures, an array [N] or [N, M], a Series or a DataFrame, in the
+            order of the rows; or, of a file of features with names, a CSV file whose lines find the rows by name.
         concept: Names of columns of the images (`images(..., measures=...)`) or of measures such as scale; of features names for
             the measures.
-        groups: Patient or slide of each image, kept together; those of the images when absent.
+        groups: Patient or slide of each image, kept together; those of the images when absent. A column of the CSV file.
         layers: All when empty.
         splits: Random splits, 70 % for training.
         permutations: Of the measures, for p values; 0 for none.
         random_control: Whether to probe the same network with random weights too.
         pooling: See `features`.
         size: See `features`.
-        batch_size: Images per forward pass.
+        batch_size: See `features`.
         seed: Of splits, permutations and random weights.
         name: Of the network in tables.
 
@@ -276,6 +277,11 @@ def probe(
     control = None
     if isinstance(network, str | Path):
         network = read_features(network)
+    if isinstance(network, Features) and isinstance(images, str | Path):
+        rows = sources.rows_of_table(network.names, images, groups if isinstance(groups, str) else "")
+        network = network.take(rows.column("row"))
+        groups = rows.column("group") if isinstance(groups, str) else groups
+        images = pd.DataFrame({one: rows.column(one) for one in np.atleast_1d(concept)}, network.names)
     if isinstance(network, Mapping | Features):
         values = network.values if isinstance(network, Features) else network
         values, measures, concepts = _arrays(values, images, concept)
@@ -303,16 +309,10 @@ def probe(
         if isinstance(network, Network):
             name = name or network.card.architecture
             if random_control:
-                drawn = random_network(network, seed)
-                control = features(
-                    drawn,
-                    source.take(measured.indices[kept]),
-                    [*values],
-                    progress="random weights",
-                    **computing,
-                ).values
+                drawn, again = random_network(network, seed), source.take(measured.indices[kept])
+                control = features(drawn, again, [*values], progress="random weights", **computing).values
         elif random_control:
-            logging.info("A function has no random weights to compare with; that control is left out.")
+            logging.info("A function has no random weights to compare with.")
     if missing := [layer for layer in layers if layer not in values]:
         raise ValueError(f"There are no features of {', '.join(missing)}; there are {', '.join(values)}.")
     values = {layer: values[layer] for layer in layers or values}
@@ -391,7 +391,10 @@ def explain(
 def _measure_of(source: ImageSet, name: str) -> ConceptMeasure:
     """A column of the images, or a measure by its name."""
     if name not in source.table or name in MEASURES:
-        return get_measure(name)
+        try:
+            return get_measure(name)
+        except ValueError as error:
+            raise ValueError(f"{error} Columns of the images: {', '.join(source.table)}.") from None
     if not pd.api.types.is_numeric_dtype(source.table[name]):
         text = next(one for one in source.table[name] if not sources.is_number(str(one)))
         raise ValueError(f"The column {name} of the images holds {text!r}; expected a number of every image.")

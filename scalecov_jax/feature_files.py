@@ -46,6 +46,12 @@ class Features(NamedTuple):
         rows = pd.Index(self.names or self.indices, name="image")
         return pd.concat(parts, axis=1).set_index(rows)
 
+    def take(self, rows: Int[np.ndarray, " n"]) -> "Features":
+        """Some of the rows, in the order given."""
+        values = {layer: values[rows] for layer, values in self.values.items()}
+        names = tuple(self.names[row] for row in rows) if self.names else ()
+        return self._replace(values=values, indices=self.indices[rows], names=names)
+
     def save(self, path: str | Path) -> None:
         """Write one dataset [N, D] per layer, and `names`, to an `.h5` file that `read_features` reads.
 

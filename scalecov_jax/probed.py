@@ -11,6 +11,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from scalecov_jax.evidence import Evidence, Known
+from scalecov_jax.experiments.probe_part import peak_note
 from scalecov_jax.experiments.probe_tables import layer_table
 from scalecov_jax.probes import evaluate
 from scalecov_jax.probes.statistics import jackknife
@@ -140,9 +141,15 @@ class Probed:
         """Write one self-contained HTML page: the answer, the figure, the table, and what it was made with."""
         table, path = self.table(), Path(path).expanduser()
         best = table[table["layer"] == self.best].iloc[0]
-        what, where = f"held-out R² of {best['concept']}", f"the best layer, {self.best}"
+        others = [layer for layer in self.peak_set if layer != self.best]
+        ends = best["r2"], best["low"], best["high"], "95 % interval"
+        note = peak_note(others, len(self.evidence.layers))
         finding = Finding(
-            what, where, best["r2"], best["low"], best["high"], "95 % interval", level="headline"
+            f"Held-out R² of {best['concept']}",
+            f"the best layer, {self.best}",
+            *ends,
+            note=note,
+            level="headline",
         )
         shown = table[["concept", "layer", "r2", "low", "high", "p", "may_be_best"]].astype(object)
         shown[["r2", "low", "high", "p"]] = table[["r2", "low", "high", "p"]].map("{:.3g}".format)

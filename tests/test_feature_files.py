@@ -142,6 +142,24 @@ def test_the_command_gives_the_table_of_the_function(tmp_path, expected, named):
     assert np.corrcoef(read, AGE)[0, 1] > 0.9
 
 
+def test_lines_of_a_table_find_their_rows_by_name(tmp_path):
+    """Whatever their order; rows without a line are left out."""
+    rng = np.random.default_rng(0)
+    names, age = tuple(f"{at}.png" for at in range(40)), rng.normal(size=40)
+    values = {"a": np.c_[age, rng.normal(size=(40, 3))]}
+    Features(values, np.arange(40), (), names=names).save(tmp_path / "f.h5")
+    lines = [f"{name},{one},p{at // 2}\n" for at, (name, one) in enumerate(zip(names, age, strict=True))]
+    (tmp_path / "t.csv").write_text("image,age,patient\n" + "".join(lines[:1:-1]))
+    options = {"splits": 5, "permutations": 0}
+    found = sc.probe(tmp_path / "f.h5", tmp_path / "t.csv", "age", groups="patient", **options)
+    patients = [f"p{at // 2}" for at in range(2, 40)]
+    expected = sc.probe({"a": values["a"][2:]}, age[2:], "age", groups=patients, **options)
+    pd.testing.assert_frame_equal(found.table(), expected.table())
+    assert found.evidence.groups == 19
+    with pytest.raises(ValueError, match="have no names"):
+        sc.probe(Features(values, np.arange(40), ()), tmp_path / "t.csv", "age")
+
+
 def test_rows_without_a_cell_are_left_out(tmp_path):
     path = tmp_path / "study.npz"
     np.savez(path, **FEATURES)

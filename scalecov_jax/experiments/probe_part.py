@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,13 @@ CONTROLS = {
 }
 SHORT = {"random_weights": "random weights", "shuffled_measure": "shuffled measure"}
 REACH = "95 % interval"
+
+
+def peak_note(others: Sequence[str], layers: int) -> str:
+    """Which others of some layers may be the best too; that none stands out where these are most of them."""
+    if len(others) > (layers - 1) / 2:
+        return f"No layer stands out: {len(others)} of the other {layers - 1} may be as good."
+    return f"Layers that may be as good: {', '.join(others)}." if others else ""
 
 
 def concept_title(name: str) -> str:
@@ -114,7 +121,7 @@ class Part:
         what, at, best = f"R² of {self.title}", f"{self.at} {self.peak}", self.best
         reach = (best["r2"], best["low"], best["high"]) if self.evidence else self._spread("ridge")
         value, low, high = map(float, reach)
-        note = f"Layers that may be as good: {', '.join(self.others)}." if self.others else ""
+        note = peak_note(self.others, len(self.order))
         quantity = f"held-out {what} by ridge at the best of {len(self.order)} layers"
         ends, level = REACH if self.evidence else "± 1 sd over folds", "headline" if self.main else "result"
         yield Finding(quantity, at, value, low, high, ends, note=note, level=level)

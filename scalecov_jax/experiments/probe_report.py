@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scalecov_jax.experiments import probe_published
-from scalecov_jax.experiments.probe_part import REACH, Part
+from scalecov_jax.experiments.probe_part import CONTROLS, REACH, Part, concept_title
 from scalecov_jax.experiments.probe_settings import Settings
 from scalecov_jax.experiments.probe_tables import scopes
 from scalecov_jax.imaging.voc import OTHER_CLASS
@@ -20,6 +20,7 @@ from scalecov_jax.report.numbers import number
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
 from scalecov_jax.tables import network_names, rows_of
 
+FEW_IMAGES = 50
 FEW_GROUPS = 20  # below, intervals by the jackknife are too narrow
 OPTIMISM = 0.02  # of R2, worth a caution
 SAME = 1e-3  # of the largest feature: a pruned network differs by rounding alone
@@ -75,7 +76,8 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
     left_out = {str(reason): sorted(rows["image"]) for reason, rows in skipped.groupby("reason")}
     facts = _facts(tables, [part for part in parts if part.main], settings)
     reading = render_text("probe.html", "reading")
-    return Page(settings.title, findings, sections, reading, skipped=left_out, lead=lead, facts=facts)
+    title = settings.title or f"Where is {concept_title(settings.concept[0])} read?"
+    return Page(title, findings, sections, reading, skipped=left_out, lead=lead, facts=facts)
 
 
 def _cautions(
@@ -150,6 +152,13 @@ def _cautions(
             "needs all features at once: intervals from leaving out images or groups, single images, nuisances, pixels.",
         )
         return
+    images = {part.at: float(part.best["images"]) for part in parts if part.best["images"] < FEW_IMAGES}
+    yield from _caution(
+        "number of images",
+        images,
+        f"With fewer than about {FEW_IMAGES}, intervals are wide, and layers cannot be told apart.",
+        worst=min,
+    )
     groups = {part.at: float(part.best["groups"]) for part in parts if part.best["groups"] < FEW_GROUPS}
     yield from _caution(
         "number of independent images or groups of images",
@@ -165,6 +174,18 @@ def _cautions(
         "R² of the best layer less that of layers chosen inside the training parts",
         {at: value for at, value in optimism.items() if value > OPTIMISM},
         "The images that R² of the best layer is measured on chose it, which makes it too high.",
+    )
+    above = {
+        f"{part.at} {part.peak}, {part.title}: {CONTROLS[control]}": value
+        for part in main
+        for control, (value, low, _) in part.differences(part.peak).items()
+        if control in CONTROLS and not low > 0
+    }
+    yield from _caution(
+        "R² above that of a control, with an interval that reaches down to 0",
+        above,
+        "The layer is not shown to read more than the control does.",
+        worst=min,
     )
     p = {f"{part.at} {part.peak}, {part.title}": float(part.best["p_family"]) for part in main}
     yield from _caution(

@@ -38,7 +38,7 @@ NO_CLASS = "images"  # the name of the images where they have no classes
 class Settings(Base):
     """What determines the results."""
 
-    title: str = setting("Where does object scale live?", help="Heading of the report.")
+    title: str = setting("", help="Heading of the report; of the concept when empty.")
     architecture: str = setting("", help="What all weights must hold, such as resnet50; anything when empty.")
     weights: tuple[str, ...] = setting(
         ("checkpoints/inception_v3", "checkpoints/resnet50"),
@@ -286,12 +286,11 @@ def _possible(source: Source, nuisances: Sequence[str]) -> tuple[str, ...]:
         try:
             one.measure(example) if example else None
         except ValueError as error:
-            missing[one.name] = str(error).rstrip(".")
-    if missing:
-        logging.warning(
-            "Nuisances that these images do not have are left out: %s.", "; ".join(missing.values())
-        )
-    return tuple(name for name in nuisances if name not in missing)
+            missing.setdefault(str(error).partition(": ")[2].rstrip("."), []).append(one.name)
+    for reason, names in missing.items():
+        logging.warning("Left out of the nuisances: %s (%s).", ", ".join(names), reason)
+    left = {name for names in missing.values() for name in names}
+    return tuple(name for name in nuisances if name not in left)
 
 
 def layers_to_probe(network: Network, settings: Settings) -> tuple[tuple[str, ...], Mapping[str, int | None]]:

@@ -170,6 +170,10 @@ class ImageSet:
             return self
         return self.take(np.linspace(0, len(self) - 1, most).round().astype(int))
 
+    def __repr__(self) -> str:
+        left = f"; {len(self.skipped)} left out" if self.skipped else ""
+        return f"<{len(self)} images of {self.table['group'].nunique()} groups{left}>"
+
     def _repr_html_(self) -> str:
         return self.table.to_html(max_rows=6)
 

@@ -292,6 +292,21 @@ def with_measures(found: ImageSet, given: str | Path | pd.DataFrame, groups: str
     return found.assign(group=[*map(str, rows[groups])]) if groups else found
 
 
+def rows_of_table(names: Sequence[str], table: str | Path, groups: str) -> ImageSet:
+    """What a CSV file says of rows of features with these names (`with_measures`); their places are the column row.
+
+    Raises:
+        ValueError: No names; see `with_measures`.
+    """
+    if not names:
+        raise ValueError(
+            f"The rows of these features have no names, so the lines of {table} cannot find them; pass the measures as an array "
+            "in the order of the rows."
+        )
+    rows = pd.DataFrame({"name": names, "group": names, "row": range(len(names))})
+    return with_measures(ImageSet(rows, lambda _: Pixels(np.zeros((1, 1, 3), np.uint8))), table, groups)
+
+
 def is_number(text: str) -> bool:
     """Whether a cell is what `csv_file.number` reads."""
     try:
