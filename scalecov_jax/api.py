@@ -27,6 +27,7 @@ from scalecov_jax.extraction import POOLINGS, compute_features
 from scalecov_jax.feature_files import Features, read_features
 from scalecov_jax.imaging import sources
 from scalecov_jax.imaging.batching import batches
+from scalecov_jax.imaging.copies import with_copies_together
 from scalecov_jax.imaging.decoding import array_of
 from scalecov_jax.imaging.image_set import Example, ImageSet, image_set
 from scalecov_jax.models.adopted import Adopted, adopt
@@ -137,7 +138,7 @@ def images(
         if len(given) != len(found):
             raise ValueError(f"{len(given)} groups for {len(found)} images; expected one each.")
         found = found.assign(group=[*map(str, given)])
-    return sources.with_copies_together(found)
+    return with_copies_together(found)
 
 
 def _opened(source: Any) -> ImageSet:
