@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from absl import logging
 from flax import linen as nn
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from scalecov_jax import checkpoints, cutting
 from scalecov_jax.checkpoints import Card, Network, random_network
@@ -94,7 +94,7 @@ def save(network: Network, folder: str | Path, *, overwrite: bool = False) -> No
     Raises:
         ValueError: See `checkpoints.save`.
     """
-    checkpoints.save(Path(folder).expanduser(), network, overwrite=overwrite)
+    checkpoints.save(Path(folder), network, overwrite=overwrite)
 
 
 def images(
@@ -291,38 +291,26 @@ def probe(
             raise ValueError(f"{len(groups)} groups for {len(source)} images; expected one each.")
         concepts = [concept] if isinstance(concept, str) else [*concept]
         measured = measure_all([_measure_of(source, one) for one in concepts], source)
+        groups = np.asarray(measured.groups if groups is None else np.asarray(groups)[measured.indices])
+        _splits(measured.values, measured.names, groups, splits, seed)  # refuses before the forward passes
         computing = {"pooling": pooling, "size": size, "batch_size": batch_size}
         found = features(network, source.take(measured.indices), layers, **computing)
         kept = found.indices
         values, measures, origins = found.values, measured.values[kept], found.origins
         names = [measured.names[index] for index in kept]
-        groups = (
-            [measured.groups[index] for index in kept]
-            if groups is None
-            else np.asarray(groups)[measured.indices][kept]
-        )
+        groups = groups[kept]
         if isinstance(network, Network):
             name = name or network.card.architecture
             if random_control:
                 drawn = random_network(network, seed)
-                control = features(
-                    drawn,
-                    source.take(measured.indices[kept]),
-                    [*values],
-                    progress="random weights",
-                    **computing,
-                ).values
+                same = source.take(measured.indices[kept])
+                control = features(drawn, same, [*values], progress="random weights", **computing).values
         elif random_control:
             logging.info("A function has no random weights to compare with; that control is left out.")
     if missing := [layer for layer in layers if layer not in values]:
         raise ValueError(f"There are no features of {', '.join(missing)}; there are {', '.join(values)}.")
     values = {layer: values[layer] for layer in layers or values}
-    for column in measures.T:
-        check_measures(column, names)
-    if groups is not None and len(groups) != len(measures):
-        raise ValueError(f"{len(groups)} groups for {len(measures)} images; expected one each.")
-    grouped = None if groups is None else [*map(str, groups)]
-    masks = make_splits("auto", len(measures), splits, seed, groups=grouped, values=measures[:, 0])
+    grouped, masks = _splits(measures, names, groups, splits, seed)
     evidence = weigh(
         values,
         measures,
@@ -334,6 +322,18 @@ def probe(
         seed=seed,
     )
     return Probed(evidence, values, name, origins, pooling)
+
+
+def _splits(
+    measures: Float[np.ndarray, "N M"], names: Sequence[str], groups: Any, splits: int, seed: int
+) -> tuple[list[str] | None, Bool[np.ndarray, "S N"]]:
+    """Groups as text, and the training part of each split, of measures that can be probed."""
+    for column in measures.T:
+        check_measures(column, names)
+    if groups is not None and len(groups) != len(measures):
+        raise ValueError(f"{len(groups)} groups for {len(measures)} images; expected one each.")
+    grouped = None if groups is None else [*map(str, groups)]
+    return grouped, make_splits("auto", len(measures), splits, seed, groups=grouped, values=measures[:, 0])
 
 
 def cut(network: Network, layer: str) -> Network:
