@@ -287,7 +287,7 @@ def test_groups_and_values_of_a_table_elsewhere(tmp_path):
     rows = [f"{number:02d},{'' if number % 2 else 'p' + str(number // 4)},{number}" for number in range(11)]
     (tmp_path / "t.csv").write_text("image,patient,age\n" + "\n".join(rows))
     images = open_images(str(tmp_path))
-    groups = regroup(images, str(tmp_path / "t.csv"), "patient").column("group")
+    groups = regroup(images, f"csv:{tmp_path}/t.csv:patient").column("group")
     assert [*groups[:4]] == ["p0", "01.png", "p0", "03.png"]
     assert len({*groups}) == 9
     assert groups[11] == "11.png"

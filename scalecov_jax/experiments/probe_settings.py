@@ -223,8 +223,7 @@ def open_images(settings: Settings) -> tuple[dict[str, ImageSet], list[Skipped]]
             )
             for path, column in dict.fromkeys(map(csv_parts, (*settings.concept, *settings.nuisances))):
                 images = sources.with_values(images, path, column) if path else images
-            images = sources.regroup(images, *settings.group_column) if settings.groups else images
-            opened[image_class] = with_copies_together(images)
+            opened[image_class] = with_copies_together(sources.regroup(images, settings.groups))
         except ValueError as error:
             problems.append(str(error))
             continue

@@ -114,6 +114,6 @@ def perceptual_hash(path: Path, *version: int) -> UInt64[np.ndarray, "4"] | None
         return None
     if np.ptp(grey) < 3:
         return None
-    waves = dctn(grey.astype(float), norm="ortho")[:16, :16].ravel()
+    waves = np.asarray(dctn(grey.astype(float), norm="ortho"))[:16, :16].ravel()
     waves[0] = -np.inf
     return np.packbits(waves > np.median(waves[1:])).view(np.uint64)

@@ -13,6 +13,7 @@ from absl import logging
 from tqdm import tqdm
 
 from scalecov_jax.concepts import shape
+from scalecov_jax.concepts.measure import csv_parts
 from scalecov_jax.imaging import retina, scenes, slides
 from scalecov_jax.imaging.csv_file import NAMES, find_column, join, name_column, number, read_csv, say, texts
 from scalecov_jax.imaging.folder import Files, annotated, read_folder
@@ -90,14 +91,19 @@ def has_classes(images: str) -> bool:
     return images == SCENES or images.startswith("tfds:") or is_voc(images)
 
 
-def regroup(images: ImageSet, path: str, column: str) -> ImageSet:
-    """The same images with the groups that a column of a CSV file gives them; those for which it says nothing are each their own.
+def regroup(images: ImageSet, groups: str) -> ImageSet:
+    """The same images in the groups that csv:PATH:COLUMN gives; those for which it says nothing are each their own.
 
-    Patches and tiles are of the group of the image or slide that they were cut from.
+    Patches and tiles are of the group of the image or slide that they were cut from. Nothing changes where `groups` is empty.
 
     Raises:
-        ValueError: See `csv_file.texts`.
+        ValueError: See `csv_file.texts`; `groups` of another form.
     """
+    if not groups:
+        return images
+    path, column = csv_parts(groups)
+    if not path:
+        raise ValueError(f"groups is {groups!r}; expected csv:PATH:COLUMN, as in csv:patients.csv:patient.")
     names = images.table["source" if "source" in images.table else "name"].reset_index(drop=True)
     whole = names.drop_duplicates()
     known = texts(path, column, [*whole])
