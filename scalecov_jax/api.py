@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from absl import logging
 from flax import linen as nn
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from scalecov_jax import checkpoints, cutting
 from scalecov_jax.checkpoints import Card, Network, random_network
@@ -24,9 +24,10 @@ from scalecov_jax.explanation.capture import capture
 from scalecov_jax.explanation.gradients import layer_gradients
 from scalecov_jax.explanation.target import class_logit, predicted_logit, rcv_projection
 from scalecov_jax.extraction import POOLINGS, compute_features
-from scalecov_jax.feature_files import Features, read_features
+from scalecov_jax.feature_files import Features, check_features, check_order, read_features
 from scalecov_jax.imaging import sources
 from scalecov_jax.imaging.batching import batches
+from scalecov_jax.imaging.copies import with_copies_together
 from scalecov_jax.imaging.decoding import array_of
 from scalecov_jax.imaging.image_set import Example, ImageSet, image_set
 from scalecov_jax.models.adopted import Adopted, adopt
@@ -93,7 +94,7 @@ def save(network: Network, folder: str | Path, *, overwrite: bool = False) -> No
     Raises:
         ValueError: See `checkpoints.save`.
     """
-    checkpoints.save(Path(folder).expanduser(), network, overwrite=overwrite)
+    checkpoints.save(Path(folder), network, overwrite=overwrite)
 
 
 def images(
@@ -137,7 +138,7 @@ def images(
         if len(given) != len(found):
             raise ValueError(f"{len(given)} groups for {len(found)} images; expected one each.")
         found = found.assign(group=[*map(str, given)])
-    return sources.with_copies_together(found)
+    return with_copies_together(found)
 
 
 def _opened(source: Any) -> ImageSet:
@@ -193,8 +194,9 @@ def features(
     if missing := [layer for layer in layers if layer not in found]:
         raise ValueError(f"The function gives no {' or '.join(missing)}; it gives {', '.join(found)}.")
     values = {layer: np.concatenate(found[layer]) for layer in layers or found}
-    names = tuple(source.table["name"].iloc[kept])
-    return Features(values, np.array(kept, int), tuple(skipped), {}, pooling, names)
+    return Features(
+        values, np.array(kept, int), tuple(skipped), {}, pooling, tuple(source.table["name"].iloc[kept])
+    )
 
 
 def maps(
@@ -284,28 +286,27 @@ def probe(
         images = pd.DataFrame({one: rows.column(one) for one in np.atleast_1d(concept)}, network.names)
     if isinstance(network, Mapping | Features):
         values = network.values if isinstance(network, Features) else network
-        values, measures, concepts = _arrays(values, images, concept)
+        values, measures, concepts = check_features(values, images, concept)
         names = [f"row {index}" for index in range(len(measures))]
         origins = None
         if isinstance(network, Features):
             origins, pooling, names = network.origins, network.pooling or pooling, network.names or names
-            _check_order(names, images)
+            check_order(names, images)
     else:
         source = _opened(images)
+        groups = source.column(groups) if isinstance(groups, str) else groups
         if groups is not None and len(groups) != len(source):
             raise ValueError(f"{len(groups)} groups for {len(source)} images; expected one each.")
         concepts = [concept] if isinstance(concept, str) else [*concept]
         measured = measure_all([_measure_of(source, one) for one in concepts], source)
+        groups = np.asarray(measured.groups if groups is None else np.asarray(groups)[measured.indices])
+        _splits(measured.values, measured.names, groups, splits, seed)  # refuses before the forward passes
         computing = {"pooling": pooling, "size": size, "batch_size": batch_size}
         found = features(network, source.take(measured.indices), layers, **computing)
         kept = found.indices
         values, measures, origins = found.values, measured.values[kept], found.origins
         names = [measured.names[index] for index in kept]
-        groups = (
-            [measured.groups[index] for index in kept]
-            if groups is None
-            else np.asarray(groups)[measured.indices][kept]
-        )
+        groups = groups[kept]
         if isinstance(network, Network):
             name = name or network.card.architecture
             if random_control:
@@ -316,12 +317,7 @@ def probe(
     if missing := [layer for layer in layers if layer not in values]:
         raise ValueError(f"There are no features of {', '.join(missing)}; there are {', '.join(values)}.")
     values = {layer: values[layer] for layer in layers or values}
-    for column in measures.T:
-        check_measures(column, names)
-    if groups is not None and len(groups) != len(measures):
-        raise ValueError(f"{len(groups)} groups for {len(measures)} images; expected one each.")
-    grouped = None if groups is None else [*map(str, groups)]
-    masks = make_splits("auto", len(measures), splits, seed, groups=grouped, values=measures[:, 0])
+    grouped, masks = _splits(measures, names, groups, splits, seed)
     evidence = weigh(
         values,
         measures,
@@ -333,6 +329,18 @@ def probe(
         seed=seed,
     )
     return Probed(evidence, values, name, origins, pooling)
+
+
+def _splits(
+    measures: Float[np.ndarray, "N M"], names: Sequence[str], groups: Any, splits: int, seed: int
+) -> tuple[list[str] | None, Bool[np.ndarray, "S N"]]:
+    """Groups as text, and the training part of each split, of measures that can be probed."""
+    for column in measures.T:
+        check_measures(column, names)
+    if groups is not None and len(groups) != len(measures):
+        raise ValueError(f"{len(groups)} groups for {len(measures)} images; expected one each.")
+    grouped = None if groups is None else [*map(str, groups)]
+    return grouped, make_splits("auto", len(measures), splits, seed, groups=grouped, values=measures[:, 0])
 
 
 def cut(network: Network, layer: str) -> Network:
@@ -394,7 +402,7 @@ def _measure_of(source: ImageSet, name: str) -> ConceptMeasure:
         try:
             return get_measure(name)
         except ValueError as error:
-            raise ValueError(f"{error} Columns of the images: {', '.join(source.table)}.") from None
+            raise ValueError(f"{error} Columns of the images: {', '.join(map(str, source.table))}.") from None
     if not pd.api.types.is_numeric_dtype(source.table[name]):
         text = next(one for one in source.table[name] if not sources.is_number(str(one)))
         raise ValueError(f"The column {name} of the images holds {text!r}; expected a number of every image.")
@@ -404,45 +412,3 @@ def _measure_of(source: ImageSet, name: str) -> ConceptMeasure:
 
 def _value_of(values: Mapping[str, float], example: Example) -> float:
     return values[example.name]
-
-
-def _check_order(names: Sequence[str], measures: Any) -> None:
-    """Refuse measures of the same images in another order than the features."""
-    index = [*measures.index] if isinstance(measures, pd.DataFrame | pd.Series) else [*names]
-    if index != [*names] and {*index} == {*names}:
-        raise ValueError(
-            f"The measures begin with {index[0]}, the features with {names[0]}: put both, and groups, into one order."
-        )
-
-
-def _arrays(
-    given: Mapping[str, Any], measures: Any, concept: str | Sequence[str]
-) -> tuple[dict[str, np.ndarray], Float[np.ndarray, "N M"], list[str]]:
-    """Features and measures as arrays that fit each other, and the names of the measures."""
-    names = [concept] if isinstance(concept, str) else [*concept]
-    if isinstance(measures, pd.DataFrame):
-        names = names if any(names) else [*map(str, measures.columns)]
-        measures = measures[names]
-    elif isinstance(measures, pd.Series) and not any(names):
-        names = [str(measures.name or "measure")]
-    target = np.asarray(measures, np.float64)
-    target = target[:, None] if target.ndim == 1 else target
-    if target.ndim != 2:
-        raise ValueError(f"The measures have the shape {target.shape}; expected [N] or [N, M].")
-    if not any(names):
-        names = ["measure"] if target.shape[1] == 1 else [f"measure_{m}" for m in range(target.shape[1])]
-    values, problems = {}, []
-    if len(names) != target.shape[1]:
-        problems.append(f"{len(names)} names for {target.shape[1]} measures")
-    for layer, one in given.items():
-        array = np.asarray(one)
-        if array.ndim != 2 or array.dtype.kind not in "fiu" or len(array) != len(target):
-            problems.append(
-                f"{layer} is {array.dtype} of shape {array.shape}; expected numbers [{len(target)}, D]"
-            )
-        elif not np.isfinite(array).all():
-            problems.append(f"{layer} has {int((~np.isfinite(array)).sum())} values that are not finite")
-        values[str(layer)] = array
-    if problems or not values:
-        raise ValueError(f"These features cannot be probed: {'; '.join(problems) or 'there is no layer'}.")
-    return values, target, names

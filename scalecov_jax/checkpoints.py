@@ -175,7 +175,7 @@ def save(folder: Path, saved: Network, *, overwrite: bool = False, largest: int 
     Raises:
         ValueError: The folder exists and `overwrite` is not set.
     """
-    folder = Path(folder).absolute()
+    folder = folder.expanduser().absolute()
     if folder.exists() and not overwrite:
         raise ValueError(f"{folder} exists; remove it first or choose another folder.")
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in _by_path(saved.variables).items()}

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, Float, Int
 
 from scalecov_jax.probes import evaluate, statistics
@@ -111,6 +112,10 @@ def weigh(
         ValueError: See `evaluate.infer` and `permutation.permutation_test`.
     """
     layers, count = tuple(features), len(measures)
+    if silent := [layer for layer, values in features.items() if not np.ptp(values, axis=0).any()]:
+        logging.warning(
+            "All images have the same features at %s: nothing can be read there.", ", ".join(silent)
+        )
     sample = _sample(measures, splits, groups)
     compared = {"trained": features, "random_weights": random_weights or {}}
     compared |= {} if pixels is None else {"pixels": {"all": pixels}}

@@ -1,6 +1,6 @@
 """Features of many images, and the files that hold them: HDF5 of TRIDENT and CLAM, AnnData, parquet and NumPy's own."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -266,3 +266,45 @@ _READERS: dict[str, Callable[[Path], tuple[Any, ...]]] = {
     ".npz": _read_numpy,
     ".npy": _read_numpy,
 }
+
+
+def check_order(names: Sequence[str], measures: Any) -> None:
+    """Refuse measures of the same images in another order than the features."""
+    index = [*measures.index] if isinstance(measures, pd.DataFrame | pd.Series) else [*names]
+    if index != [*names] and {*index} == {*names}:
+        raise ValueError(
+            f"The measures begin with {index[0]}, the features with {names[0]}: put both, and groups, into one order."
+        )
+
+
+def check_features(
+    given: Mapping[str, Any], measures: Any, concept: str | Sequence[str]
+) -> tuple[dict[str, np.ndarray], Float[np.ndarray, "N M"], list[str]]:
+    """Features and measures as arrays that fit each other, and the names of the measures."""
+    names = [concept] if isinstance(concept, str) else [*concept]
+    if isinstance(measures, pd.DataFrame):
+        names = names if any(names) else [*map(str, measures.columns)]
+        measures = measures[names]
+    elif isinstance(measures, pd.Series) and not any(names):
+        names = [str(measures.name or "measure")]
+    target = np.asarray(measures, np.float64)
+    target = target[:, None] if target.ndim == 1 else target
+    if target.ndim != 2:
+        raise ValueError(f"The measures have the shape {target.shape}; expected [N] or [N, M].")
+    if not any(names):
+        names = ["measure"] if target.shape[1] == 1 else [f"measure_{m}" for m in range(target.shape[1])]
+    values, problems = {}, []
+    if len(names) != target.shape[1]:
+        problems.append(f"{len(names)} names for {target.shape[1]} measures")
+    for layer, one in given.items():
+        array = np.asarray(one)
+        if array.ndim != 2 or array.dtype.kind not in "fiu" or len(array) != len(target):
+            problems.append(
+                f"{layer} is {array.dtype} of shape {array.shape}; expected numbers [{len(target)}, D]"
+            )
+        elif not np.isfinite(array).all():
+            problems.append(f"{layer} has {int((~np.isfinite(array)).sum())} values that are not finite")
+        values[str(layer)] = array
+    if problems or not values:
+        raise ValueError(f"These features cannot be probed: {'; '.join(problems) or 'there is no layer'}.")
+    return values, target, names

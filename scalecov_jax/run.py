@@ -97,7 +97,7 @@ def run(
     cards = {name: network._replace(variables=None) for name, network in networks.items()}
     del networks
     values = json.loads(json.dumps(dataclasses.asdict(settings)))
-    folder = Path(workdir).absolute()
+    folder = Path(workdir).expanduser().absolute()
 
     def enter() -> None:
         open_workdir(folder, values, resume=resume, overwrite=overwrite)

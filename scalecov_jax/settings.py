@@ -12,9 +12,11 @@ Example:
 
 import dataclasses
 import math
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 _Settings = TypeVar("_Settings", bound="Base")
@@ -99,6 +101,18 @@ def parse(kind: type[_Settings], given: Mapping[str, Any], prefix: str = "") -> 
     raise SettingsError([*problems, *unread, *wrong], prefix)
 
 
+def with_home(text: str) -> str:
+    """A setting or an argument in which ~ at the beginning of a path is the home folder, as in csv:~/ages.csv:age.
+
+    Raises:
+        ValueError: No home folder is known; the message follows the name of what is given.
+    """
+    try:
+        return re.sub(r"(?:(?<=[:=,])|^)~(?=/|$)", lambda _: str(Path.home()), text)
+    except RuntimeError:
+        raise ValueError(f"is {text!r}; expected a whole path, since no home folder is known") from None
+
+
 def together(*steps: Callable[[], Any]) -> list[Any]:
     """What each step returns; where some refuse, all are tried and one ValueError has their messages."""
     done, problems = [], []
@@ -173,6 +187,7 @@ def _read(value: Any, hint: Any) -> Any:
         near = get_close_matches(str(value), choices, n=1)
         nearest = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(f"is {value!r}; expected one of {', '.join(choices)}{nearest}")
+    value = with_home(value) if isinstance(value, str) else value
     names = {int: "an integer", float: "a number", bool: "True or False", str: "text"}
     if isinstance(value, bool) == (hint is bool):
         try:

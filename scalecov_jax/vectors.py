@@ -99,7 +99,7 @@ class Rcv:
 
     def save(self, path: str | Path) -> None:
         """Write it to a file of its own, which `load_rcv` reads."""
-        save_rcvs(Path(path), [self])
+        save_rcvs(Path(path).expanduser(), [self])
 
     def _values(self, features: Features | np.ndarray) -> Float[np.ndarray, "N D"]:
         if isinstance(features, Features):
@@ -257,7 +257,7 @@ def load_rcvs(path: str | Path) -> list[Rcv]:
         ValueError: There is no such file, or it holds something else.
     """
     try:
-        arrays = read_arrays(Path(path), _KIND)
+        arrays = read_arrays(Path(path).expanduser(), _KIND)
     except FileNotFoundError:
         raise ValueError(f"There is no file {path}; expected rcvs.npz of a probe run.") from None
     except DamagedError as error:

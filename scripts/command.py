@@ -10,6 +10,7 @@ import jax
 from absl import app, flags, logging
 
 from scalecov_jax.compilation import keep_programs
+from scalecov_jax.settings import with_home
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for the results; must be new, unless --resume or --overwrite."
@@ -65,7 +66,9 @@ def run(main: Callable[[], None]) -> None:
 
 def _parse(arguments: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(arguments)
+        return flags.FLAGS([*map(with_home, arguments)])
+    except ValueError as error:
+        sys.exit(f"error: An argument {error}.")
     except AttributeError as error:  # ml_collections: AttributeError(KeyError(message)) for an unknown field
         message = " ".join(str(getattr(error.args[0], "args", error.args)[0]).split())
         sys.exit(f"error: No such field in the file given by --config: {message}")

@@ -136,6 +136,22 @@ def test_features_that_cannot_be_probed():
         sc.probe(FEATURES, AGE[:, None, None])
 
 
+def test_what_cannot_be_read_is_refused_before_the_network_runs_or_is_logged(caplog):
+    pictures = RNG.integers(0, 256, (12, 8, 8, 3), np.uint8)
+    images = sc.images([*pictures]).assign(age=np.ones(12), size=AGE[:12])
+
+    def network(pixels):
+        raise AssertionError("spent")
+
+    with pytest.raises(ValueError, match="concept measure is 1 for all"):
+        sc.probe(network, images, "age", size=8)
+    with pytest.raises(ValueError, match="All 12 images belong to p"):
+        sc.probe(network, images.assign(group="p"), "size", size=8)
+    table = sc.probe({"dead": np.ones((COUNT, 3)), **FEATURES}, AGE, splits=3, permutations=19).table()
+    assert "same features at dead:" in caplog.text
+    assert np.isfinite(table.set_index("layer").loc["dead", ["r2", "low", "high", "p"]].astype(float)).all()
+
+
 def test_a_folder_and_a_table(folder):
     images = sc.images(folder, measures=folder / "measures.csv", groups="patient")
     assert len(images) == 30

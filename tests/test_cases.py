@@ -23,6 +23,7 @@ from scalecov_jax import run as runner
 from scalecov_jax.concepts.csv_column import csv_column
 from scalecov_jax.concepts.measure import get_measures
 from scalecov_jax.imaging import eyes, sources
+from scalecov_jax.imaging.copies import with_copies_together
 from scalecov_jax.imaging.folder import annotated, read_folder
 from scalecov_jax.imaging.image_set import ImageError
 from scalecov_jax.imaging.labelled import open_labelled
@@ -156,10 +157,10 @@ def test_11_a_comma_in_weights(probe, made, tmp_path):
 
 def test_14_copies_are_one_group(made, caplog):
     folder = made("14")
-    images = sources.with_copies_together(sources.open_images(str(folder / "thrice"), "car"))
+    images = with_copies_together(sources.open_images(str(folder / "thrice"), "car"))
     assert (len(images), images.table["group"].nunique()) == (48, 16)
     assert "32 of 48 images" in caplog.text
-    assert sources.with_copies_together(sources.open_images(str(folder / "once"), "car")).table[
+    assert with_copies_together(sources.open_images(str(folder / "once"), "car")).table[
         "group"
     ].nunique() == len(sources.open_images(str(folder / "once"), "car"))
 

@@ -48,6 +48,16 @@ def images_of(settings):
     return open_inputs(parse(explain.Settings, settings))[0][0].source
 
 
+def test_groups_of_a_plain_folder(settings, tmp_path):
+    lines = ["image,patient"]
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / f"{number:02}.png")
+        lines.append(f"{number:02},p{number // 3}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    given = {"images": str(tmp_path), "groups": f"csv:{tmp_path}/t.csv:patient"}
+    assert [*images_of(settings | given).column("group")] == [f"p{number // 3}" for number in range(12)]
+
+
 def run(settings, method, workdir, **options):
     return runner.run("explain", {**settings, "method": method}, workdir, command=["explain.py"], **options)
 

@@ -2,6 +2,7 @@
 
 import io
 from collections import Counter
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +63,25 @@ def test_a_folder_is_parted_by_patient(folder):
     assert eye.shape == (24, 24, 3)
     assert abs(int(eye[12, 12, 2]) - 6 * int(parts[0][index].group) - 1) <= 4
     assert eye[12, 1].max() > 40
+
+
+def test_grades_and_patients_of_tables(folder):
+    rows = (folder / "trainLabels.csv").read_text().split()[1:-1]
+    grades, patients = folder.parent / "grades.csv", folder.parent / "patients.csv"
+    grades.write_text(
+        "\n".join(["image,worst", *(f"{row[:-1]}{4 - int(row[-1])}" for row in reversed(rows))])
+    )
+    patients.write_text("\n".join(["image,who", *(f"{row[:-2]},{row.split('_')[0][0]}" for row in rows)]))
+    opened = partial(open_eyes, str(folder), part="train", size=24, shares=(1.0, 0.0, 0.0))
+    table = opened(concept=f"csv:{grades}:worst", groups=f"csv:{patients}:who").table
+    before = whole(folder)
+    assert len(table) == 40  # the eye without a line has no grade
+    for name, grade, group in table[["name", "grade", "group"]].itertuples(index=False):
+        assert (grade, group) == (4 - before[name][0], name[0])
+    with pytest.raises(ValueError, match="concept is 'worst'; expected csv:PATH:COLUMN"):
+        opened(concept="worst")
+    with pytest.raises(ValueError, match="groups is 'who'; expected csv:PATH:COLUMN"):
+        opened(groups="who")
 
 
 def test_columns_of_other_names_and_patients(folder):

@@ -18,7 +18,7 @@ from scalecov_jax.imaging.folder import (
     with_sizes,
 )
 from scalecov_jax.imaging.image_set import ImageError, count_reasons
-from scalecov_jax.imaging.sources import open_images, regroup, with_copies_together, with_values
+from scalecov_jax.imaging.sources import open_images, regroup, with_values
 
 RNG = np.random.default_rng(0)
 
@@ -287,22 +287,12 @@ def test_groups_and_values_of_a_table_elsewhere(tmp_path):
     rows = [f"{number:02d},{'' if number % 2 else 'p' + str(number // 4)},{number}" for number in range(11)]
     (tmp_path / "t.csv").write_text("image,patient,age\n" + "\n".join(rows))
     images = open_images(str(tmp_path))
-    groups = regroup(images, str(tmp_path / "t.csv"), "patient").column("group")
+    groups = regroup(images, f"csv:{tmp_path}/t.csv:patient").column("group")
     assert [*groups[:4]] == ["p0", "01.png", "p0", "03.png"]
     assert len({*groups}) == 9
     assert groups[11] == "11.png"
     known = with_values(images, str(tmp_path / "t.csv"), "age")
     assert (len(known), [one.name for one in known.skipped]) == (11, ["11.png"])
-
-
-def test_copies_are_of_one_group(tmp_path):
-    for number in range(6):
-        write(tmp_path / f"{number}.png")
-    for copy, original in ((7, 1), (8, 7), (9, 4)):
-        (tmp_path / f"{copy}.png").write_bytes((tmp_path / f"{original}.png").read_bytes())
-    images = read_folder(tmp_path).assign(group=[*"abcdefghi"])
-    assert "".join(with_copies_together(images).column("group")) == "abcdefbbe"
-    assert with_copies_together(images.take(range(6))).table.equals(images.take(range(6)).table)
 
 
 def test_a_folder_per_class_and_in_it_one_per_patient(tmp_path):

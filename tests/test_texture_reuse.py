@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from golden_tables import assert_golden
+from PIL import Image
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import roc_auc_score
 from tiny_network import random_network
@@ -350,12 +351,26 @@ def test_patients_are_on_one_side(settings, monkeypatch):
     assert len(train) == len(test) == 4
 
 
+def test_patients_of_a_table(settings, tmp_path):
+    rng, lines = np.random.default_rng(0), ["image,patient"]
+    for number in range(30):
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+        lines.append(f"{number}.png,{number // 10}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    given = settings | {"images": f"{tmp_path}/images", "groups": f"csv:{tmp_path}/t.csv:patient"}
+    text = texture.dry_run(parse(texture.Settings, given))
+    assert re.findall(r"\d+", text)[:2] in (["10", "20"], ["20", "10"])  # of three patients with ten images
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"patients": 1, "held_out": 1.5}, "config.patients is 1; .*config.held_out is 1.5"),
         ({"learning_rate": 0.0}, "config.learning_rate is 0.0; expected more than 0"),
         ({"sizes": "5,12"}, "config.sizes is '5,12'; expected at least 10"),
+        ({"groups": "t.csv"}, "groups is 't.csv'; expected csv:PATH:COLUMN"),
         ({"layers": "block_9"}, "did you mean block_2 or block_1"),
         ({"weights": "/nowhere", "concepts": "glcm_contrst"}, "/nowhere is no folder.*glcm_contrast"),
         (

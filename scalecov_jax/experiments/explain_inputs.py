@@ -31,7 +31,7 @@ from scalecov_jax.imaging import fundus
 from scalecov_jax.imaging.batching import batches
 from scalecov_jax.imaging.folder import read_folder
 from scalecov_jax.imaging.image_set import ImageError, ImageSet, Skipped, Source
-from scalecov_jax.imaging.sources import RETINA, SCENES, has_classes, open_images
+from scalecov_jax.imaging.sources import RETINA, SCENES, has_classes, open_images, regroup
 from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.preprocessing import preprocess
@@ -64,6 +64,10 @@ class Settings(Base):
     )
     image_class: str = setting("striped_disc", help="Class of scenes and of folders with boxes.")
     scenes: int = setting(24, low=1, help="How many scenes or retinas are rendered.")
+    groups: str = setting(
+        "",
+        help="Patients or slides, csv:PATH:COLUMN, for the tests of sensitivity; those of the images when empty.",
+    )
     limit: int = setting(0, low=0, help="Images, evenly spread over the list; all when 0.")
     layer: tuple[str, ...] = setting(("add_16",), least=1, help="Of maps; several for localisation alone.")
     target: str = setting(
@@ -374,7 +378,7 @@ def _open_images(subjects: Sequence[Subject]) -> ImageSet:
         found = read_folder(images)
         if settings.trim:
             found = found.map(partial(fundus.trim_example, size=size))
-    return found.spread(settings.limit)
+    return regroup(found, settings.groups).spread(settings.limit)
 
 
 @lru_cache(maxsize=1)  # of a run, whose settings are checked before

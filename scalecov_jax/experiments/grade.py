@@ -73,6 +73,12 @@ class Settings(TrainingSettings):
         "retina",
         help="retina (rendered), a folder of photographs with one CSV (image, level), or tfds:DATA_DIR.",
     )
+    concept: str = setting(
+        "", help="Grades of a folder's photographs, csv:PATH:COLUMN; those of its one CSV file when empty."
+    )
+    groups: str = setting(
+        "", help="Their patients, csv:PATH:COLUMN; as its CSV file or names tell when empty."
+    )
     train: int = setting(4000, low=1, help="Rendered eyes to train on; folders and tfds are read whole.")
     validation: int = setting(500, low=1, help="Rendered eyes to follow the training on.")
     test: int = setting(1000, low=1, help="Rendered eyes of the test.")
@@ -180,7 +186,13 @@ def run(settings: Settings, folder: Path | None = None) -> dict[str, pd.DataFram
 
 def _open(settings: Settings) -> dict[str, ImageSet]:
     held_out = settings.validation_share, settings.test_share
-    options = {"size": settings.size, "seed": settings.seed, "shares": (1 - sum(held_out), *held_out)}
+    tables = {"concept": settings.concept, "groups": settings.groups}
+    options = {
+        **tables,
+        "size": settings.size,
+        "seed": settings.seed,
+        "shares": (1 - sum(held_out), *held_out),
+    }
     return {
         part: open_eyes(settings.images, part=part, count=getattr(settings, part), **options)
         for part in PARTS

@@ -17,6 +17,7 @@ from scalecov_jax.concepts.compute import Measured, check_measures, measure_all
 from scalecov_jax.concepts.measure import csv_parts, get_measures
 from scalecov_jax.extraction import POOLINGS, Pooling, check_request
 from scalecov_jax.imaging import sources
+from scalecov_jax.imaging.copies import with_copies_together
 from scalecov_jax.imaging.folder import enough
 from scalecov_jax.imaging.image_set import ImageError, ImageSet, Skipped, Source
 from scalecov_jax.imaging.scenes import check_class
@@ -226,8 +227,7 @@ def open_images(settings: Settings) -> tuple[dict[str, ImageSet], list[Skipped]]
             )
             for path, column in dict.fromkeys(map(csv_parts, (*settings.concept, *settings.nuisances))):
                 images = sources.with_values(images, path, column) if path else images
-            images = sources.regroup(images, *settings.group_column) if settings.groups else images
-            opened[image_class] = sources.with_copies_together(images)
+            opened[image_class] = with_copies_together(sources.regroup(images, settings.groups))
         except ValueError as error:
             problems.append(str(error))
             continue

@@ -26,9 +26,11 @@ from scalecov_jax.experiments.explain_inputs import Subject
 from scalecov_jax.explanation.target import class_logit, head_unit
 from scalecov_jax.extraction import cached_features, check_request, compute_features
 from scalecov_jax.imaging import tissue
+from scalecov_jax.imaging.copies import with_copies_together
 from scalecov_jax.imaging.folder import class_folders, read_folder
 from scalecov_jax.imaging.image_set import MIN_IMAGES, ImageSet
 from scalecov_jax.imaging.prepared import camelyon_patches
+from scalecov_jax.imaging.sources import regroup
 from scalecov_jax.models.architecture import available_layers, check_layer, plain_name
 from scalecov_jax.probes.evaluate import fit
 from scalecov_jax.probes.splits import grouped_splits
@@ -64,6 +66,9 @@ class Settings(Base):
         "tissue",
         least=1,
         help="Rendered tissue, tfds:DIR of patch_camelyon, or a folder CLASS/PATIENT/IMAGE.",
+    )
+    groups: str = setting(
+        "", help="Patients of the images of a folder, csv:PATH:COLUMN; those of its subfolders when empty."
     )
     patients: int = setting(80, low=4, help="Patients of rendered tissue.")
     per_class: int = setting(4, low=1, help="Patches of each type of rendered tissue and patient.")
@@ -249,6 +254,7 @@ def _patches(settings: Settings) -> tuple[ImageSet, np.ndarray, np.ndarray]:
         source = tissue.patches(settings.patients, settings.per_class, settings.seed, size=settings.size)
     else:
         source = camelyon_patches(folder) if kind == "tfds" else class_folders(read_folder(folder))
+    source = with_copies_together(regroup(source, settings.groups))
     groups, classes, used = source.column("group"), source.column("label"), np.arange(len(source))
     train = grouped_splits(groups, 1, settings.seed, settings.held_out, classes=classes)[0]
     if 0 < settings.limit < len(source):

@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array, Int, Key
 
+from scalecov_jax.concepts.measure import csv_parts
 from scalecov_jax.imaging import fundus, retina
-from scalecov_jax.imaging.csv_file import number, say
+from scalecov_jax.imaging.csv_file import number, say, texts
 from scalecov_jax.imaging.folder import group_of, read_folder, side_of
 from scalecov_jax.imaging.image_set import ImageSet, Pixels, listed
 from scalecov_jax.imaging.prepared import Records, open_tfds
+from scalecov_jax.imaging.sources import regroup, with_values
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -31,6 +33,8 @@ def open_eyes(
     count: int = 0,
     seed: int = 0,
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    concept: str = "",
+    groups: str = "",
 ) -> ImageSet:
     """Open one part of a set of graded eyes, trimmed to what the camera sees; no patient is in two parts.
 
@@ -42,6 +46,8 @@ def open_eyes(
         count: Number of rendered eyes in this part.
         seed: Of the rendering, and of the parting of a folder.
         shares: Of a folder's patients: train, validation, test.
+        concept: Of a folder, see `folder_eyes`.
+        groups: Likewise.
 
     Returns:
         Columns grade (0 to 4), side (left, right, or empty where it is not known) and group, which is the patient.
@@ -54,7 +60,7 @@ def open_eyes(
     if images.startswith("tfds:"):
         found = tfds_eyes(images.removeprefix("tfds:"), part)
     else:
-        found = folder_eyes(images, part, seed=seed, shares=shares)
+        found = folder_eyes(images, part, seed=seed, shares=shares, concept=concept, groups=groups)
     return found.map(partial(fundus.trim_example, size=size))
 
 
@@ -144,6 +150,8 @@ def folder_eyes(
     *,
     seed: int = 0,
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    concept: str = "",
+    groups: str = "",
 ) -> ImageSet:
     """A folder of photographs with one CSV file that names and grades each of them, parted by patient at random.
 
@@ -155,11 +163,19 @@ def folder_eyes(
         part: Which one.
         seed: Of the parting; the same for all three parts.
         shares: Of the patients: train, validation, test.
+        concept: The grades, csv:PATH:COLUMN, in place of the CSV file in the folder.
+        groups: The patients, see `sources.regroup`.
 
     Raises:
         ValueError: See `read_folder`; grades other than 0 to 4, all at once; shares that do not add up to 1 or leave no patient.
     """
-    images = read_folder(folder, needs="grade")
+    path, column = csv_parts(concept)
+    if concept and not path:
+        raise ValueError(f"concept is {concept!r}; expected csv:PATH:COLUMN, as in csv:grades.csv:level.")
+    images = regroup(read_folder(folder, needs="" if concept else "grade"), groups)
+    if concept:
+        images = with_values(images, path, column)
+        images = images.assign(grade=texts(path, column, [*images.table["name"]]).sort_index().to_numpy())
     grades, problems = [], []
     for name, text in images.table[["name", "grade"]].itertuples(index=False):
         try:

@@ -1,7 +1,5 @@
 """A source of images by name: scenes, retinas, VOC as tfds prepared it, or any folder."""
 
-import hashlib
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,11 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from absl import logging
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from scalecov_jax.concepts import shape
+from scalecov_jax.concepts.measure import csv_parts
 from scalecov_jax.imaging import retina, scenes, slides
 from scalecov_jax.imaging.csv_file import NAMES, find_column, join, name_column, number, read_csv, say, texts
 from scalecov_jax.imaging.folder import Files, annotated, read_folder
@@ -117,14 +114,19 @@ def has_classes(images: str) -> bool:
     return images == SCENES or images.startswith("tfds:") or is_voc(images)
 
 
-def regroup(images: ImageSet, path: str, column: str) -> ImageSet:
-    """The same images with the groups that a column of a CSV file gives them; those for which it says nothing are each their own.
+def regroup(images: ImageSet, groups: str) -> ImageSet:
+    """The same images in the groups that csv:PATH:COLUMN gives; those for which it says nothing are each their own.
 
-    Patches and tiles are of the group of the image or slide that they were cut from.
+    Patches and tiles are of the group of the image or slide that they were cut from. Nothing changes where `groups` is empty.
 
     Raises:
-        ValueError: See `csv_file.texts`.
+        ValueError: See `csv_file.texts`; `groups` of another form.
     """
+    if not groups:
+        return images
+    path, column = csv_parts(groups)
+    if not path:
+        raise ValueError(f"groups is {groups!r}; expected csv:PATH:COLUMN, as in csv:patients.csv:patient.")
     names = images.table["source" if "source" in images.table else "name"].reset_index(drop=True)
     whole = names.drop_duplicates()
     known = texts(path, column, [*whole])
@@ -145,36 +147,6 @@ def with_values(images: ImageSet, path: str, column: str) -> ImageSet:
     found = texts(path, column, [*images.table["name"]])
     known = np.isin(np.arange(len(images)), found.index)
     return images.where(known, f"no {column} in {Path(path).name}")
-
-
-def with_copies_together(images: ImageSet) -> ImageSet:
-    """The same images, where those whose files are equal byte for byte are of one group, with all of their groups.
-
-    A copy on the other side of a split is read by heart, and R2 is high on noise.
-    """
-    if "path" not in images.table:
-        return images
-    by_size, by_content = defaultdict(list), defaultdict(list)
-    for at, path in images.table["path"].reset_index(drop=True).drop_duplicates().items():
-        by_size[path.stat().st_size].append(at)
-    for size, places in by_size.items():
-        for at in places if len(places) > 1 else ():
-            by_content[size, hashlib.sha256(images.table["path"].iloc[at].read_bytes()).digest()].append(at)
-    copies = [places for places in by_content.values() if len(places) > 1]
-    if not copies:
-        return images
-    names, numbers = np.unique(images.column("group").astype(str), return_inverse=True)
-    pairs = np.array([(numbers[places[0]], numbers[at]) for places in copies for at in places]).T
-    links = coo_array((np.ones(pairs.shape[1]), tuple(pairs)), shape=(len(names),) * 2)
-    of = connected_components(links, directed=False)[1]
-    first = {part: names[at] for at, part in reversed([*enumerate(of)])}
-    more = sum(map(len, copies)) - len(copies)
-    original, copy = images.table["name"].iloc[copies[0][:2]]
-    logging.warning(
-        "%d of %d images are copies of others, such as %s of %s; copies are kept in one group.",
-        more, len(images), copy, original,
-    )  # fmt: skip
-    return images.assign(group=[first[of[number]] for number in numbers])
 
 
 def squares(images: ImageSet, size: int) -> ImageSet:

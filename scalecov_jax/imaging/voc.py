@@ -316,10 +316,13 @@ def _check_enough(
     if image_class not in present:
         spelt = {name.casefold(): name for name in present}
         nearest = get_close_matches(image_class.casefold(), spelt, n=1)
+        parted = (name for name in present if "," in name and image_class in map(str.strip, name.split(",")))
+        whole = next(parted, "")
+        comma = f" The comma in {whole!r} parts it; give it in Python, as ({whole!r},)." * bool(whole)
         raise ValueError(
             f"{where}: no object of class {image_class!r}"
             f"{f'; did you mean {spelt[nearest[0]]!r}?' if nearest else '.'} "
-            f"Objects present: {_listed(present)}. {reasons}."
+            f"Objects present: {_listed(present)}. {reasons}.{comma}"
         )
     if usable < MIN_IMAGES:
         raise ValueError(
