@@ -112,7 +112,10 @@ def test_findings_agree_with_the_tables(settings, tmp_path):
     (headline,) = (found for found in page.findings if found.level == "headline")
     assert "mean_luminance" in headline.quantity  # nothing is read along scale, whose R2 is negative
     assert (headline.value, headline.low, headline.high) == (-0.5, -0.7, 0.1)
-    (bars,) = page.sections[0].images
+    bars, directions = page.sections[0].images
+    own = rows.loc["mean_luminance"]
+    width = 2 * 1.96 * np.sqrt(own["smooth_images"] ** 2 + own["smooth_directions"] ** 2 / 10)
+    assert f"smooth: {width:.2f} at 10 to" in directions.alt
     assert "mean_luminance, some_weights −0.50 (−0.70 to 0.10)" in bars.alt
     (left_out,) = (found for found in page.findings if "left out" in found.quantity)
     assert (left_out.value, left_out.level) == (100, "caution")
