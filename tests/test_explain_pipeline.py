@@ -88,11 +88,11 @@ def test_tables_reports_and_a_second_run(settings, method, table, rows, kept, tm
     tables = runner.read(workdir)[1]
     assert len(tables[table]) == rows
     assert_golden(workdir, method)
-    figures = {"grad_cam": {"overlays"}, "sensitivity": set(), "feature_visualization": {"sheet"}}
+    figures = {"grad_cam": {"overlays"}, "sensitivity": {"directions"}, "feature_visualization": {"sheet"}}
     assert {path.stem for path in (workdir / "figures").iterdir()} == figures[
         method
     ]  # S is constant: no bars
-    assert {*tables["pictures"]["figure"]} == figures[method]
+    assert {*tables["pictures"]["figure"]} == figures[method] - {"directions"}
     assert all((workdir / file).stat().st_size for file in tables["pictures"]["file"])
     # Images with two maps each; two channels of two networks.
     assert len(tables["pictures"]) == {"grad_cam": 6, "sensitivity": 0, "feature_visualization": 4}[method]
@@ -122,7 +122,10 @@ def test_findings_agree_with_the_tables(settings, tmp_path):
     (headline,) = (found for found in page.findings if found.level == "headline")
     assert "mean_luminance" in headline.quantity  # nothing is read along scale, whose R2 is negative
     assert (headline.value, headline.low, headline.high) == (-0.5, -0.7, 0.1)
-    (bars,) = page.sections[0].images
+    bars, directions = page.sections[0].images
+    own = rows.loc["mean_luminance"]
+    width = 2 * 1.96 * np.sqrt(own["smooth_images"] ** 2 + own["smooth_directions"] ** 2 / 10)
+    assert f"smooth: {width:.2f} at 10 to" in directions.alt
     assert "mean_luminance, some_weights −0.50 (−0.70 to 0.10)" in bars.alt
     (left_out,) = (found for found in page.findings if "left out" in found.quantity)
     assert (left_out.value, left_out.level) == (100, "caution")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from scipy.stats import wilcoxon
+from sklearn.metrics import average_precision_score
 from tiny_network import random_network
 
 from scalecov_jax.explanation.full_grad import full_grad, gradient_size, rescaled
@@ -65,7 +66,11 @@ def test_average_precision_is_the_sum_over_values_from_the_highest(values):
         precision = found / [marked.sum() for marked in chosen]
         expected = (np.diff(found, prepend=0) * precision).sum() / mask.sum()
         assert average_precision(scores, mask) == pytest.approx(expected, abs=1e-12)
+        peer = average_precision_score(mask.ravel(), scores.ravel())
+        assert average_precision(scores, mask) == pytest.approx(peer, abs=1e-12)
     assert average_precision(np.zeros((7, 9)), mask) == pytest.approx(mask.mean())
+    with pytest.raises(ValueError, match="1 of 63 values of a map are not finite"):
+        average_precision(np.where(np.arange(63).reshape(7, 9) == 5, np.nan, 0), mask)
     with pytest.raises(ValueError, match="has no precision"):
         average_precision(scores, np.zeros((7, 9), bool))
 

@@ -188,10 +188,13 @@ def located(settings, tmp_path_factory):
 def test_maps_are_located_beside_masks(located):
     folder, table = located
     rows = [*runner.read(folder)[1]["localisation"].itertuples()]
-    methods = ["score_propagation", "gradient_x_input", "gradient", "full_grad", "grad_cam block_1"]
-    assert [row.method for row in rows[:20:4]] == methods
+    own = ["score_propagation", "score_propagation local", "score_propagation unsigned"]
+    methods = [*own, "sobel", "gradient_x_input", "gradient", "full_grad", "grad_cam block_1"]
+    assert [row.method for row in rows[:32:4]] == methods
     assert [row.smoothing for row in rows[:4]] == [0, 2, 0, 2]
-    assert len(rows) == 5 * 5 * 2 * 2  # images, methods, targets, smoothings
+    assert len(rows) == 5 * 8 * 2 * 2  # images, methods, targets, smoothings
+    edges = {(row.image, row.smoothing, row.precision) for row in rows if row.method == "sobel"}
+    assert len(edges) == 5 * 2  # no target changes them
     assert {row.image for row in rows} == {f"eye_{index}" for index in (0, 2, 3, 4, 5)}
     assert {row.target for row in rows} == {"predicted", "severity"}
     assert {row.precision_chance for row in rows} == {9 / 32**2}
@@ -223,7 +226,7 @@ def test_methods_are_compared_and_maps_depend_on_weights(located):
     folder, _ = located
     tables = runner.read(folder)[1]
     methods, rows = tables["methods"], tables["localisation"]
-    assert len(methods) == 2 * 2 * 3 * 5
+    assert len(methods) == 2 * 2 * 3 * 8
     assert (methods["holm"].isna() == (methods["method"] == "score_propagation")).all()
     assert (methods["low"] <= methods["mean"]).all()
     assert (methods["mean"] <= methods["high"]).all()

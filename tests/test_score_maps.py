@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from scalecov_jax.explanation.score_maps import (
     PUBLISHED,
     Prior,
     binary_map,
+    from_local_mean,
     map_scores,
     quoted_fields,
     spread,
@@ -58,3 +60,18 @@ def test_binary_maps_show_what_stands_out():
     total[3, 4] = 1
     assert binary_map(total).sum() == 1
     assert binary_map(np.stack([total, -total])).sum((1, 2)).tolist() == [1, 0]
+
+
+def test_a_dark_spot_that_should_be_dark_speaks_for_the_target_beside_its_local_mean():
+    rng = np.random.default_rng(0)
+    inputs, gradients = np.full((1, 24, 20, 3), 0.8), np.zeros((1, 2, 24, 20, 3))
+    inputs[0, 5, 6], gradients[0, 0, 5, 6] = 0.3, -1.0
+    gradients[0, 1] = rng.normal(size=(24, 20, 3))
+    constants = rng.normal(size=(1, 2, 1, 1))
+    before = (gradients * inputs[:, None]).sum(-1) + constants
+    found = from_local_mean(before, gradients, inputs, 2.0)
+    np.testing.assert_allclose(found.sum((2, 3)), before.sum((2, 3)), rtol=1e-12)
+    assert before[0, 0].argmin() == found[0, 0].argmax() == 5 * 20 + 6
+    inputs[:] = 0.8  # nothing but surroundings: all of it is spread
+    flat = from_local_mean(before * 0, gradients, inputs, 2.0) + (gradients * inputs[:, None]).sum(-1)
+    np.testing.assert_allclose(flat, gaussian_filter((gradients * 0.8).sum(-1), (0, 0, 2, 2)), atol=1e-12)

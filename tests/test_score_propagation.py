@@ -17,7 +17,17 @@ from scalecov_jax.explanation.score_propagation import (
     relative_error,
     sum_of_parts,
 )
-from scalecov_jax.explanation.target import Target, class_logit, class_probability, head_unit, predicted_logit
+from scalecov_jax.explanation.target import (
+    Target,
+    class_logit,
+    class_probability,
+    contrast,
+    cumulative,
+    head_unit,
+    predicted_logit,
+    settled,
+    step,
+)
 from scalecov_jax.models.folding import fold
 from scalecov_jax.models.layers import max_pool
 
@@ -91,6 +101,10 @@ def test_every_target_is_divided():
     network, (module, variables), inputs = made("tiny")
     for target in (
         predicted_logit(network),
+        contrast(network),
+        contrast(network, 3),
+        step(network),
+        cumulative(network),
         class_probability(network, 1),
         head_unit(network, "block_1", np.arange(16.0), 3.0, jax.nn.sigmoid),
         head_unit(network, "block_2", np.arange(32.0), 3.0),
@@ -100,6 +114,41 @@ def test_every_target_is_divided():
     np.testing.assert_allclose(parts.link, 3.0)
     assert layer_names(module, variables, inputs.shape, "block_2") == ("stem", "pool", "block_1", "block_2")
     assert {*parts.constants} == {"stem", "pool", "block_1", "block_2"}
+
+
+def test_contrasts_have_the_gradients_of_log_odds_and_weights_that_stay():
+    network, _, _ = made("tiny")
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5)) * 3, jnp.float32).at[0, 0].set(9.0)
+    best = np.asarray(logits).argmax(1)
+
+    def odds(values, inside):
+        p = jax.nn.softmax(values)
+        return jnp.log((p * inside).sum() / (p * ~inside).sum())
+
+    def total(values):
+        return sum(odds(values, np.arange(5) >= grade) for grade in range(1, 5))
+
+    steps = np.zeros((6, 5))
+    for row, grade in enumerate(np.maximum(best, 1)):
+        steps[row, [grade - 1, grade]] = -1, 1
+    one = [jax.grad(odds)(row, np.arange(5) == grade) for row, grade in zip(logits, best, strict=True)]
+    for target, expected in (
+        (contrast(network), np.stack(one)),
+        (contrast(network, 3), np.stack([jax.grad(odds)(row, np.arange(5) == 3) for row in logits])),
+        (cumulative(network), np.stack([jax.grad(total)(row) for row in logits])),
+        (step(network), steps),
+    ):
+        weights = np.asarray(settled(target, logits).weights)
+        np.testing.assert_allclose(weights, expected, atol=2e-6)
+        np.testing.assert_allclose(weights.sum(1), 0, atol=2e-6)  # what all classes share counts nothing
+        np.testing.assert_allclose(target(logits), (weights * logits).sum(1), rtol=1e-5)
+        slope = jax.grad(lambda values, target=target: target(values).sum())(logits)
+        np.testing.assert_allclose(slope, weights, atol=1e-6)  # the weights are held fixed
+
+    alone = random_network("tiny", classes=1)
+    for make in (contrast, step, cumulative):
+        with pytest.raises(ValueError, match="expected at least two"):
+            make(alone)
 
 
 class Odd(nn.Module):

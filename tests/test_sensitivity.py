@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import softmax
+from scipy.stats import norm, t
 from test_grad_cam import gradients_64, tail
 from tiny_network import random_network
 
@@ -66,7 +67,6 @@ def test_tcav_of_random_directions_is_a_half_within_its_interval(computed):
     (gradients,) = in_jax(computed.gradients)
     drawn = sensitivity.random_directions(400, 16, 1)
     result = sensitivity.tcav_test(gradients, drawn, seed=2)
-    assert result.random_mean == pytest.approx(0.5, abs=0.05)
     assert result.low <= 0.5 <= result.high
     assert (result.p <= 0.05).mean() <= 0.08
     inside = (result.low <= result.score) & (result.score <= result.high)
@@ -87,7 +87,60 @@ def test_the_baseline_is_measured_on_the_same_gradients():
     found = sensitivity.tcav_test(mixed, np.stack([shared, np.eye(200)[1]]).astype(np.float32))
     assert found.p[0] < 0.01 < found.p[1]
     # A direction to which no image reacts scores a half.
-    assert sensitivity.tcav(np.zeros((4, 1))).tolist() == [0.5]
+    still = [sensitivity.tcav_test(0 * same, np.eye(8)[:1], smooth=smooth) for smooth in (False, True)]
+    assert [one.score.tolist() for one in still] == [[0.5], [0.5]]
+
+
+def test_of_a_linear_head_the_smooth_score_is_known_and_so_is_what_random_directions_add():
+    """One gradient for all images: TCAV of a random direction is a coin, the smooth score uniform between 0 and 1."""
+    gradient, concepts = np.eye(40)[0] * 7, np.random.default_rng(7).normal(size=(3, 40))
+    same, v = in_jax(np.tile(gradient, (30, 1)), concepts)
+    sign, smooth = (sensitivity.tcav_test(same, v, smooth=one, count=4000) for one in (False, True))
+    cosine = concepts[:, 0] / np.linalg.norm(concepts, axis=1)
+    share = t(39).cdf(
+        cosine * np.sqrt(39 / (1 - cosine**2))
+    )  # the distribution of a correlation, in another form
+    np.testing.assert_allclose(smooth.score, share, atol=1e-5)
+    np.testing.assert_allclose(smooth.p, 2 * np.minimum(share, 1 - share), atol=0.03)
+    assert sign.p.tolist() == [1, 1, 1]
+    assert (smooth.low, smooth.high) == pytest.approx((0.025, 0.975), abs=0.01)
+    for found, sd in ((sign, 1 / 2), (smooth, 1 / np.sqrt(12))):
+        assert found.over_directions == pytest.approx(sd, rel=0.03)
+        np.testing.assert_allclose(found.over_images, 0, atol=1e-6)
+        reach = t(29).ppf(0.975) * found.over_directions / np.sqrt(4000)
+        expected = np.clip([found.score - reach, found.score + reach], 0, 1)
+        np.testing.assert_allclose(found.interval, expected, atol=1e-5)
+    alone = sensitivity.tcav_test(same, v, groups=["one"] * 30, count=50)
+    assert np.isnan([alone.over_images, *alone.interval]).all()
+
+
+def test_of_gaussian_gradients_both_scores_are_known():
+    """S ~ N(m, 1) makes TCAV Phi(m); z = S sqrt(D) / |g| ~ N(m c, c^2) makes the smooth score Phi(m c / sqrt(1 + c^2))."""
+    width, shift = 300, np.array([0.0, 0.4, -1.2])
+    mean = np.concatenate([shift, np.full(width - 3, 0.5)])
+    gradients, v = in_jax(
+        mean + np.random.default_rng(8).normal(size=(6000, width)), np.eye(width, dtype=np.float32)[:3]
+    )
+    sign, smooth = (sensitivity.tcav_test(gradients, v, smooth=one, count=20) for one in (False, True))
+    np.testing.assert_allclose(sign.score, norm.cdf(shift), atol=0.015)
+    c = np.sqrt(width / (width + np.square(mean).sum()))
+    np.testing.assert_allclose(smooth.score, norm.cdf(shift * c / np.sqrt(1 + c**2)), atol=0.015)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_errors_are_those_of_other_images_and_other_directions(smooth):
+    """The sd of score - mean of n random directions over redraws of both, with two images a patient."""
+    rng, found, groups = np.random.default_rng(10), [], [str(index // 2) for index in range(30)]
+    for draw in range(250):
+        patients = 0.5 + rng.normal(size=(15, 1, 12))
+        gradients = (patients + 0.3 * rng.normal(size=(15, 2, 12))).reshape(30, 12)
+        along = np.concatenate([np.eye(12)[:1], sensitivity.random_directions(8, 12, draw)])
+        drawn = {"seed": draw, "smooth": smooth, "groups": groups, "count": 8}
+        one = sensitivity.tcav_test(*in_jax(gradients, along), **drawn)
+        error = np.square(one.over_images[0]) + np.square(one.over_directions) / 8
+        found.append((one.score[0] - one.score[1:].mean(), error))
+    beyond, error = np.transpose(found)
+    assert np.sqrt(error.mean()) == pytest.approx(beyond.std(), rel=0.15)
 
 
 def test_bidirectional_relevance(computed, along):

@@ -8,13 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from scalecov_jax.checkpoints import Network
 from scalecov_jax.experiments import explain_checks, explain_maps, explain_scores
 from scalecov_jax.experiments.explain_checks import REFERENCE
 from scalecov_jax.experiments.explain_inputs import METHODS, Settings, Subject, open_inputs
 from scalecov_jax.explanation import grad_cam
+from scalecov_jax.explanation.sensitivity import SAME
 from scalecov_jax.imaging.image_set import Skipped
 from scalecov_jax.report import page, pictures, plots
 from scalecov_jax.report.findings import Finding
@@ -239,7 +242,11 @@ def _sensitivity(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFr
     strongest = first["br"].abs().fillna(0.0).where(first["r2"] > 0, 0.0).idxmax()
     for row in _rows(rows):
         at, level = f"{row.weights} {row.layer}", "headline" if row.Index == strongest else "result"
-        note = f"Held-out R² {number(row.r2)}, TCAV {number(row.tcav)}, p = {row.p:.2g}."
+        ends = f"{number(row.smooth)} ({number(row.smooth_low)} to {number(row.smooth_high)})"
+        note = (
+            f"Held-out R² {number(row.r2)}, TCAV {number(row.tcav)}, p = {row.p:.2g}, smooth {ends}, "
+            f"p = {row.smooth_p:.2g}."
+        )
         quantity = f"bidirectional relevance Br of {row.concept} for {settings.target}"
         ends = {"interval": "95 % over images", "note": note, "level": level}
         part.add(quantity, at, row.br, row.br_low, row.br_high, **ends)
@@ -253,6 +260,23 @@ def _sensitivity(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFr
         caption = "95 % intervals over images; nothing where S is the same for all images."
         relevance = plots.bars(bars, x="bidirectional relevance Br", name="relevance", caption=caption)
         part.images.append(relevance)
+    row, counts, drawn = first.loc[strongest], (10, 20, 50, 100, 200, 500, 1000), []
+    for name, score in {"TCAV": "tcav", "smooth": "smooth"}.items():
+        images, directions = np.square(row[[f"{score}_images", f"{score}_directions"]].to_numpy(float))
+        if images > SAME**2:
+            note = "With more its 95 % interval beside them narrows by 5 % at most."
+            needed = np.ceil(directions / images / (1.05**2 - 1))
+            part.add(
+                f"random directions that {name} of {row['concept']} needs", row["layer"], needed, note=note
+            )
+        widths = [2 * norm.ppf(0.975) * np.sqrt(images + directions / count) for count in counts]
+        drawn.append(pd.DataFrame({"series": name, "x": counts, "value": widths}))
+    if pd.concat(drawn)["value"].notna().any():
+        caption = (
+            f"Of score - mean of random directions, for {row['concept']}; the rest is the choice of images."
+        )
+        axes = {"x": "random directions", "y": "width of the 95 % interval", "log": "x"}
+        part.images.append(plots.curves(pd.concat(drawn), **axes, name="directions", caption=caption))
     part.tables.append(_table("Random: 95 % of the TCAV scores of random directions.", rows))
 
 

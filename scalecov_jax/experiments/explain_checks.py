@@ -13,6 +13,7 @@ import pandas as pd
 from jaxtyping import Float
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from skimage.filters import sobel
 
 from scalecov_jax.experiments.explain_inputs import Subject
 from scalecov_jax.experiments.explain_scores import by_image, settle_targets, target_names, total_maps
@@ -21,7 +22,7 @@ from scalecov_jax.explanation.faithfulness import parts_downwards, weight_random
 from scalecov_jax.explanation.full_grad import full_grad, gradient_size
 from scalecov_jax.explanation.gradients import layer_gradients
 from scalecov_jax.explanation.localisation import Located, Mask, chance, compare_methods, locate
-from scalecov_jax.explanation.score_maps import binary_map
+from scalecov_jax.explanation.score_maps import binary_map, from_local_mean
 from scalecov_jax.explanation.score_propagation import propagate_scores
 from scalecov_jax.explanation.target import Target
 from scalecov_jax.extraction import Features, cached_features
@@ -30,6 +31,7 @@ from scalecov_jax.tables import kept_table
 
 REFERENCE = "score_propagation"
 MEASURES = Located._fields
+LOCAL = 1 / 32  # sd of the Gaussian of local means, in widths of the image
 _OTHER = [f"{measure}_other" for measure in MEASURES]
 
 
@@ -164,9 +166,14 @@ def compared_maps(
     """Maps of a batch of preprocessed images by every method, of the size of the images; score propagation comes first."""
     size, settings = inputs.shape[1], subject.settings
     parts = propagate_scores(module, variables, inputs, targets)
-    first = by_image(parts)
+    first, pixels = by_image(parts), np.asarray(inputs)
+    total = total_maps(first, subject.network, size, settings.prior)
+    edges = [[sobel(image[..., colour]) for colour in range(3)] for image in pixels]
     maps = {
-        REFERENCE: total_maps(first, subject.network, size, settings.prior),
+        REFERENCE: total,
+        f"{REFERENCE} local": from_local_mean(total, first.gradients, pixels, LOCAL * size),
+        f"{REFERENCE} unsigned": np.abs(total),
+        "sobel": np.repeat(np.max(edges, 1)[:, None], len(targets), 1),  # the same for all targets
         "gradient_x_input": first.inputs,
         "gradient": np.moveaxis(np.asarray(gradient_size(parts)), 0, 1),
         "full_grad": np.moveaxis(np.asarray(full_grad(module, variables, inputs, targets)), 0, 1),

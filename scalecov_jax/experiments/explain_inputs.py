@@ -22,10 +22,13 @@ from scalecov_jax.explanation.target import (
     class_count,
     class_logit,
     class_probability,
+    contrast,
+    cumulative,
     group_logit,
     predicted_logit,
     rcv_projection,
     severity,
+    step,
 )
 from scalecov_jax.imaging import fundus
 from scalecov_jax.imaging.batching import batches
@@ -41,7 +44,13 @@ from scalecov_jax.vectors import Rcv, Vector, load_rcvs, strip
 Method = Literal[grad_cam.Method, "sensitivity", "feature_visualization", "score_propagation"]
 METHODS: tuple[Method, ...] = get_args(Method)
 MOST_CLASSES = 10  # that "all" may mean
-_NAMED = {"predicted": predicted_logit, "severity": severity}
+_NAMED: dict[str, Callable[[Network], Target]] = {
+    "predicted": predicted_logit,
+    "contrast": contrast,
+    "step": step,
+    "severity": severity,
+    "cumulative": cumulative,
+}
 
 
 @dataclass(frozen=True)
@@ -72,12 +81,15 @@ class Settings(Base):
     layer: tuple[str, ...] = setting(("add_16",), least=1, help="Of maps; several for localisation alone.")
     target: str = setting(
         "predicted",
-        help="predicted; logit:CLASS or probability:CLASS (index or name); logit:CLASS,CLASS (their largest); severity (of "
-        "classes that are grades: sum_k (k - mean k) logit_k); or rcv:CONCEPT@LAYER (the projection on an RCV of rcvs).",
+        help="predicted; logit:CLASS or probability:CLASS (index or name); logit:CLASS,CLASS (their largest); contrast or "
+        "contrast:CLASS (the predicted or this class against the others); of classes that are grades severity (sum_k (k - mean "
+        "k) logit_k), cumulative (P(grade >= k) over all k) and step (the predicted grade against that below); or "
+        "rcv:CONCEPT@LAYER (the projection on an RCV of rcvs).",
     )
     classes: tuple[str, ...] = setting(
         (),
-        help="For score_propagation, in place of one target: classes, predicted and severity among them; or all (of at most 10).",
+        help="For score_propagation, in place of one target: classes and predicted, contrast, step, severity or cumulative; or "
+        "all (classes, of at most 10).",
     )
     prior: Literal["true", "published", "quoted"] = setting(
         "true",
@@ -134,12 +146,12 @@ class Settings(Base):
         kind, colon, given = self.target.partition(":")
         if not (
             (kind in _NAMED and not colon)
-            or (kind in ("logit", "probability") and given)
+            or (kind in ("logit", "probability", "contrast") and given)
             or all(self.rcv_target)
         ):
             problems.append(
-                f"target is {self.target!r}; expected predicted, severity, logit:CLASS, logit:CLASS,CLASS, probability:CLASS or "
-                "rcv:CONCEPT@LAYER"
+                f"target is {self.target!r}; expected {', '.join(_NAMED)}, logit:CLASS, logit:CLASS,CLASS, probability:CLASS, "
+                "contrast:CLASS or rcv:CONCEPT@LAYER"
             )
         if len(self.layer) > 1 and not self.locates:
             problems.append(
@@ -353,8 +365,10 @@ def _class_target(network: Network, text: str) -> Target:
             f"Take config.target=rcv:CONCEPT@LAYER, such as rcv:scale@{last}, or weights with the head."
         )
     kind, _, given = text.partition(":")
-    if kind in _NAMED:
-        return _NAMED[kind](network)
+    if text in _NAMED:
+        return _NAMED[text](network)
+    if kind == "contrast":
+        return contrast(network, given)
     if kind == "probability":
         return class_probability(network, given)
     if "," in given and given not in network.card.class_names:

@@ -127,12 +127,13 @@ def weigh_concepts(subject: Subject, folder: Path | None) -> tuple[pd.DataFrame,
     groups = [subject.source[int(index)].group for index in found.indices]
     g, v = jnp.asarray(found.values["gradients"]), jnp.asarray(sensitivity.directions(rcvs, settings.vector))
     s = np.asarray(sensitivity.sensitivities(g, v)).astype(np.float64)
-    r2, test = np.array([rcv.r2 for rcv in rcvs]), sensitivity.tcav_test(g, v, seed=settings.seed)
+    drawn: Any = {"seed": settings.seed, "groups": groups}
+    sign, smooth = (sensitivity.tcav_test(g, v, **drawn, smooth=one) for one in (False, True))
+    r2 = np.array([rcv.r2 for rcv in rcvs])
     br, varying = np.full((3, len(rcvs)), np.nan), ~sensitivity.constant(s)
     if varying.any():
         s_varying, r2_varying = s[:, varying], r2[varying]
         br[0, varying] = sensitivity.bidirectional_relevance(s_varying, r2_varying)
-        drawn: Any = {"seed": settings.seed, "groups": groups}
         br[1:, varying] = sensitivity.relevance_intervals(s_varying, r2_varying, **drawn)
     table = pd.DataFrame(
         {
@@ -143,10 +144,18 @@ def weigh_concepts(subject: Subject, folder: Path | None) -> tuple[pd.DataFrame,
             "mean": s.mean(0),
             "sd": s.std(0),
             "dimension_free": np.asarray(sensitivity.dimension_free(g, v)).mean(0).astype(float),
-            "tcav": test.score.astype(float),
-            "random_low": test.low,
-            "random_high": test.high,
-            "p": test.p.astype(float),
+            "tcav": sign.score,
+            "random_low": sign.low,
+            "random_high": sign.high,
+            "p": sign.p,
+            "tcav_images": sign.over_images,
+            "tcav_directions": sign.over_directions,
+            "smooth": smooth.score,
+            "smooth_low": smooth.interval[0],
+            "smooth_high": smooth.interval[1],
+            "smooth_p": smooth.p,
+            "smooth_images": smooth.over_images,
+            "smooth_directions": smooth.over_directions,
             **dict(zip(("br", "br_low", "br_high"), br, strict=True)),
         }
     )

@@ -149,10 +149,10 @@ def draw_scores(subject: Subject, found: Features, album: Album, folder: Path) -
 
 
 def target_names(subject: Subject, targets: Sequence[Target], images: int) -> np.ndarray:
-    """What is explained of each image, image by target: its class, the RCV, or severity."""
+    """What is explained of each image, image by target: its class, the RCV, or (cumulative) severity."""
     names, known = [], subject.network.card.class_names
     for label, target in zip(subject.asked, targets, strict=True):
-        if label == "severity" or label.startswith("rcv:"):
+        if label in ("severity", "cumulative") or label.startswith("rcv:"):
             names.append([label.removeprefix("rcv:")] * images)
             continue
         weights = np.asarray(target.weights)
@@ -162,7 +162,7 @@ def target_names(subject: Subject, targets: Sequence[Target], images: int) -> np
 
 
 def settle_targets(module: Any, variables: Any, inputs: Any, targets: Sequence[Target]) -> list[Target]:
-    """Targets whose largest logit, where that is asked for, is chosen once for each image."""
+    """Targets whose weights, where they depend on the logits, are chosen once for each image."""
     if all(target.weights is not None for target in targets):
         return [*targets]
     layer = targets[0].layer

@@ -8,7 +8,6 @@ from jaxtyping import Bool, Float, Integer
 from scipy.ndimage import maximum_filter
 from scipy.stats import hypergeom
 from skimage.measure import label
-from sklearn.metrics import average_precision_score
 
 from scalecov_jax.explanation.faithfulness import points
 from scalecov_jax.probes.statistics import Interval, clustered_bootstrap
@@ -76,15 +75,19 @@ def lesion_recall(marked: Bool[np.ndarray, "H W"], mask: Mask) -> float:
 def average_precision(scores: Map, mask: Mask) -> float:
     """Area under the curve of precision and recall of the pixels: sum_n (R_n - R_(n-1)) P_n over the values, from the highest.
 
-    Pixels of equal value come together.
+    Pixels of equal value come together. It is the mean over pixels of the mask of the precision from their value on.
 
     Raises:
-        ValueError: The mask is empty.
+        ValueError: The mask is empty, or a value is not finite.
     """
-    inside = np.asarray(mask).ravel() > 0
+    inside = np.asarray(mask) > 0
     if not inside.any():
         raise ValueError("A mask without any lesion has no precision; leave such images out.")
-    return float(average_precision_score(inside, np.asarray(scores).ravel()))
+    if bad := int((~np.isfinite(scores)).sum()):
+        raise ValueError(f"{bad} of {inside.size} values of a map are not finite; check the weights.")
+    own, every = np.sort(scores[inside]), np.sort(scores, axis=None)
+    found, marked = (len(values) - np.searchsorted(values, own) for values in (own, every))
+    return float((found / marked).mean())
 
 
 def locate(scores: Map, mask: Mask, marked: Bool[np.ndarray, "H W"], tolerance: int = 0) -> Located:

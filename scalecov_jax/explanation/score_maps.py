@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.ndimage import gaussian_filter
 
 from scalecov_jax.models.receptive_field import ReceptiveField
 
@@ -77,6 +78,23 @@ def spread_evenly(scores: Float[np.ndarray, "*B"], height: int, width: int) -> F
     """Scores that know no place, such as the bias of a dense layer, as maps of the image."""
     values = np.asarray(scores, np.float64)[..., None, None]
     return np.broadcast_to(values / (height * width), (*np.shape(scores), height, width))
+
+
+def from_local_mean(
+    total: Float[np.ndarray, "N T H W"],
+    gradients: Float[np.ndarray, "N T H W C"],
+    inputs: Float[np.ndarray, "N H W C"],
+    sd: float,
+) -> Float[np.ndarray, "N T H W"]:
+    """Total maps whose input part has its zero at the local mean m of the image, not at 0; sums stay as they are.
+
+    lambda x = lambda (x - m) + lambda m: the first stays at its pixel, the second is spread like the constant of a layer. m and
+    that spread are one Gaussian of sd pixels, reflected at the border, so that nothing is lost. What is darker than its
+    surroundings and should be so (lambda < 0) then speaks for the target.
+    """
+    mean = gaussian_filter(np.asarray(inputs, np.float64), (0, sd, sd, 0))
+    kept = (gradients * mean[:, None]).sum(-1)
+    return total + gaussian_filter(kept, (0, 0, sd, sd)) - kept
 
 
 def binary_map(total: Float[np.ndarray, "*B H W"], deviations: float = 2.0) -> Bool[np.ndarray, "*B H W"]:

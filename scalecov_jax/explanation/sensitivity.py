@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.special import betainc
+from scipy.stats import t
 
 from scalecov_jax.probes.statistics import draw_groups
 from scalecov_jax.vectors import Rcv, Vector
@@ -20,14 +22,19 @@ SAME = 1e-5  # sensitivities whose sd is below this part of their size do not di
 
 
 class TcavTest(NamedTuple):
-    """TCAV scores of C directions beside those of random ones."""
+    """TCAV scores of C directions beside those of random ones, which are 0.5 on average."""
 
-    score: Float[np.ndarray, " C"]  # share of images with S > 0
+    score: Float[np.ndarray, " C"]  # mean over images of what `tcav_test` describes
     low: float  # 2.5th percentile of the scores of random directions
     high: float  # 97.5th percentile
-    random_mean: float  # their mean, which is 0.5
     # share of random directions whose score is as far from 0.5, itself counted; two-sided
     p: Float[np.ndarray, " C"]
+    # Standard errors of score - mean score of n random directions: sqrt(over_images^2 + over_directions^2 / n)
+    over_images: Float[np.ndarray, " C"]  # drawing other groups of images; NaN with a single group
+    over_directions: float  # sd of the scores of random directions
+    interval: Float[
+        np.ndarray, "2 C"
+    ]  # 95 %, of the score, from this error with the random directions that were drawn
 
 
 def pooled_gradients(
@@ -71,35 +78,59 @@ def random_directions(count: int, width: int, seed: int) -> Float[np.ndarray, "c
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
 
-def tcav(sensitivities: Float[np.ndarray, "N C"] | Float[Array, "N C"]) -> Float[np.ndarray, " C"]:
-    """The share of images whose target grows along each direction; one that does not react counts half.
-
-    Source: Kim et al. 2018, TCAV, equation 2.
-    """
-    return (np.sign(np.asarray(sensitivities)).mean(0) + 1) / 2
-
-
 def tcav_test(
     gradients: Float[Array, "N H W D"] | Float[Array, "N D"],
     directions: Float[Array, "C D"] | Float[np.ndarray, "C D"],
     seed: int = 0,
+    *,
+    smooth: bool = False,
+    groups: Sequence[str] | None = None,
+    count: int = RANDOM_DIRECTIONS,
 ) -> TcavTest:
-    """TCAV scores against those of random directions on the same images.
+    """TCAV scores against those of random directions, `count` from the unit sphere, on the same images.
 
-    Gradients of images resemble each other, so scores of random directions spread far around 0.5: behind the last non-linearity
-    each of them is 0 or 1. A test against 0.5 that takes images for independent would call most of them significant. Random
-    directions are 1000 from the unit sphere.
+    TCAV is the share of images with S > 0; one that does not react counts half. Gradients of images resemble each other, so
+    scores of random directions spread far around 0.5: behind the last non-linearity each of them is 0 or 1, however many images
+    there are. A test against 0.5 that takes images for independent would call most of them significant.
 
-    Source: Kim et al. 2018, section 3.3 (random concepts as the reference), with a permutation p value.
+    `smooth` takes for each image in place of the sign of S the share of all directions u along which its target gains less,
+    P(g . u < g . v) = I((1 + cos(g, v)) / 2; (D - 1) / 2, (D - 1) / 2), I the regularised incomplete beta function; close to the
+    normal distribution function of `dimension_free`. Of random directions it is uniform for each image, a direction almost
+    orthogonal to the gradient has 0.5 instead of 0 or 1, and p has a meaning behind the last non-linearity too.
+
+    Errors do not count how uncertain the direction itself is. Images of one group are drawn together.
+
+    Source: Kim et al. 2018, TCAV, equation 2 and section 3.3 (random concepts as the reference), with a permutation p value.
+    Schnoor et al. 2026 (arXiv 2605.15688, its abstract) put a smooth function in the place of the sign; this one is ours.
     """
     pooled = pooled_gradients(gradients)
-    random = random_directions(RANDOM_DIRECTIONS, pooled.shape[1], seed)
-    score = tcav(sensitivities(pooled, jnp.asarray(directions)))
-    reference = tcav(sensitivities(pooled, jnp.asarray(random)))
+    random = random_directions(count, pooled.shape[1], seed)
+    own, chance = (_by_image(pooled, jnp.asarray(one), smooth) for one in (directions, random))
+    score, reference = own.mean(0), chance.mean(0)
     as_far = np.abs(reference[None] - 0.5) >= np.abs(score[:, None] - 0.5) - 1e-9
-    p = (1 + as_far.sum(1)) / (1 + len(reference))
+    p = (1 + as_far.sum(1)) / (1 + count)
     low, high = np.percentile(reference, (2.5, 97.5))
-    return TcavTest(score, float(low), float(high), float(reference.mean()), p)
+    beyond = own - chance.mean(1, keepdims=True)
+    names, of = np.unique(np.arange(len(own)) if groups is None else np.asarray(groups), return_inverse=True)
+    sums = np.zeros((len(names), own.shape[1]))
+    np.add.at(sums, of, beyond - beyond.mean(0)[None])
+    images, sd, free = np.full(len(score), np.nan), float(reference.std(ddof=1)), len(names) - 1
+    if free:
+        images = np.sqrt(np.square(sums).sum(0) * (free + 1) / free) / len(own)
+    reach = (t.ppf(0.975, free) if free else np.nan) * np.sqrt(images**2 + sd**2 / count)
+    interval = np.clip([score - reach, score + reach], 0, 1)
+    return TcavTest(score, float(low), float(high), p, images, sd, interval)
+
+
+def _by_image(
+    pooled: Float[Array, "N D"], directions: Float[Array, "C D"], smooth: bool
+) -> Float[np.ndarray, "N C"]:
+    """What the images count for TCAV: 1, 0.5 or 0 by the sign, or `smooth` in between."""
+    if not smooth:
+        return (np.sign(np.asarray(sensitivities(pooled, directions), np.float64)) + 1) / 2
+    cosine = np.asarray(_unit(pooled) @ _unit(directions).T, np.float64)
+    half = (max(pooled.shape[1], 2) - 1) / 2
+    return betainc(half, half, np.clip((1 + cosine) / 2, 0, 1))
 
 
 def bidirectional_relevance(

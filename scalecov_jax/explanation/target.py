@@ -22,6 +22,32 @@ def _identity(values: Any) -> Any:
     return values
 
 
+def _largest(values: Float[Array, "N D"], among: tuple[int, ...]) -> Float[Array, "N D"]:
+    """One for the largest value, of those of some features if any are named."""
+    allowed = jnp.array(among or range(values.shape[1]))
+    return jax.nn.one_hot(allowed[values[:, allowed].argmax(1)], values.shape[1])
+
+
+def _contrast(values: Float[Array, "N D"], among: tuple[int, ...]) -> Float[Array, "N D"]:
+    """The largest value minus the mean of the others, weighted by their softmax."""
+    chosen = _largest(values, among)
+    return chosen - jax.nn.softmax(jnp.where(chosen > 0, -jnp.inf, values))
+
+
+def _step(values: Float[Array, "N D"], _: tuple[int, ...]) -> Float[Array, "N D"]:
+    """The largest value minus that before it; the second minus the first where that is the largest."""
+    grade = jnp.maximum(values.argmax(1), 1)
+    return jax.nn.one_hot(grade, values.shape[1]) - jax.nn.one_hot(grade - 1, values.shape[1])
+
+
+def _cumulative(values: Float[Array, "N D"], _: tuple[int, ...]) -> Float[Array, "N D"]:
+    """Sum over k > 0 of the mean of the values from k on minus that of those before, each weighted by its softmax."""
+    count = values.shape[1]
+    high = jnp.arange(count)[None, None] >= jnp.arange(1, count)[:, None, None]
+    above, below = (jax.nn.softmax(jnp.where(part, values[None], -jnp.inf)) for part in (high, ~high))
+    return (above - below).sum(0)
+
+
 @dataclass(frozen=True)
 class Target:
     """A scalar of a network: y = link(w . pool(a) + b), with a the output of `layer`; vectors are not pooled.
@@ -31,17 +57,19 @@ class Target:
     """
 
     layer: str  # where it is read
-    # w, [D] for all images or [N, D] with one row an image; none to take the largest feature of each image
+    # w, [D] for all images or [N, D] with one row an image; none to choose them by `rule` from the features of each image
     weights: Any
     bias: Any = 0.0  # b
     link: Callable[[Any], Any] = _identity  # applied to the sum, elementwise
-    among: tuple[int, ...] = ()  # without w, features of which the largest is taken; all when empty
+    among: tuple[int, ...] = ()  # without w, features of which the rule takes the largest; all when empty
+    rule: Callable[[Any, tuple[int, ...]], Any] = _largest  # w [N, D] of features and `among`, held fixed
 
     def __call__(self, output: Float[Array, "N H W D"] | Float[Array, "N D"]) -> Float[Array, " N"]:
         """The target of each image, from the output of its layer."""
         pooled = global_average_pool(output)
         if self.weights is None:
-            return self.link((pooled[:, np.array(self.among)] if self.among else pooled).max(1))
+            chosen = jax.lax.stop_gradient(self.rule(pooled, self.among))
+            return self.link((pooled * chosen).sum(1) + self.bias)
         if self.weights.shape not in ((pooled.shape[1],), pooled.shape):
             raise ValueError(
                 f"The target has weights {list(self.weights.shape)}, but {self.layer} has features {list(pooled.shape)}; "
@@ -52,7 +80,7 @@ class Target:
 
 
 jax.tree_util.register_dataclass(
-    Target, data_fields=["weights", "bias"], meta_fields=["layer", "link", "among"]
+    Target, data_fields=["weights", "bias"], meta_fields=["layer", "link", "among", "rule"]
 )
 
 
@@ -100,10 +128,44 @@ def severity(network: Network) -> Target:
     Raises:
         ValueError: See `class_logit`; a network with one class.
     """
-    count = class_count(network)
-    if count < 2:
-        raise ValueError("A network with one class has no severity; expected a grade a class.")
+    count = _several(network)
     return Target(LOGITS, jnp.arange(count) - (count - 1) / 2)
+
+
+def contrast(network: Network, given: int | str | None = None) -> Target:
+    """A class, or the predicted one, against the others: logit_k - sum_(j != k) p_j logit_j / (1 - p_k), weights held fixed.
+
+    Its gradient is that of the log odds log(p_k / (1 - p_k)), and it is linear in the logits, so that its parts add up.
+
+    Raises:
+        ValueError: See `class_logit`; a network with one class.
+
+    Source: Explaining a distribution over classes, not a single logit: "class competition" (arXiv 2503.07346, its abstract).
+    """
+    _several(network)
+    return Target(LOGITS, None, among=() if given is None else (class_index(network, given),), rule=_contrast)
+
+
+def step(network: Network) -> Target:
+    """What speaks for the predicted grade k and not the one below: logit_k - logit_(k-1); for grade 0 that of grade 1.
+
+    Raises:
+        ValueError: See `class_logit`; a network with one class.
+    """
+    _several(network)
+    return Target(LOGITS, None, rule=_step)
+
+
+def cumulative(network: Network) -> Target:
+    """Cumulative severity: sum_(k > 0) of the logits of the grades from k on minus those below, softmax-weighted on each side.
+
+    With the weights held fixed, as they are, its gradient is that of sum_(k > 0) log(P(grade >= k) / P(grade < k)).
+
+    Raises:
+        ValueError: See `class_logit`; a network with one class.
+    """
+    _several(network)
+    return Target(LOGITS, None, rule=_cumulative)
 
 
 def head_unit(
@@ -136,16 +198,14 @@ def rcv_projection(network: Network, rcv: Rcv, vector: Vector = "filter") -> Tar
 
 
 def settled(target: Target, output: Float[Array, "N H W D"] | Float[Array, "N D"]) -> Target:
-    """The target with its largest feature chosen once for each image, so that it stays when the network changes.
+    """The target with its weights chosen once for each image, so that they stay when the network changes.
 
     A target with weights stays as it is; `output` is that of its layer.
     """
     if target.weights is not None:
         return target
-    pooled = global_average_pool(output)
-    allowed = np.array(target.among or range(pooled.shape[1]))
-    weights = jax.nn.one_hot(allowed[np.asarray(pooled)[:, allowed].argmax(1)], pooled.shape[1])
-    return Target(target.layer, weights, link=target.link)
+    weights = target.rule(global_average_pool(output), target.among)
+    return Target(target.layer, weights, target.bias, target.link)
 
 
 def class_count(network: Network) -> int:
@@ -157,6 +217,13 @@ def class_count(network: Network) -> int:
     module: Any = network.module
     check_layer(network.architecture, LOGITS, module.last)
     return network.variables["params"][LOGITS]["kernel"].shape[-1]
+
+
+def _several(network: Network) -> int:
+    """Number of classes, at least two."""
+    if (count := class_count(network)) < 2:
+        raise ValueError("A network with one output has no classes to compare; expected at least two.")
+    return count
 
 
 def class_index(network: Network, given: int | str) -> int:
