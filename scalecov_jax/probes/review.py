@@ -28,7 +28,7 @@ def ratio(
     of = evaluate.grouping(groups, top.shape[-1]).of
     member = np.eye(int(np.max(of)) + 1)[of]
     up, down = (values.sum(-1)[..., None] - values @ member for values in (top, bottom))
-    return top.sum(-1) / bottom.sum(-1), up / down
+    return np.asarray(top.sum(-1) / bottom.sum(-1)), up / down
 
 
 def v_information(r2: Float[np.ndarray, "*L"]) -> Float[np.ndarray, "*L"]:
@@ -121,7 +121,7 @@ def stacking_shares(errors: Float[np.ndarray, "L N"]) -> Float[np.ndarray, " L"]
 
     Source: Breiman 1996, Stacked Regressions; Lin et al. 2024, Stacked Regressions and Structured Variance Partitioning.
     """
-    reduced = np.linalg.qr(errors.T, mode="r")
+    reduced = np.asarray(np.linalg.qr(errors.T, mode="r"))
     size = max(float(np.linalg.norm(reduced)), 1e-300)
     shares, _ = nnls(
         np.vstack([reduced / size, np.ones((1, len(errors)))]), np.append(np.zeros(len(reduced)), 1.0)
