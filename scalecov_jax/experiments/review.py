@@ -20,7 +20,7 @@ from scalecov_jax.extraction import cached_features, compute_features
 from scalecov_jax.imaging import scenes
 from scalecov_jax.imaging.image_set import Example, ImageSet, image_set
 from scalecov_jax.imaging.sources import SCENES, open_images, with_copies_together
-from scalecov_jax.models.architecture import check_layer
+from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.probes import review
 from scalecov_jax.probes.splits import grouped_splits
 from scalecov_jax.report import plots
@@ -203,18 +203,14 @@ def report(settings: Settings, tables: Mapping[str, pd.DataFrame], folder: Path 
         level = "headline" if row["quantity"] in ("r2", "ap_pattern", "gain_pattern") else "result"
         what = f"{row['quantity']} of {settings.concept}"
         findings.append(Finding(what, best, row["value"], low, high, "95 % interval", level=level))
-    panels = dict.fromkeys(("ap_filter", "ap_pattern", "ap_other", "ap_chance"), "alignment")
-    panels |= dict.fromkeys(("gain_filter", "gain_pattern"), "steering gain")
-    panels |= dict.fromkeys(("v_information", "code_gain"), "nats")
-    drawn = frame[frame["quantity"].isin([*panels])].rename(columns={"layer": "x", "quantity": "series"})
+    drawn = frame[frame["quantity"].isin(["ap_filter", "ap_pattern", "ap_other", "ap_chance"])]
     image = plots.curves(
-        drawn.assign(panel=drawn["series"].map(panels)),
+        drawn.rename(columns={"layer": "x", "quantity": "series"}),
         x="layer, from input to output",
-        y="value",
+        y="average precision",
         name="review",
-        caption="Alignment of the maps with the object, gains of a step of one sd, and information, with 95 % intervals.",
+        caption="How well the maps of both vectors find the object, and the object of another image; bands are 95 % intervals.",
         order=layers,
-        limits=(-0.5, 2.0),
     )
     columns = {}
     for quantity in SHOWN:
