@@ -15,6 +15,7 @@ from scalecov_jax.experiments import (
     pretrain,
     probe,
     resize,
+    review,
     texture,
     transfer,
     transfer_report,
@@ -48,6 +49,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         (pretrain, pretrain.report, "pretrain"),
         (probe, probe.report, ""),
         (resize, resize.report, ""),
+        (review, review.report, ""),
         (texture, texture.report, ""),
         (transfer, transfer_report.report, ""),
     )

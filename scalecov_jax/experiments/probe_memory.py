@@ -156,14 +156,16 @@ def probe_class(
     )
 
 
-def pixel_features(source: Source, indices: np.ndarray, seed: int) -> Float[np.ndarray, "N _"]:
+def pixel_features(
+    source: Source, indices: np.ndarray, seed: int, width: int = WIDTH
+) -> Float[np.ndarray, "N width"]:
     """A random projection of the pixels of small copies of the images, x W / sqrt(3072) with standard normal W.
 
     Source: Hewitt & Liang 2019, Designing and Interpreting Probes with Control Tasks (a probe is worth what it reads beyond a
         control); random projection: Johnson & Lindenstrauss 1984.
     """
     pixels = np.stack([resize_image(source[int(index)].image, SIDE).ravel() / 255.0 for index in indices])
-    projection = np.random.default_rng((seed, 4)).normal(size=(pixels.shape[1], WIDTH))
+    projection = np.random.default_rng((seed, 4)).normal(size=(pixels.shape[1], width))
     return (pixels @ projection / np.sqrt(pixels.shape[1])).astype(np.float32)
 
 

@@ -90,6 +90,15 @@ def average_precision(scores: Map, mask: Mask) -> float:
     return float((found / marked).mean())
 
 
+def relevance_mass(scores: Map, mask: Mask) -> float:
+    """Share of the positive values of a map that lies in a mask; 0 where none is positive.
+
+    Source: Arras et al. 2022, CLEVR-XAI: a Benchmark Dataset for the Ground Truth Evaluation of Neural Network Explanations.
+    """
+    positive = np.maximum(np.asarray(scores, np.float64), 0)
+    return float(positive[np.asarray(mask) > 0].sum() / max(positive.sum(), 1e-300))
+
+
 def locate(scores: Map, mask: Mask, marked: Bool[np.ndarray, "H W"], tolerance: int = 0) -> Located:
     """All three measures of a map, with the pixels `marked` that stand out; see `score_maps.binary_map`."""
     return Located(
