@@ -11,7 +11,5 @@ from scalecov_jax.settings import flag_values
 
 
 def get_config() -> ConfigDict:
-    settings = Settings(
-        architecture="resnet50", image_class=("car",), nuisances=(*Settings().nuisances, "file_size")
-    )
+    settings = Settings(image_class=("car",), nuisances=(*Settings().nuisances, "file_size"))
     return ConfigDict({**flag_values(settings), "weights": "", "images": ""})

@@ -13,9 +13,33 @@ from typing import TYPE_CHECKING, Any
 from scalecov_jax.compilation import protect_process
 
 if TYPE_CHECKING:
-    from scalecov_jax.api import cut, explain, export, features, images, load, maps, probe, rcv, save
+    from scalecov_jax.api import (
+        cut,
+        explain,
+        export,
+        features,
+        images,
+        load,
+        maps,
+        probe,
+        rcv,
+        save,
+        write_geojson,
+    )
 
-__all__ = ["cut", "explain", "export", "features", "images", "load", "maps", "probe", "rcv", "save"]
+__all__ = [
+    "cut",
+    "explain",
+    "export",
+    "features",
+    "images",
+    "load",
+    "maps",
+    "probe",
+    "rcv",
+    "save",
+    "write_geojson",
+]
 
 protect_process()  # before JAX's backend starts
 

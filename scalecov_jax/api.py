@@ -30,6 +30,7 @@ from scalecov_jax.imaging.batching import batches
 from scalecov_jax.imaging.copies import with_copies_together
 from scalecov_jax.imaging.decoding import array_of
 from scalecov_jax.imaging.image_set import Example, ImageSet, image_set
+from scalecov_jax.imaging.slides import write_geojson as write_geojson
 from scalecov_jax.models.adopted import Adopted, adopt
 from scalecov_jax.models.architecture import ARCHITECTURES, available_layers, check_layer
 from scalecov_jax.models.export import export as export

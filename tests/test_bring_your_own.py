@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from skimage import data
+from test_slides import write as slide
+
+from scalecov_jax.imaging.annotations import read_geojson
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "bring_your_own.md"
@@ -31,9 +34,12 @@ def test_every_block_runs_and_is_short(tmp_path, monkeypatch, capsys):
         "geojson",
         {f"p{at}": annotated_folders.nuclei(at, 12, 140, 140) for at in range(12)},
     )
+    for name in ("a.tif", "b.tif"):
+        (tmp_path / "SLIDES").mkdir(exist_ok=True)
+        slide(tmp_path / "SLIDES" / name)
     names = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     for code in blocks:
         assert len(code.strip().splitlines()) <= 10
         exec(compile(code, PAGE.name, "exec"), names)
@@ -43,5 +49,7 @@ def test_every_block_runs_and_is_short(tmp_path, monkeypatch, capsys):
     assert names["looks"].shape == names["found_where"].shape == (24, 96, 96)
     assert len(names["nuclei"]) >= 10
     assert len(names["size"].table()) > 0
+    drawn = [read_geojson(path) for path in (tmp_path / "qupath").iterdir()]
+    assert [len(one.objects) for one in drawn] == [6, 6]
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert "add_12" in capsys.readouterr().out

@@ -3,12 +3,14 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
 from io import StringIO
 from pathlib import Path
 
+import annotated_folders
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,6 +24,7 @@ from scalecov_jax.models.architecture import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 README, EXTEND = ROOT / "README.md", ROOT / "docs" / "extend.md"
+ARCHITECTURES_PAGE = ROOT / "docs" / "architectures.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROUTES = {"scalecov probe": ("--config.layers=add_3,add_12", "--config.splits=3", "--config.permutations=0")}
 
@@ -66,10 +69,9 @@ def test_quickstart(folder, monkeypatch, capsys):
     assert float(trained) > 0.3  # than a network with weights that NumPy drew
 
 
-def test_commands(folder):
-    (code,) = (code for code in blocks(README, "sh") if code.startswith("scalecov"))
+def run_commands(code, folder, routes):
     for line in code.replace("\\\n", " ").splitlines():
-        (_, *arguments), more = shlex.split(line), ROUTES.get(" ".join(line.split()[:2]), ())
+        (_, *arguments), more = shlex.split(line), routes.get(" ".join(line.split()[:2]), ())
         process = subprocess.run(
             [sys.executable, "-m", "scalecov_jax", *arguments, *more],
             cwd=folder,
@@ -78,11 +80,46 @@ def test_commands(folder):
             text=True,
         )
         assert process.returncode == 0, process.stderr
+
+
+def test_commands(folder):
+    (code,) = (code for code in blocks(README, "sh") if code.startswith("scalecov"))
+    run_commands(code, folder, ROUTES)
     files = re.findall(r"`([\w./]+)`", README.read_text().partition("## What a run writes")[2].split("##")[0])
     assert len(files) >= 10
     for file in files:
         assert (folder / "runs" / "diameter" / file).exists() or file.endswith("resume"), file
     assert sc.load(folder / "runs" / "resnet50_cut").module.last == "add_12"
+
+
+@pytest.mark.large
+def test_the_main_job_on_a_vit(folder, shared):
+    """From a file of timm to a head on the cut network, as the page on architectures has it."""
+    shutil.copy(shared / "reference" / "vit" / "timm_vit.safetensors", folder / "model.safetensors")
+    every = {f"p{at}": annotated_folders.nuclei(at, 24, 140, 140) for at in range(6)}
+    annotated_folders.write(folder / "nuclei", "mask", every)
+    (code,) = blocks(ARCHITECTURES_PAGE, "sh")
+    few = (
+        "--config.magnification=40",
+        "--config.magnifications=20,40",
+        "--config.seeds=2",
+        "--config.head_epochs=2",
+    )
+    probing = ("--config.splits=3", "--config.permutations=19")
+    run_commands(code, folder, {"scalecov probe": probing, "scalecov transfer": few})
+    layers = pd.read_csv(folder / "runs" / "vit" / "layers.csv")
+    assert [*layers["layer"]][:5] == [*(f"block_{number}" for number in range(4)), "norm"]
+    cut = sc.load(folder / "runs" / "weights" / "vit_cut").module.last
+    assert cut == layers["layer"][layers["r2"].idxmax()]
+    photographs = sc.images(folder / "photographs", measures=folder / "measures.csv")
+    read = sc.features(
+        sc.load(folder / "runs" / "weights" / "vit_cut"), photographs, [cut], size=64, pooling="mean_patch"
+    )
+    vector = sc.rcv(folder / "runs" / "vit" / "rcvs.npz", layer=cut)
+    assert np.corrcoef(vector.predict(read), photographs.column("diameter"))[0, 1] > 0.3
+    models = pd.read_csv(folder / "runs" / "vit_nuclei" / "models.csv", index_col="model")
+    assert models["layer"]["pruned"] == cut
+    assert (folder / "runs" / "vit" / "report.html").stat().st_size > 10_000
 
 
 def test_the_command_lists_scripts_and_names_the_nearest():

@@ -1,13 +1,16 @@
 """Tiles of a small pyramidal slide, drawn here."""
 
 import builtins
+import json
 import pickle
 
 import numpy as np
 import pytest
 import tifffile
 
+import scalecov_jax as sc
 from scalecov_jax.imaging import slides
+from scalecov_jax.imaging.annotations import read_geojson
 from scalecov_jax.imaging.image_set import count_reasons
 from scalecov_jax.imaging.slides import tiles, tissue_of
 from scalecov_jax.imaging.sources import open_images
@@ -62,6 +65,39 @@ def test_tiles_are_brought_to_one_resolution(tmp_path, mpp, side):
     # But for the border of the tissue, which is drawn from a smaller level.
     assert np.quantile(np.abs(example.image - square.mean((1, 3))), 0.99) <= 2
     assert abs(example.image.mean() - square.mean()) < 1
+
+
+def test_what_was_read_is_drawn_where_the_tiles_lie(tmp_path):
+    for name in ("one.tif", "deep/two.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name)
+    found = tiles(tmp_path, 128, 0.75, tissue=0.3)  # 384 pixels of the slide
+    found = found.take(np.arange(len(found))[::-1])
+    values = np.arange(len(found)) / 3
+    files = sc.write_geojson(tmp_path / "out", found, {"grade": values, "log area": -values})
+    assert len({*files}) == 2
+    for file, slide in zip(files, found.table["slide"].drop_duplicates(), strict=True):
+        of_slide = found.table["slide"] == slide
+        labels = read_geojson(file).draw(HEIGHT, WIDTH)
+        for number, (x, y) in enumerate(found.table.loc[of_slide, ["x", "y"]].to_numpy(), start=1):
+            assert (labels[y : y + 384, x : x + 384] == number).all()
+        assert np.count_nonzero(labels) == of_slide.sum() * 384**2
+        read = [one["properties"]["measurements"] for one in json.loads(file.read_text())["features"]]
+        np.testing.assert_array_equal([one["grade"] for one in read], values[of_slide])
+        np.testing.assert_array_equal([one["log area"] for one in read], -values[of_slide])
+
+
+def test_values_that_fit_no_tile_are_named_at_once(tmp_path):
+    write(tmp_path / "a.tif")
+    found = tiles(tmp_path, 256)
+    bad = {"few": np.zeros(2), "many": np.full(len(found), np.nan)}
+    with pytest.raises(
+        ValueError, match=rf"few has the shape \[2\].*many has {len(found)} values that are not"
+    ):
+        sc.write_geojson(tmp_path / "out", found, bad)
+    with pytest.raises(ValueError, match="no tiles of slides"):
+        sc.write_geojson(tmp_path / "out", sc.images([np.zeros((8, 8, 3), np.uint8)]), {"a": [1.0]})
+    assert not (tmp_path / "out").exists()
 
 
 def test_slides_that_cannot_be_used_are_named_at_once(tmp_path, monkeypatch):

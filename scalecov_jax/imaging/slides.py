@@ -1,5 +1,7 @@
-"""Tiles of whole-slide images, where there is tissue."""
+"""Tiles of whole-slide images, where there is tissue, and what was read from them as GeoJSON."""
 
+import json
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from absl import logging
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from skimage.filters import threshold_otsu
 
+from scalecov_jax.atomic import file_name, write_bytes
 from scalecov_jax.imaging.decoding import MAX_PIXELS
 from scalecov_jax.imaging.folder import group_of, list_files
 from scalecov_jax.imaging.image_set import ImageError, ImageSet, Pixels, Skipped, listed
@@ -35,7 +38,7 @@ def tiles(folder: str | Path, size: int = 256, mpp: float = 0.0, *, tissue: floa
 
     Returns:
         Columns name, group (patient as far as the name tells, else the slide), slide, source (the same), path, x and y (left and
-        upper edge in pixels of the largest level), mpp, width and height.
+        upper edge in pixels of the largest level), span (height and width there), mpp, width and height.
 
     Raises:
         ImportError: tiffslide is not installed.
@@ -71,13 +74,66 @@ def tiles(folder: str | Path, size: int = 256, mpp: float = 0.0, *, tissue: floa
         )
     if not rows:
         raise ValueError(f"{folder}: no tile with tissue in {len(paths)} slides; choose smaller tiles.")
-    columns = ["name", "group", "slide", "source", "path", "x", "y", "mpp", "side"]
+    columns = ["name", "group", "slide", "source", "path", "x", "y", "mpp", "span"]
     table = pd.DataFrame(rows, columns=columns)
     decode = partial(
-        _tile, tuple(table[["name", "path", "x", "y", "side"]].itertuples(index=False, name=None)), size
+        _tile, tuple(table[["name", "path", "x", "y", "span"]].itertuples(index=False, name=None)), size
     )
     logging.info("%d tiles of %d slides in %s.", len(table), table["slide"].nunique(), folder)
-    return ImageSet(table.drop(columns="side").assign(width=size, height=size), decode, tuple(skipped))
+    return ImageSet(table.assign(width=size, height=size), decode, tuple(skipped))
+
+
+def write_geojson(
+    folder: str | Path, images: ImageSet, values: Mapping[str, Float[np.ndarray, " N"] | Sequence[float]]
+) -> list[Path]:
+    """Write what was read from tiles for QuPath 0.4 or later: one file `SLIDE.geojson` per slide, replaced if it is there.
+
+    Each tile is a square of type tile, in pixels of the largest level, with one measurement per name in `values`.
+
+    Args:
+        folder: Made if it is not there.
+        images: See `tiles`.
+        values: One number per tile, by name, such as `{"grade": rcv.predict(features)}`.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: Images that are no tiles of slides; numbers that are not finite, or not one per tile: all at once.
+        OSError: See `atomic.replacing`.
+
+    Source: RFC 7946; QuPath, exporting annotations.
+    """
+    if not {"slide", "span"} <= {*images.table}:
+        raise ValueError('These images are no tiles of slides; expected what images("slides:FOLDER") gives.')
+    arrays = {str(name): np.asarray(given, np.float64) for name, given in values.items()}
+    problems = [
+        f"{name} has the shape {list(one.shape)}; expected [{len(images)}]"
+        if one.shape != (len(images),)
+        else f"{name} has {np.count_nonzero(~np.isfinite(one))} values that are not finite"
+        for name, one in arrays.items()
+        if one.shape != (len(images),) or not np.isfinite(one).all()
+    ]
+    if problems or not arrays:
+        raise ValueError(f"Tiles cannot be written: {'; '.join(problems) or 'there are no values'}.")
+    measurements = pd.DataFrame(arrays).to_dict("records")
+    features: dict[str, list[dict[str, Any]]] = {}
+    places = images.table[["slide", "name", "x", "y", "span"]].itertuples(index=False, name=None)
+    for (slide, name, x, y, span), measured in zip(places, measurements, strict=True):
+        ring = [[x, y], [x + span, y], [x + span, y + span], [x, y + span], [x, y]]
+        features.setdefault(slide, []).append(
+            {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": [ring]},
+                "properties": {"objectType": "tile", "name": name, "measurements": measured},
+            }
+        )
+    written = []
+    for slide, of_slide in features.items():
+        written.append(Path(folder).expanduser() / f"{file_name(slide)}.geojson")
+        content = json.dumps({"type": "FeatureCollection", "features": of_slide})
+        write_bytes(written[-1], content.encode())
+    return written
 
 
 def _open(path: Path) -> Any:
