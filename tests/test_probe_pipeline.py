@@ -198,7 +198,9 @@ def test_several_networks_and_half_precision(settings, weights, tmp_path):
     assert [apart["r2"], apart["r2_against"]] == pytest.approx([row["r2"] for row in choices])
     assert apart["difference"] == pytest.approx(apart["r2"] - apart["r2_against"])
     assert apart["low"] < apart["difference"] < apart["high"]
-    assert_golden(tmp_path / "both", "networks/probe", tables=["[!n]*"])  # networks.csv alone
+    assert_golden(
+        tmp_path / "both", "networks/probe", tables=["[!nc]*", "c[!a]*"]
+    )  # networks.csv and cases.csv
     headlines = findings_of(tmp_path / "both", level="headline")
     names = (f"tiny ({name}) " for name in ("some_weights", "other"))
     assert all(x["at"].startswith(name) for x, name in zip(headlines, names, strict=True))

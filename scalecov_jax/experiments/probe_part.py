@@ -270,7 +270,7 @@ class Part:
         return self._table(caption, columns, self.selected["ols"].layer, self.peak)
 
     def _case_table(self) -> Table:
-        digits = int(np.clip(2 - np.floor(np.log10(self.cases["measure"].std())), 0, 9))
+        digits = int(np.clip(2 - np.floor(np.log10(self.cases["measure"].std() or 1.0)), 0, 9))
         (peak, second), read = self.cases[["peak", "second"]].iloc[0], partial(number, digits=digits)
         columns = {
             "image": self.cases["image"],

@@ -18,8 +18,9 @@ from scalecov_jax.evidence import weigh
 from scalecov_jax.experiments import review_maths as maths
 from scalecov_jax.extraction import cached_features, compute_features
 from scalecov_jax.imaging import scenes
+from scalecov_jax.imaging.copies import with_copies_together
 from scalecov_jax.imaging.image_set import Example, ImageSet, image_set
-from scalecov_jax.imaging.sources import SCENES, open_images, with_copies_together
+from scalecov_jax.imaging.sources import SCENES, open_images
 from scalecov_jax.models.architecture import available_layers, check_layer
 from scalecov_jax.probes import review
 from scalecov_jax.probes.splits import grouped_splits
