@@ -23,7 +23,7 @@ def csv_column(path: str | Path, column: str) -> Callable[[Example], float]:
     cells = table[required_column(table, column)]
     find = cache(
         lambda: finder(table)
-    )  # features without names take lines in order, and no column need name them
+    )  # later: features without names take lines in order, and need none here
 
     def measure(example: Example) -> float:
         lines, _ = find()(example.name)
