@@ -21,9 +21,7 @@ def csv_column(path: str | Path, column: str) -> Callable[[Example], float]:
     """
     table = read_csv(path)
     cells = table[required_column(table, column)]
-    find = cache(
-        lambda: finder(table)
-    )  # later: features without names take lines in order, and need none here
+    find = cache(lambda: finder(table))  # not before it is needed: rows without names take lines in order
 
     def measure(example: Example) -> float:
         lines, _ = find()(example.name)
