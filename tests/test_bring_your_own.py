@@ -33,7 +33,7 @@ def test_every_block_runs_and_is_short(tmp_path, monkeypatch, capsys):
     )
     names = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     for code in blocks:
         assert len(code.strip().splitlines()) <= 10
         exec(compile(code, PAGE.name, "exec"), names)
@@ -42,6 +42,7 @@ def test_every_block_runs_and_is_short(tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(names["maps"].mean((1, 2)), names["table"], rtol=1e-3, atol=1e-4)
     assert names["looks"].shape == names["found_where"].shape == (24, 96, 96)
     assert len(names["nuclei"]) >= 10
+    assert names["fitted"].best == "add_3"
     assert len(names["size"].table()) > 0
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert "add_12" in capsys.readouterr().out
