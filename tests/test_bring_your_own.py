@@ -48,6 +48,7 @@ def test_every_block_runs_and_is_short(tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(names["maps"].mean((1, 2)), names["table"], rtol=1e-3, atol=1e-4)
     assert names["looks"].shape == names["found_where"].shape == (24, 96, 96)
     assert len(names["nuclei"]) >= 10
+    assert names["fitted"].best == "add_3"
     assert len(names["size"].table()) > 0
     drawn = [read_geojson(path) for path in (tmp_path / "qupath").iterdir()]
     assert [len(one.objects) for one in drawn] == [6, 6]

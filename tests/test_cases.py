@@ -218,7 +218,7 @@ def test_20_separators_of_windows(made):
 )
 def test_21_images_without_a_group(made, caplog, file, groups, alone):
     images = sources.open_images(str(made("21") / "voc"), "car")
-    found = sources.regroup(images, str(made("21") / f"{file}.csv"), "patient").table["group"]
+    found = sources.regroup(images, f"csv:{made('21')}/{file}.csv:patient").table["group"]
     assert found.nunique() == groups
     assert "" not in {*found}
     assert (f"patient of {alone} images" in caplog.text) == bool(alone)

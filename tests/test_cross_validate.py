@@ -242,3 +242,10 @@ def test_a_measure_that_is_constant_in_a_group_is_refused_with_advice(problem):
         ValueError, match=r"constant on the held-out part of split 0: .*fewer folds.*stratified"
     ):
         cross_validate(PROBES["ridge"], features, tiled(measure, masks), masks)
+
+
+def test_fits_stay_on_the_device_that_was_chosen():
+    cpu = jax.devices("cpu")[0]
+    with jax.default_device(cpu), evaluate.float64():
+        assert jax.config.jax_default_device == cpu
+        assert jnp.ones(1).dtype == np.float64

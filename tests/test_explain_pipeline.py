@@ -55,7 +55,8 @@ def test_groups_of_a_plain_folder(settings, tmp_path):
         lines.append(f"{number:02},p{number // 3}")
     (tmp_path / "t.csv").write_text("\n".join(lines))
     given = {"images": str(tmp_path), "groups": f"csv:{tmp_path}/t.csv:patient"}
-    assert [*images_of(settings | given).column("group")] == [f"p{number // 3}" for number in range(12)]
+    source = images_of(settings | given)
+    assert [source[at].group for at in range(12)] == [f"p{at // 3}" for at in range(12)]
 
 
 def run(settings, method, workdir, **options):

@@ -369,7 +369,7 @@ def test_squares_hold_whole_nuclei_and_their_groups_join(tmp_path, every):
     assert found == len(cut) >= 4
     assert count_reasons(cut.skipped) == {"no whole nucleus": 16 - found}
     pd.DataFrame({"image": [f"{one}.png" for one in every], "who": list("aabb")}).to_csv(tmp_path / "t.csv")
-    groups = regroup(cut, str(tmp_path / "t.csv"), "who").column("group")
+    groups = regroup(cut, f"csv:{tmp_path}/t.csv:who").column("group")
     who = dict(zip([f"{one}.png" for one in every], "aabb", strict=True))
     assert [*groups] == [who[name.split(" ")[0]] for name in cut.column("name")]
     with pytest.raises(ValueError, match=r"No square of 100 pixels.*image smaller than a patch 4"):

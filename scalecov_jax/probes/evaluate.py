@@ -69,7 +69,8 @@ def float64(threads: int = 1) -> Iterator[None]:
     nothing on matrices of this size; several wait for each other where another process is busy, or layers are solved side by side
     (tenfold here), and on many cores they can corrupt memory (jax issue 39292). Only one large system is worth more `threads`.
     """
-    device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else None
+    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    device = jax.devices("cpu")[0] if jax.default_backend() == "tpu" else chosen
     with jax.enable_x64(True), jax.default_device(device), _libraries().limit(limits=threads):
         yield
 
