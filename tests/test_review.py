@@ -98,7 +98,7 @@ def test_gains_of_gaussian_data():
     along_filter, along_pattern = found.gains
     np.testing.assert_allclose(along_filter, 1, atol=0.05)
     np.testing.assert_allclose(along_pattern, 0.6, atol=0.05)
-    part, rest = found.parts[0], found.parts[2]
+    part, rest = found.parts[0], found.parts[4]
     np.testing.assert_array_equal(part, ~rest)
     fitted = np.linalg.lstsq(x[part] - x[part].mean(0), y[part] - y[part].mean(), rcond=None)[0]
     np.testing.assert_allclose(found.weights[0], fitted, atol=1e-3)
