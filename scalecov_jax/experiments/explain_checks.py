@@ -171,7 +171,7 @@ def compared_maps(
     edges = [[sobel(image[..., colour]) for colour in range(3)] for image in pixels]
     maps = {
         REFERENCE: total,
-        f"{REFERENCE} local": from_local_mean(total, first.gradients, pixels, LOCAL * size),
+        f"{REFERENCE} local": from_local_mean(total, np.asarray(first.gradients), pixels, LOCAL * size),
         f"{REFERENCE} unsigned": np.abs(total),
         "sobel": np.repeat(np.max(edges, 1)[:, None], len(targets), 1),  # the same for all targets
         "gradient_x_input": first.inputs,
