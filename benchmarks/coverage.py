@@ -178,9 +178,8 @@ def nested_cross_validation(features: np.ndarray, measures: np.ndarray, seed: in
             losses.append(held)
             outer_means.append(held.mean(0))
             within.append(held.var(0, ddof=1) / len(held))
-            inner = [
-                (error[min(k, j), max(k, j)] - outer * relative)[fold == j] for j in range(FOLDS) if j != k
-            ]
+            pairs_of_k = ((min(k, j), max(k, j), j) for j in range(FOLDS) if j != k)
+            inner = [(error[i, j] - outer * relative)[fold == other] for i, j, other in pairs_of_k]
             inner_means.append(np.concatenate(inner).mean(0) + outer)
         outer_means[-FOLDS:] = [mean + outer for mean in outer_means[-FOLDS:]]
     outside, inside = np.array(outer_means), np.array(inner_means)
@@ -224,18 +223,15 @@ def choice(task: Task) -> Iterator[Outcome]:
         level[:, start:30:3] = np.array(noise)[:, None]
         variance = 1 / np.arange(1 + start, 31, 3)
         targets.append(concept(hidden[:, start:30:3], variance, rng.normal(size=task.images)))
-    layers = {
-        f"{layer}": mix(hidden + own * components(rng, task.images, task.width))
-        for layer, own in enumerate(level)
-    }
+    noisy = (hidden + own * components(rng, task.images, task.width) for own in level)
+    layers = {f"{layer}": mix(features) for layer, features in enumerate(noisy)}
     splits = random_splits(task.images, SPLITS, task.replicate)
     evidence = weigh(layers, np.stack(targets, 1), [*LAYERS], splits)
     for index, (design, (_, best)) in enumerate(LAYERS.items()):
         values, deviations = evidence.r2.value[:, index], evidence.r2.deviation[:, index]
         value, deviation = values[2] - values[3], deviations[2] - deviations[3]
-        yield Outcome(
-            design, "difference", "jackknife", value, *statistics.jackknife(value, deviation).interval
-        )
+        interval = statistics.jackknife(value, deviation).interval
+        yield Outcome(design, "difference", "jackknife", value, *interval)
         yield Outcome(design, "difference", "bootstrap", value, *statistics.bootstrap(value, deviation))
         every = layer_table(evidence, "", "")
         rows = every.loc[every["concept"] == design, "may_be_best"].tolist()
@@ -249,19 +245,16 @@ def of_patients(rng: np.random.Generator, images: int, sizes: str) -> np.ndarray
     """The patient of each image: five images each, or one to nine."""
     if sizes == "equal":
         return np.arange(images) // 5
-    ends = (
-        np.random.default_rng(images).integers(1, 10, images).cumsum()
-    )  # the same sizes in all replicates, in any order
+    sizes_of_all = np.random.default_rng(images)  # the same in all replicates, in any order
+    ends = sizes_of_all.integers(1, 10, images).cumsum()
     each = np.diff([0, *ends[ends < images], images])
     return np.repeat(np.arange(len(each)), rng.permutation(each))
 
 
 def patient_features(rng: np.random.Generator, patients: np.ndarray, width: int) -> np.ndarray:
     """Components, alike in images of one patient in most that counts."""
-    own, shared = np.sqrt([1 - SHARED, SHARED])
-    return (
-        own * components(rng, len(patients), width) + shared * components(rng, len(patients), width)[patients]
-    )
+    own, shared = (components(rng, len(patients), width) for _ in range(2))
+    return np.sqrt(1 - SHARED) * own + np.sqrt(SHARED) * shared[patients]
 
 
 def grouped(task: Task) -> Iterator[Outcome]:
@@ -398,14 +391,12 @@ def summarise(rows: Sequence[Sequence[str]]) -> list[Cell]:
     """Coverage of intervals, and means of what has none."""
     cells: dict[tuple[str, ...], list[list[float]]] = {}
     for study, images, width, _, design, quantity, method, *numbers in rows:
-        cells.setdefault((study, design, quantity, images, width, method), []).append(
-            [float(x) for x in numbers]
-        )
+        key = study, design, quantity, images, width, method
+        cells.setdefault(key, []).append([float(x) for x in numbers])
     found = []
-    for (study, design, quantity, images, width, method), values in cells.items():
+    for key, values in cells.items():
         value, low, high = np.array(values).T
         expected = value.mean()
-        key = study, design, quantity, images, width, method
         if np.isnan(low).any():
             error = value.std() / len(value) ** 0.5
             found.append(Cell(*key, len(value), expected, error))
@@ -413,8 +404,9 @@ def summarise(rows: Sequence[Sequence[str]]) -> list[Cell]:
         above, below = (low > expected).mean(), (high < expected).mean()
         covers = 1 - above - below
         error = (covers * (1 - covers) / len(value)) ** 0.5
-        width = float(np.median(high - low))
-        found.append(Cell(*key, len(value), expected, error, covers, above, below, width))
+        found.append(
+            Cell(*key, len(value), expected, error, covers, above, below, float(np.median(high - low)))
+        )
     return found
 
 

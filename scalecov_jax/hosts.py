@@ -55,7 +55,8 @@ def check_agreement(facts: Mapping[str, str]) -> None:
     Raises:
         ValueError: Processes differ; names each fact and its values.
     """
-    every = [dict(line.split("\t", 1) for line in text.split("\n")) for text in gather_text(_lines(facts))]
+    own = "\n".join(f"{name}\t{' '.join(value.split())}" for name, value in sorted(facts.items()))
+    every = [dict(line.split("\t", 1) for line in text.split("\n")) for text in gather_text(own)]
     problems = [
         f"{name}: "
         + ", ".join(f"{one.get(name, 'nothing')} on host {host}" for host, one in enumerate(every))
@@ -67,7 +68,3 @@ def check_agreement(facts: Mapping[str, str]) -> None:
             f"The hosts disagree, so that their sums cannot be added ({'; '.join(problems)}). Give all of them the same images, "
             "weights, settings and versions."
         )
-
-
-def _lines(facts: Mapping[str, str]) -> str:
-    return "\n".join(f"{name}\t{' '.join(value.split())}" for name, value in sorted(facts.items()))

@@ -1,6 +1,9 @@
-"""Every further network: each layer against keras.applications, weight files, folding, cutting, training, what it sees."""
+"""Every network of Keras: each layer against keras.applications, weight files, folding, cutting, training, what it sees."""
 
+import contextlib
 import dataclasses
+import os
+from pathlib import Path
 
 import h5py
 import jax
@@ -31,6 +34,8 @@ from scalecov_jax.models.receptive_field import _window, clean_region, receptive
 
 # Height and width of the images: odd and even ones, for steps of 2 pad them differently.
 SIZES = {
+    "inception_v3": (128, 107),
+    "resnet50": (64, 64),
     "resnet101": (64, 64),
     "resnet152": (64, 64),
     "vgg16": (64, 64),
@@ -40,35 +45,70 @@ SIZES = {
     "convnext_tiny": (75, 64),
 }
 CLASSES = 10
+KEPT = Path(__file__).with_name("keras_features.npz")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module", params=SIZES)
-def both(request):
-    """A network with random variables, and Keras's model with the same."""
-    given = random_network(request.param, input_size=64, classes=CLASSES)
+def drawn(request):
+    """A network of Keras's options with random variables, and two images."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *SIZES[request.param], 3)).astype(np.uint8)
+    return random_network(request.param, input_size=64, classes=CLASSES), jnp.asarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def both(drawn):
+    """The network, and Keras's model with its variables."""
     with quick_keras():
-        return given, parity.keras_model(given, *SIZES[request.param])
+        keras = parity._import_keras()
+        keras.layers.Conv2D(1, 1), keras.layers.BatchNormalization()  # Moves the automatic names.
+        return drawn[0], parity.keras_model(drawn[0], *SIZES[drawn[0].architecture.name])
+
+
+def some(pooled):
+    """Eight channels of every layer: a row per layer and image."""
+    return np.concatenate([v[:, np.linspace(0, v.shape[1] - 1, 8).astype(int)] for v in pooled.values()])
+
+
+def assert_kept(name, pooled):
+    """Pooled features of every layer are those that Keras gave when KEPT was written."""
+    with np.load(KEPT) as file:
+        pairs = zip(some(pooled).reshape(-1, 2, 8), file[name].reshape(-1, 2, 8), strict=True)
+    errors = dict(zip(pooled, (parity.relative_error(*pair) for pair in pairs), strict=True))
+    assert all(error <= TOLERANCE for error in errors.values()), errors
+
+
+def test_pooled_features_are_those_that_keras_gave(drawn):
+    given, pixels = drawn
+    layers = given.architecture.layers
+    compute = jax.jit(
+        lambda v: features.pooled_features(given.module, v, pixels, layers, given.card.preprocessing)
+    )
+    pooled = compute(given.variables)
+    assert_kept(given.architecture.name, {layer: np.asarray(pooled[layer]) for layer in layers})
 
 
 @pytest.mark.large
-def test_every_layer_equals_keras(both, monkeypatch):
-    given, model = both
-    monkeypatch.setattr(parity, "keras_model", lambda *_: model)
-    rows = parity.compare_with_keras(given, *SIZES[given.architecture.name])
-    assert tuple(row.layer for row in rows) == given.architecture.layers
-    print(f"{given.architecture.name}: worst {max(rows, key=lambda row: row.error)}")
-    for row in rows:
-        assert row.error <= TOLERANCE, row
+def test_every_layer_equals_keras(both, drawn):
+    given, pixels = drawn
+    name, x = given.architecture.name, jax.device_get(preprocess(pixels, given.card.preprocessing))
+    expected, found = parity._keras_outputs(both[1], given, x), parity.capture(given, x)
+    assert tuple(expected) == given.architecture.layers
+    errors = {layer: parity.relative_error(found[layer], values) for layer, values in expected.items()}
+    print(f"{name}: worst {max(errors.items(), key=lambda item: item[1])}")
+    assert all(error <= TOLERANCE for error in errors.values()), errors
+    pooled = {layer: v.reshape(len(v), -1, v.shape[-1]).mean(1) for layer, v in expected.items()}
+    if os.environ.get("SCALECOV_GOLDEN") == "write":
+        with np.load(KEPT) if KEPT.exists() else contextlib.nullcontext({}) as kept:
+            np.savez_compressed(KEPT, **{**kept, name: some(pooled)})
+    assert_kept(name, pooled)
 
 
 @pytest.mark.large
-@pytest.mark.parametrize(
-    "both", [name for name in SIZES if "resnet" not in name], indirect=True
-)  # see test_port
+@pytest.mark.parametrize("drawn", [name for name in SIZES if "resnet1" not in name], indirect=True)
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 def test_files_written_by_keras(both, tmp_path):
-    """One Keras model in all of its formats, with and without its head."""
+    """One Keras model in all of its formats, with and without its head, and inside another one."""
     given, model = both
     model.save_weights(tmp_path / "keras3.weights.h5")
     model.save(tmp_path / "whole.h5")
@@ -79,6 +119,8 @@ def test_files_written_by_keras(both, tmp_path):
         )
         with pytest.raises(ValueError, match="expects the preprocessing unit and not torch"):
             port(tmp_path / "whole.h5", name, "torch")
+    if name == "resnet50":
+        preprocessing = "torch"  # which the random statistics fit
     if name == "vgg16":  # its dense layers are those of images of 64 x 64 pixels
         with pytest.raises(ValueError, match=r"fc1/kernel \[2048, 4096\] instead of \[25088, 4096\]"):
             port(tmp_path / "whole.h5", name, preprocessing)
@@ -88,9 +130,21 @@ def test_files_written_by_keras(both, tmp_path):
     assert same(ported, given)
     assert ported.card.options == given.card.options | ({"classes": CLASSES} if last is None else {})
     assert same(port(tmp_path / "whole.h5", name, preprocessing, last), given)
+    others = {"inception_v3": "resnet50", "resnet50": "inception_v3"}
+    if name in others:
+        model.save(tmp_path / "whole.keras")
+        assert same(port(tmp_path / "whole.keras", name, preprocessing), given)
+        keras, trunk = parity._import_keras(), given.architecture.trunk
+        outer = keras.Sequential([keras.Input((*SIZES[name], 3)), model, keras.layers.Dense(2)])  # fine-tuned
+        for nested in ("nested.h5", "nested.keras"):
+            outer.save(tmp_path / nested)
+            assert same(port(tmp_path / nested, name, preprocessing, trunk), cut(given, trunk))
 
     with h5py.File(tmp_path / "keras3.weights.h5", "r+") as file:
         strip_names(file["layers"])
+    if name in others:
+        with pytest.raises(ValueError, match=f"holds {name} .* and not {others[name]}"):
+            port(tmp_path / "keras3.weights.h5", others[name], preprocessing)
     nameless = port(tmp_path / "keras3.weights.h5", name, preprocessing, last)
     assert "without layer names" in nameless.card.notes["layout"]
     assert same(nameless, given)

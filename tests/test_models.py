@@ -215,16 +215,13 @@ def test_map_sizes_of_both_resnet_variants(size, padding, sides):
 
 
 @pytest.mark.large
-@pytest.mark.parametrize(
-    ("name", "height", "width"),
-    [("inception_v3", 299, 299), ("inception_v3", 128, 107), ("resnet50", 224, 224)],
-)
-def test_every_layer_equals_keras(name, height, width):
+@pytest.mark.parametrize("name", ["inception_v3", "resnet50"])
+def test_every_layer_equals_keras_at_the_size_of_training(name):
     given = random_network(name)
     with quick_keras():
-        rows = parity.compare_with_keras(given, height, width)
+        rows = parity.compare_with_keras(given)
     assert tuple(row.layer for row in rows) == given.architecture.layers
-    print(f"{name} {height}x{width}: worst {max(rows, key=lambda row: row.error)}")
+    print(f"{name}: worst {max(rows, key=lambda row: row.error)}")
     for row in rows:
         assert row.error <= TOLERANCE, row
 

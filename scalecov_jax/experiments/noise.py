@@ -269,7 +269,6 @@ class _Report:
             yield Finding("smallest R² of any split, GAP, ridge", at, worst["r2"], note=note, level="caution")
 
     def section(self) -> Section:
-        """Text, figures and tables."""
         corrected = rows_of(self.effects, pooling="corrected_gap")
         text = render_text(
             "noise.html",

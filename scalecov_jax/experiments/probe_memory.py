@@ -140,14 +140,16 @@ def probe_class(
     if settings.n_train:
         one = {"seed": seed, "alphas": alphas, "progress": f"{label} by n_train"}
         swept = sample_size.sweep(of_trained, measures[:, 0], settings.n_train, **one)
+    widths, ranks = {name: values.shape[1] for name, values in of_trained.items()}, evaluate.ranks(of_trained)
     return ClassResult(
         scores=_scores(evidence, further, names),
         indices=kept,
         names=images,
         groups=groups,
         n_train=int(splits[0].sum()),
-        widths={layer: values.shape[1] for layer, values in of_trained.items()},
-        ranks=_independent(of_trained),
+        widths=widths,
+        # the width where more images would be needed to tell
+        ranks={layer: rank if rank < len(kept) - 1 else widths[layer] for layer, rank in ranks.items()},
         skipped=trained.skipped,
         rcvs=rcvs,
         split_rcvs={layer: filters[1:] for layer, (filters, _, _) in fits.items()},
@@ -167,15 +169,6 @@ def pixel_features(
     pixels = np.stack([resize_image(source[int(index)].image, SIDE).ravel() / 255.0 for index in indices])
     projection = np.random.default_rng((seed, 4)).normal(size=(pixels.shape[1], width))
     return (pixels @ projection / np.sqrt(pixels.shape[1])).astype(np.float32)
-
-
-def _independent(features: Mapping[str, Float[np.ndarray, "N _"]]) -> dict[str, int]:
-    """Rank of each layer; its width where more images would be needed to tell."""
-    ranks = evaluate.ranks(features)
-    return {
-        layer: ranks[layer] if ranks[layer] < len(values) - 1 else values.shape[1]
-        for layer, values in features.items()
-    }
 
 
 def _scores(

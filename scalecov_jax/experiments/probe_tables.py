@@ -299,8 +299,10 @@ def class_tables(weights: str, classes: Mapping[str, ClassResult]) -> dict[str, 
             tables.append(("sample_size", labelled(one.sizes, weights=weights, image_class=name)))
         if one.evidence is not None:
             tables.append(("images", image_table(one.evidence, weights, name, one.names, one.groups)))
+        tests = one.evidence and one.evidence.permutation
         row = {"weights": weights, "image_class": name, "images": len(one.indices)}
-        row |= {"groups": len({*one.groups}), "n_train": one.n_train, "permuted": _permuted(one.evidence)}
+        row |= {"groups": len({*one.groups}), "n_train": one.n_train}
+        row["permuted"] = tests.permuted if tests else ""
         tables.append(("classes", pd.DataFrame([row])))
     return stacked(tables)
 
@@ -311,10 +313,6 @@ def scopes(classes: pd.DataFrame) -> list[str]:
     if len(names) == 1:
         return names
     return [ALL] if classes["n_train"].nunique() == 1 else [ALL, *names]
-
-
-def _permuted(evidence: Evidence | None) -> str:
-    return "" if evidence is None or evidence.permutation is None else evidence.permutation.permuted
 
 
 def _tidy(values: Mapping[str, np.ndarray], axes: Mapping[str, Sequence]) -> pd.DataFrame:

@@ -194,7 +194,6 @@ class _Report:
         return points if every else points[points["size"].isin(counted)]
 
     def plateau(self, group: str, measure: str) -> dict[Any, Any]:
-        """The plateau of one curve."""
         return _row(rows_of(self.plateaus, group=group, filter=self.filter, measure=measure))
 
     def findings(self) -> Iterator[Finding]:
@@ -246,7 +245,6 @@ class _Report:
             yield _estimate(f"{name} {size}", at, trained, _ends(measure), 100, unit="%", digits=1)
 
     def section(self, settings: Settings) -> Section:
-        """Text, figures and tables."""
         points = self.points(ALL, every=True)
         text = render_text(
             "resize.html",
@@ -372,7 +370,6 @@ def _cautions(settings: Settings, tables: Mapping[str, pd.DataFrame]) -> list[Fi
 
 
 def _row(frame: pd.DataFrame) -> dict[Any, Any]:
-    """The first row."""
     return frame.head(1).to_dict("records")[0]
 
 

@@ -87,7 +87,6 @@ class _Network:
 
     @property
     def cut(self) -> str:
-        """The network and where it was cut."""
         if len(self.cuts) == 1:
             return f"{self.name} cut after {self.usual}"
         return f"{self.name} cut after {', '.join(f'{layer} ({n})' for layer, n in self.cuts.items())} of {self.seeds} seeds"
@@ -162,7 +161,6 @@ class _Network:
         return rows.pivot(index="seed", columns="layer", values="mae")[rows["layer"].unique()]
 
     def section(self) -> Section:
-        """Text, figures and tables."""
         values = {"architecture": self.architecture, "published": bool(self.published)}
         values |= {"settings": self.settings, "heads": "sweep" in self.tables}
         text = render_text("transfer.html", "description", **values)

@@ -133,9 +133,8 @@ def tfds_eyes(data_dir: str | Path, part: Part) -> ImageSet:
     records, _ = open_tfds(root, part, "/".join([DATASET, *found]))
     names = [PurePosixPath(record["name"].decode()).stem for record in records]
     grades = [int(record["label"]) for record in records]
-    table = pd.DataFrame(
-        {"name": names, "group": _patients(names), "side": [*map(side_of, names)], "grade": grades}
-    )
+    patients = [group_of(Path(name)) or name for name in names]
+    table = pd.DataFrame({"name": names, "group": patients, "side": [*map(side_of, names)], "grade": grades})
     graded = table["grade"].between(0, GRADES - 1).to_numpy()
     if not graded.any():
         raise ValueError(f"{path}: none of the {len(table)} eyes of {part} has a grade of 0 to 4.")
@@ -213,7 +212,3 @@ def folder_eyes(
     chosen_images = images.take(np.flatnonzero(images.table["group"].isin(chosen)))
     # What is left out is in no part, and named with the first.
     return replace(chosen_images, skipped=images.skipped if part == PARTS[0] else ())
-
-
-def _patients(names: list[str]) -> list[str]:
-    return [group_of(Path(name)) or name for name in names]

@@ -1,6 +1,7 @@
 """Microns per pixel (mpp) of images: where they are told, and how images are brought to one."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -43,12 +44,9 @@ def with_mpp(images: ImageSet) -> ImageSet:
             f"The mpp of {len(problems)} of {len(images)} images is not usable ({listed(problems)}); expected microns per pixel, "
             f"above 0 and at most {LARGEST:g}, such as 0.25, or an empty cell where it is unknown."
         )
-    return images.assign(mpp=found) if np.isfinite(found).any() else without_mpp(images)
-
-
-def without_mpp(images: ImageSet) -> ImageSet:
-    """The same images without the column."""
-    return ImageSet(images.table.drop(columns="mpp", errors="ignore"), images.decode, images.skipped)
+    if np.isfinite(found).any():
+        return images.assign(mpp=found)
+    return replace(images, table=images.table.drop(columns="mpp", errors="ignore"))
 
 
 def tiff_mpp(path: Path) -> float:

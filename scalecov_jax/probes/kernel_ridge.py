@@ -68,7 +68,10 @@ def _fit(
 ) -> KernelFit:
     intercept = ridge.constant(jnp.ones(len(z), z.dtype))
     squared = _squared_distances(z, z)
-    gamma = 0.5 / (_typical(squared) * jnp.square(bandwidths))
+    median = jnp.nanmedian(jnp.where(jnp.eye(len(squared), dtype=bool), jnp.nan, squared))
+    # Their mean where most pairs coincide, and 1 where all do.
+    typical = jnp.where(median > 0, median, jnp.where(squared.mean() > 0, squared.mean(), 1.0))
+    gamma = 0.5 / (typical * jnp.square(bandwidths))
 
     def one(gamma: Float[Array, ""]) -> tuple[Array, Array, Array, Array]:
         kernel = jnp.exp(-gamma * squared)
@@ -92,9 +95,3 @@ def _fit(
 def _squared_distances(a: Float[Array, "K D"], b: Float[Array, "N D"]) -> Float[Array, "K N"]:
     squares = jnp.square(a).sum(1)[:, None] + jnp.square(b).sum(1)[None]
     return jnp.maximum(squares - 2.0 * a @ b.T, 0.0)
-
-
-def _typical(squared: Float[Array, "N N"]) -> Float[Array, ""]:
-    """Median over pairs; their mean where most pairs coincide, and 1 where all do."""
-    median = jnp.nanmedian(jnp.where(jnp.eye(len(squared), dtype=bool), jnp.nan, squared))
-    return jnp.where(median > 0, median, jnp.where(squared.mean() > 0, squared.mean(), 1.0))

@@ -40,7 +40,7 @@ def make_splits(
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"No splits are called {kind!r}; {hint}There are {', '.join(kinds)}.")
     if kind == "auto":
-        kind = "random" if groups is None or not share_groups(groups) else "grouped"
+        kind = "random" if groups is None or len({*groups}) == len(groups) else "grouped"
     if kind == "random":
         return random_splits(count, splits, seed)
     if kind == "k_fold":
@@ -51,11 +51,6 @@ def make_splits(
     if kind == "grouped":
         return grouped_splits(groups, splits, seed)
     return grouped_k_folds(groups, splits, seed) if kind == "grouped_k_fold" else leave_one_group_out(groups)
-
-
-def share_groups(groups: Sequence[str] | np.ndarray) -> bool:
-    """Whether several images belong to one group."""
-    return len({*groups}) < len(groups)
 
 
 def random_splits(count: int, splits: int, seed: int, held_out: float = HELD_OUT) -> Bool[np.ndarray, "S N"]:

@@ -214,7 +214,9 @@ def _check(layers: Mapping[str, Sequence[Sums]]) -> None:
             f"Every layer needs the sums of the same folds, at least 3, so that two are left to choose a penalty; got {counts}."
         )
     problems = []
-    bad = [name for name, sums in layers.items() if not all(_finite(one) for one in sums)]
+    bad = [
+        name for name, sums in layers.items() if not all(np.isfinite(x).all() for one in sums for x in one)
+    ]
     if bad:
         problems.append(
             f"Features of the layers {', '.join(bad)} hold NaN or infinity; check the weights and the images."
@@ -233,7 +235,3 @@ def _check(layers: Mapping[str, Sequence[Sums]]) -> None:
         )
     if problems:
         raise ValueError("\n".join(problems))
-
-
-def _finite(sums: Sums) -> bool:
-    return all(np.isfinite(values).all() for values in sums)
