@@ -101,7 +101,7 @@ def test_gains_of_gaussian_data():
     part, rest = found.parts[0], found.parts[4]
     np.testing.assert_array_equal(part, ~rest)
     fitted = np.linalg.lstsq(x[part] - x[part].mean(0), y[part] - y[part].mean(), rcond=None)[0]
-    np.testing.assert_allclose(found.weights[0], fitted, atol=1e-3)
+    np.testing.assert_allclose(found.weights[0], fitted, rtol=0.01)  # ridge shrinks by about alpha / n
     shuffled = review.fit_halves(x, np.random.default_rng(1).permutation(y), random_splits(3000, 4, 0, 0.5))
     assert abs(shuffled.gains[1].mean()) < 0.02
 
