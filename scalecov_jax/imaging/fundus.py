@@ -120,7 +120,8 @@ def _fit(region: Bool[np.ndarray, "h w"]) -> Disc | None:
     None where more than half of them are dropped or two quadrants have none left.
     """
     height, width = region.shape
-    points = np.argwhere(region & ~np.asarray(ndimage.binary_erosion(region))).astype(np.float64)[:, ::-1]
+    inner = np.asarray(ndimage.binary_erosion(region), bool)
+    points = np.argwhere(region & ~inner).astype(np.float64)[:, ::-1]
     try:
         points = points[ConvexHull(points).vertices]
     except (QhullError, ValueError):  # fewer than three points, or on a line
