@@ -39,7 +39,7 @@ def test_every_block_runs_and_is_short(tmp_path, monkeypatch, capsys):
         slide(tmp_path / "SLIDES" / name)
     names = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     for code in blocks:
         assert len(code.strip().splitlines()) <= 10
         exec(compile(code, PAGE.name, "exec"), names)

@@ -320,7 +320,7 @@ def test_pixels_of_several_sizes_are_not_mixed_and_can_be_brought_to_one(tmp_pat
     microns = measure_all(get_measures(["area_um2"]), images).values[:, 0]
     np.testing.assert_allclose(microns[:3], microns[3:])
     each = open_images(f"annotated:{folder}", mpp=[0.5, 1.0], patch=24)
-    assert {*each.column("source")} == {*open_images(f"annotated:{folder}").column("name")}
+    assert {*each.column("source")} < {*open_images(f"annotated:{folder}").column("name")}
     assert len({*each.column("name")}) == len(each)
     assert {*each.column("mpp")} == {0.5, 1.0}
     found = measure_all(get_measures(["log2_mpp"]), each)

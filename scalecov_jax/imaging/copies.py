@@ -78,7 +78,7 @@ def _near(files: Sequence[Path]) -> Int[np.ndarray, "P 2"]:
         )
         return np.zeros((0, 2), int)
     with ThreadPoolExecutor() as pool:
-        hashes = [*tqdm(pool.map(_hash, files), "copies", len(files), leave=False, unit="image")]
+        hashes = [*tqdm(pool.map(_hash, files), "copies", len(files), leave=False, unit="image", delay=2)]
     known = np.array([at for at, one in enumerate(hashes) if one is not None], int)
     words = np.array([one for one in hashes if one is not None]).reshape(-1, 4).T.copy()
     pairs = []

@@ -15,7 +15,17 @@ from tqdm import tqdm
 from scalecov_jax.concepts import shape
 from scalecov_jax.concepts.measure import csv_parts
 from scalecov_jax.imaging import retina, scenes, slides
-from scalecov_jax.imaging.csv_file import NAMES, find_column, join, name_column, number, read_csv, say, texts
+from scalecov_jax.imaging.csv_file import (
+    NAMES,
+    absent,
+    find_column,
+    join,
+    name_column,
+    number,
+    read_csv,
+    say,
+    texts,
+)
 from scalecov_jax.imaging.folder import Files, annotated, read_folder
 from scalecov_jax.imaging.image_set import (
     ImageError,
@@ -261,7 +271,16 @@ def with_measures(found: ImageSet, given: str | Path | pd.DataFrame, groups: str
         )
     found = found.assign(**{name: values for name, values in columns.items() if name not in taken})
     found = with_mpp(found) if "mpp" in columns else found
-    return found.assign(group=[*map(str, rows[groups])]) if groups else found
+    if not groups:
+        return found
+    alone = [absent(one) for one in rows[groups]]
+    if any(alone):
+        logging.warning(
+            "%d of %d images have no %s, such as %s; each of them is a group of its own.",
+            sum(alone), len(alone), groups, found.table["name"].iloc[alone.index(True)],
+        )  # fmt: skip
+    own = zip(alone, found.table["name"], rows[groups], strict=True)
+    return found.assign(group=[name if blank else str(one) for blank, name, one in own])
 
 
 def rows_of_table(names: Sequence[str], table: str | Path, groups: str) -> ImageSet:
