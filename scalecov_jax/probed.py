@@ -1,6 +1,6 @@
 """What ridge probes read from every layer of a network: the object that `scalecov_jax.probe` returns."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from jaxtyping import Float
 from scipy import stats
 
 from scalecov_jax.evidence import Evidence, Known
-from scalecov_jax.experiments.probe_part import peak_note
-from scalecov_jax.experiments.probe_tables import layer_table
+from scalecov_jax.experiments.probe_part import CONTROLS, FEW_GROUPS, FEW_IMAGES, REACH, UNSHOWN, peak_note
+from scalecov_jax.experiments.probe_tables import contrast_table, layer_table
 from scalecov_jax.probes import evaluate
 from scalecov_jax.probes.statistics import jackknife
 from scalecov_jax.report import plots
@@ -142,7 +142,7 @@ class Probed:
         table, path = self.table(), Path(path).expanduser()
         best = table[table["layer"] == self.best].iloc[0]
         others = [layer for layer in self.peak_set if layer != self.best]
-        ends = best["r2"], best["low"], best["high"], "95 % interval"
+        ends = best["r2"], best["low"], best["high"], REACH
         note = peak_note(others, len(self.evidence.layers))
         finding = Finding(
             f"Held-out R² of {best['concept']}",
@@ -155,7 +155,9 @@ class Probed:
         shown[["r2", "low", "high", "p"]] = table[["r2", "low", "high", "p"]].map("{:.3g}".format)
         rows = Table.of("Ridge by layer: R², 95 % interval, p of the permutation test.", shown.astype(str))
         title = f"What is read from {self.name or 'the features'}"
-        page = Page(title, [finding], [Section("Layers", "", [], [rows])], lead=self.plot())
+        page = Page(
+            title, [finding, *self._doubts(table)], [Section("Layers", "", [], [rows])], lead=self.plot()
+        )
         facts = {
             "images": self.evidence.images,
             "groups": self.evidence.groups,
@@ -164,6 +166,29 @@ class Probed:
         made = provenance(["scalecov_jax.probe"], facts, {}, None)
         write_report(path, page.report({name: text for name, text in made.items() if text}))
         return path
+
+    def _doubts(self, table: pd.DataFrame) -> Iterator[Finding]:
+        """What to know before the best layer is trusted, and by how much it beats its controls, of the first concept."""
+        best, evidence = table[table["layer"] == self.best].iloc[0], self.evidence
+        at = f"{self.best}, {best['concept']}"
+        if best["p_family"] > 0.05:
+            note = "Nothing is shown to be read."
+            yield Finding("family-wise p", at, best["p_family"], note=note, level="caution", digits=3)
+        contrasts = contrast_table(evidence, self.name, "")
+        own = (contrasts["layer"] == self.best) & (contrasts["concept"] == best["concept"])
+        for row in contrasts[own & contrasts["against"].isin(CONTROLS)].to_dict("records"):
+            shown, ends = row["low"] > 0, (row["difference"], row["low"], row["high"], REACH)
+            quantity, note = f"R² less that of {CONTROLS[row['against']]}", "" if shown else UNSHOWN
+            yield Finding(quantity, at, *ends, note=note, level="result" if shown else "caution")
+        for what, count, few in (
+            ("images", evidence.images, FEW_IMAGES),
+            ("groups", evidence.groups, FEW_GROUPS),
+        ):
+            if count < few:
+                note = f"With fewer than {few}, intervals are wide, and of few groups still too narrow."
+                yield Finding(
+                    f"number of {what}", "the sample", float(count), note=note, level="caution", digits=0
+                )
 
     def _repr_html_(self) -> str:
         shown = self.table()[["concept", "layer", "r2", "low", "high", "p", "may_be_best"]]

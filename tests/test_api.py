@@ -69,6 +69,18 @@ def test_features_need_no_network(found):
         assert table.set_index("layer")["r2"][layer] == pytest.approx(np.mean(scores), rel=1e-9)
 
 
+def test_the_report_doubts_what_is_not_shown():
+    """On noise: nothing is read, no more than from a shuffled measure, and the images are few."""
+    rng = np.random.default_rng(1)
+    noise = sc.probe(
+        {"a": rng.normal(size=(30, 5)), "b": rng.normal(size=(30, 5))}, rng.normal(size=30), permutations=99
+    )
+    table = noise.table().set_index("layer").loc[noise.best]
+    doubts = {one.quantity: one for one in noise._doubts(noise.table())}
+    assert {one.level for one in doubts.values()} == {"caution"}
+    assert [one.value for one in doubts.values()][0::2] == [table["p_family"], 30]
+
+
 def test_layers_are_compared(found):
     one = found.compare("late", "early")
     table = found.table().set_index("layer")["r2"]

@@ -3,6 +3,7 @@
 import numpy as np
 import probe_runs
 import pytest
+from golden_tables import assert_golden
 
 from scalecov_jax import run as runner
 from scalecov_jax.checkpoints import load
@@ -28,6 +29,7 @@ def finished(weights, tmp_path_factory):
 def test_quantities_of_a_layer_agree_with_each_other_and_with_the_kernel(finished, weights):
     settings, tables = runner.read(finished)
     frame = tables["review"]
+    assert_golden(finished, "review")
     wide = frame.pivot(index="layer", columns="quantity", values="value").loc[
         ["stem", "block_2", "pre_softmax"]
     ]

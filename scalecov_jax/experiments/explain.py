@@ -242,9 +242,9 @@ def _sensitivity(part: _Part, settings: Settings, tables: Mapping[str, pd.DataFr
     strongest = first["br"].abs().fillna(0.0).where(first["r2"] > 0, 0.0).idxmax()
     for row in _rows(rows):
         at, level = f"{row.weights} {row.layer}", "headline" if row.Index == strongest else "result"
-        ends = f"{number(row.smooth)} ({number(row.smooth_low)} to {number(row.smooth_high)})"
+        smooth = f"{number(row.smooth)} ({number(row.smooth_low)} to {number(row.smooth_high)})"
         note = (
-            f"Held-out R² {number(row.r2)}, TCAV {number(row.tcav)}, p = {row.p:.2g}, smooth {ends}, "
+            f"Held-out R² {number(row.r2)}, TCAV {number(row.tcav)}, p = {row.p:.2g}, smooth {smooth}, "
             f"p = {row.smooth_p:.2g}."
         )
         quantity = f"bidirectional relevance Br of {row.concept} for {settings.target}"

@@ -30,6 +30,9 @@ CONTROLS = {
 }
 SHORT = {"random_weights": "random weights", "shuffled_measure": "shuffled measure"}
 REACH = "95 % interval"
+FEW_IMAGES = 50
+FEW_GROUPS = 20  # below, intervals by the jackknife are too narrow
+UNSHOWN = "The interval is not above 0: no more than the control is shown to be read."
 
 
 def peak_note(others: Sequence[str], layers: int) -> str:
@@ -144,10 +147,9 @@ class Part:
             note = f"Splits of each layer: {self.choice['chosen']}."
             yield Finding(quantity, self.at, value, low, high, REACH, note=note)
         differences = self.differences(self.peak)
-        unshown = "The interval is not above 0: no more than the control is shown to be read."
         for control, label in CONTROLS.items():
             if control in differences:
-                note = unshown * (not differences[control][1] > 0)
+                note = UNSHOWN * (not differences[control][1] > 0)
                 yield Finding(f"{what} above that of {label}", at, *differences[control], REACH, note=note)
         if "beyond_nuisances" in differences:
             quantity = f"partial R² of {self.title} beyond the nuisance measures"

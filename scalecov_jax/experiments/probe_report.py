@@ -8,7 +8,15 @@ import numpy as np
 import pandas as pd
 
 from scalecov_jax.experiments import probe_published
-from scalecov_jax.experiments.probe_part import CONTROLS, REACH, Part, concept_title
+from scalecov_jax.experiments.probe_part import (
+    CONTROLS,
+    FEW_GROUPS,
+    FEW_IMAGES,
+    REACH,
+    UNSHOWN,
+    Part,
+    concept_title,
+)
 from scalecov_jax.experiments.probe_settings import Settings
 from scalecov_jax.experiments.probe_tables import scopes
 from scalecov_jax.imaging.voc import OTHER_CLASS
@@ -20,8 +28,6 @@ from scalecov_jax.report.numbers import number
 from scalecov_jax.report.page import Image, Page, Section, Table, render_text
 from scalecov_jax.tables import network_names, rows_of
 
-FEW_IMAGES = 50
-FEW_GROUPS = 20  # below, intervals by the jackknife are too narrow
 OPTIMISM = 0.02  # of R2, worth a caution
 SAME = 1e-3  # of the largest feature: a pruned network differs by rounding alone
 DRAWN = 5  # layers in the figure of training sizes
@@ -176,15 +182,15 @@ def _cautions(
         "The images that R² of the best layer is measured on chose it, which makes it too high.",
     )
     above = {
-        f"{part.at} {part.peak}, {part.title}: {CONTROLS[control]}": value
+        f"{part.at} {part.peak}, {part.title}, against {CONTROLS[control]}": value
         for part in main
         for control, (value, low, _) in part.differences(part.peak).items()
         if control in CONTROLS and not low > 0
     }
     yield from _caution(
-        "R² above that of a control, with an interval that reaches down to 0",
+        "R² of the best layer less that of a control",
         above,
-        "The layer is not shown to read more than the control does.",
+        f"{UNSHOWN} Where the difference is below 0, the control reads more.",
         worst=min,
     )
     p = {f"{part.at} {part.peak}, {part.title}": float(part.best["p_family"]) for part in main}

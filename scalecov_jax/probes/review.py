@@ -202,11 +202,6 @@ def fit_halves(
     return Halves(parts, weights, intercept, np.stack(pattern))
 
 
-def true_gain(readings: Float[np.ndarray, " N"], steps: Float[np.ndarray, " N"]) -> float:
-    """Slope through 0 of what a probe reads of changes whose true size is `steps`, sum(reading step) / sum(step^2)."""
-    return float(readings @ steps / (steps @ steps))
-
-
 def cosine(a: Float[np.ndarray, " D"], b: Float[np.ndarray, " D"]) -> float:
     """Cosine of the angle between two vectors; 0 where one has no length."""
     length = float(np.linalg.norm(a) * np.linalg.norm(b))
